@@ -1,0 +1,351 @@
+"""Every knob of an experiment on one page.
+
+Frozen pydantic models: a config is a value. It is built by a recipe (a Python function), changed
+by `with_overrides`, stored beside every run as JSON, and never changed while a run is on.
+
+Units stand in the name (`_px`, `_s`, `_steps`, `_epochs`) or in the field's description.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from retina_ray.overrides import ConfigError, from_json, with_overrides
+
+__all__ = [
+    "AnchorConfig",
+    "ConfigError",
+    "DataConfig",
+    "ExperimentConfig",
+    "InferenceConfig",
+    "InputConfig",
+    "LossConfig",
+    "MatcherConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "SyntheticConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "from_json",
+    "with_overrides",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1)]
+Norm = Literal["none", "bn", "sync_bn", "gn"]
+
+
+class _Frozen(BaseModel):
+    """What all parts share: unknown keys are refused, values cannot be changed."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class AnchorConfig(_Frozen):
+    """Anchor boxes (Focal Loss paper, section 4): per cell, sizes x octave scales x ratios."""
+
+    sizes: tuple[Positive, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Base size of each pyramid level in pixels (square root of the anchor's area)."""
+    octave_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        1.0,
+        2.0 ** (1 / 3),
+        2.0 ** (2 / 3),
+    )
+    """Factors on each level's base size."""
+    aspect_ratios: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    """Height / width."""
+    scale: Positive = 1.0
+    """One factor on all sizes: the knob that a sweep turns."""
+    offset: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Centre of the first anchor in strides: 0.5 is symmetric under flips; 0.0 is what detectron2's
+    and torchvision's weights were trained with."""
+
+
+class ModelConfig(_Frozen):
+    """ResNet -> FPN -> P6, P7 -> RetinaNet head, and the pixel statistics that it normalises by."""
+
+    num_classes: Count | None = 80
+    """K; null takes the number from the data set at the start of a run."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"] = (
+        "resnet50"
+    )
+    backbone_norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] = "frozen_bn"
+    backbone_weights: str | None = None
+    """null: from scratch. A path to a state dict, or a torchvision name such as
+    `IMAGENET1K_V2` (downloaded by torchvision)."""
+    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 2
+    """Stages without gradient, counted from the stem: 1 stem, 2 stem and res2 (detectron2)."""
+    min_level: Annotated[int, Field(ge=2, le=4)] = 3
+    """Finest pyramid level; level l has a stride of 2**l pixels."""
+    max_level: Annotated[int, Field(ge=5, le=7)] = 7
+    """Coarsest pyramid level; those above 5 are made by convolutions of stride 2."""
+    fpn_channels: Annotated[int, Field(ge=8)] = 256
+    fpn_norm: Norm = "none"
+    fpn_fuse: Literal["sum", "avg"] = "sum"
+    top_input: Literal["c5", "p5"] = "c5"
+    """What P6 is computed from: the paper and detectron2 take C5; torchvision's v2 takes P5."""
+    head_num_convs: Annotated[int, Field(ge=0)] = 4
+    head_channels: Annotated[int, Field(ge=8)] | None = None
+    """null: as the FPN."""
+    head_norm: Norm = "none"
+    prior_prob: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Score of every class at the start; sets the bias -log((1 - p) / p)."""
+    anchors: AnchorConfig = AnchorConfig()
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
+    """Weights of (dx, dy, dw, dh) in the box coder."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB, 0 to 255."""
+    pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Pyramid levels from fine to coarse, e.g. (3, 4, 5, 6, 7)."""
+        return tuple(range(self.min_level, self.max_level + 1))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each level in pixels."""
+        return tuple(2**level for level in self.levels)
+
+    @property
+    def num_anchors(self) -> int:
+        """A, the anchors of a cell."""
+        return len(self.anchors.octave_scales) * len(self.anchors.aspect_ratios)
+
+
+class MatcherConfig(_Frozen):
+    """Which anchors learn which box: IoU >= high positive, [low, high) ignored, < low negative."""
+
+    low: Fraction = 0.4
+    high: Fraction = 0.5
+    allow_low_quality: bool = True
+    """Also mark each box's best anchor(s) positive, however small the IoU (but never an IoU of 0)."""
+
+
+class LossConfig(_Frozen):
+    """Focal loss and box loss, both summed and divided by the normaliser."""
+
+    focal_alpha: Annotated[float, Field(ge=-1, le=1)] = 0.25
+    """Weight of positives against negatives; -1 switches the weighting off."""
+    focal_gamma: NonNegative = 2.0
+    box_loss: Literal["smooth_l1", "giou", "diou", "ciou"] = "smooth_l1"
+    smooth_l1_beta: NonNegative = 0.1
+    """Where smooth-L1 turns from quadratic to linear; 0 is plain L1 (detectron2's recipes)."""
+    box_loss_weight: Positive = 1.0
+    normalizer: Literal["ema", "batch"] = "ema"
+    """What the losses are divided by: the positives over all workers, smoothed or of this batch."""
+    normalizer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    normalizer_initial: Positive = 100.0
+
+
+class SyntheticConfig(_Frozen):
+    """The embedded set of drawn shapes (`datasets/shapes.py`), made on the spot."""
+
+    num_train: Count = 320
+    num_val: Count = 80
+    size_px: Annotated[int, Field(ge=32)] = 128
+    seed: int = 0
+
+
+class DataConfig(_Frozen):
+    """Two prepared data sets (folders or URIs that hold a `dataset.json`), or the synthetic one."""
+
+    train: str | None = None
+    val: str | None = None
+    synthetic: SyntheticConfig | None = None
+    """Set: `train` and `val` must be null, and the shapes are drawn into the storage folder."""
+
+
+class InputConfig(_Frozen):
+    """What happens to an image on its way to the model."""
+
+    train_sizes_px: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (
+        640,
+        672,
+        704,
+        736,
+        768,
+        800,
+    )
+    """Lengths of the shorter side in training."""
+    train_size_sampling: Literal["choice", "range"] = "choice"
+    """Draw one of the lengths, or a length between the two given."""
+    train_max_size_px: Pixels = 1333
+    """The longer side is never longer."""
+    eval_size_px: Pixels = 800
+    eval_max_size_px: Pixels = 1333
+    flip: Literal["none", "horizontal", "vertical", "both"] = "horizontal"
+    """Each named flip with probability 0.5, independently."""
+    size_divisibility_px: Annotated[int, Field(ge=1)] = 32
+    """Batches are padded at the right and the bottom to a multiple of this."""
+    group_by_aspect: bool = True
+    """Batch landscape with landscape and portrait with portrait, to pad less."""
+    min_box_size_px: NonNegative = 1.0
+    """Boxes with a side below this after resizing do not reach the loss."""
+    max_bad_fraction: Fraction = 0.01
+    """A run stops when more than this share of the images cannot be decoded."""
+
+
+class OptimizerConfig(_Frozen):
+    """SGD or AdamW with the parameter groups of detectron2, and gradient clipping."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    """Learning rate of the global batch `lr_batch_size`."""
+    lr_batch_size: Count | None = None
+    """Set: the rate is scaled by batch_size / lr_batch_size (linear rule); null: taken as it is."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    weight_decay: NonNegative = 1e-4
+    weight_decay_norm: NonNegative = 0.0
+    """For the parameters of normalisation layers."""
+    weight_decay_bias: NonNegative | None = None
+    """For biases; null: as `weight_decay`."""
+    bias_lr_factor: Positive = 1.0
+    """Factor on the learning rate of biases."""
+    clip: Literal["none", "value", "norm"] = "value"
+    clip_threshold: Positive = 1.0
+    clip_norm_type: Positive = 2.0
+
+
+class ScheduleConfig(_Frozen):
+    """Learning rate over the run: warm-up, then steps or a half cosine (detectron2's definitions)."""
+
+    name: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
+    """Where the rate is multiplied by `gamma`, as fractions of the run."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: Literal["linear", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    warmup_factor: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the rate at step 0."""
+
+
+class TrainConfig(_Frozen):
+    """The run itself."""
+
+    epochs: Count = 12
+    batch_size: Count = 16
+    """Images a step over all workers."""
+    num_workers: Count = 1
+    """Ray Train workers, one process each."""
+    use_gpu: bool | None = None
+    """null: a GPU for each worker where the cluster has them."""
+    cpus_per_worker: Positive = 1.0
+    """CPUs that Ray reserves for a worker; PyTorch uses max(1, this) threads on a CPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    eval_every_epochs: Count = 1
+    eval_batch_size: Count = 8
+    """Images a worker evaluates at once."""
+    log_every_steps: Count = 20
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a run is restarted from its last checkpoint after a worker or a node died."""
+
+
+class InferenceConfig(_Frozen):
+    """From head outputs to detections."""
+
+    score_threshold: Fraction = 0.05
+    topk_per_level: Count = 1000
+    nms_threshold: Fraction = 0.5
+    max_detections: Count = 100
+
+
+class TrackingConfig(_Frozen):
+    """Weights & Biases; the same content always goes to a local JSONL file as well."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online where a key is configured, else offline."""
+    project: str = "retina_ray"
+    entity: str | None = None
+    num_pictures: Annotated[int, Field(ge=0)] = 4
+    """Validation images logged with predicted and true boxes at each evaluation."""
+
+
+class ExperimentConfig(_Frozen):
+    """One experiment, complete."""
+
+    model: ModelConfig = ModelConfig()
+    matcher: MatcherConfig = MatcherConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    input: InputConfig = InputConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ExperimentConfig:
+        """Refuse combinations that no run could carry out, all of them at once."""
+        faults = list(_impossible(self))
+        if faults:
+            raise ConfigError(faults)
+        return self
+
+
+def _impossible(c: ExperimentConfig):
+    """Yield a (path, message) for each combination of values that cannot work."""
+    levels, sizes = c.model.levels, c.model.anchors.sizes
+    if len(sizes) != len(levels):
+        yield (
+            "model.anchors.sizes",
+            f"{len(sizes)} sizes for {len(levels)} pyramid levels "
+            f"(P{levels[0]} to P{levels[-1]}): give one size per level",
+        )
+    if c.matcher.low > c.matcher.high:
+        yield "matcher.low", f"{c.matcher.low} is above matcher.high = {c.matcher.high}"
+    if c.train.batch_size % c.train.num_workers:
+        yield (
+            "train.batch_size",
+            f"{c.train.batch_size} images do not divide over train.num_workers = "
+            f"{c.train.num_workers}: every worker must get the same number",
+        )
+    if list(c.schedule.milestones) != sorted(set(c.schedule.milestones)):
+        yield "schedule.milestones", f"{c.schedule.milestones} must increase"
+    if c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0:
+        yield "optimizer.nesterov", "needs optimizer.momentum > 0"
+    if c.train.eval_every_epochs > c.train.epochs:
+        yield (
+            "train.eval_every_epochs",
+            f"{c.train.eval_every_epochs} is more than train.epochs = {c.train.epochs}: "
+            "the run would end without an evaluation",
+        )
+    if c.input.train_size_sampling == "range" and len(c.input.train_sizes_px) != 2:
+        yield (
+            "input.train_sizes_px",
+            f"sampling 'range' needs (shortest, longest), got {c.input.train_sizes_px}",
+        )
+    if max(c.input.train_sizes_px) > c.input.train_max_size_px:
+        yield (
+            "input.train_max_size_px",
+            f"{c.input.train_max_size_px} is below the shorter side {max(c.input.train_sizes_px)}",
+        )
+    if c.input.eval_size_px > c.input.eval_max_size_px:
+        yield (
+            "input.eval_max_size_px",
+            f"{c.input.eval_max_size_px} is below input.eval_size_px = {c.input.eval_size_px}",
+        )
+    for part in ("fpn", "head"):
+        channels = c.model.head_channels if part == "head" else None
+        channels = channels or c.model.fpn_channels
+        if getattr(c.model, f"{part}_norm") == "gn" and channels % 32:
+            yield f"model.{part}_channels", f"{channels} do not divide into group norm's 32 groups"
+    if c.data.synthetic is not None and (c.data.train or c.data.val):
+        yield "data.synthetic", "set together with data.train or data.val: choose one"
+    if (c.data.train is None) != (c.data.val is None):
+        yield "data", "data.train and data.val are needed together"
