@@ -8,11 +8,12 @@ Units stand in the name (`_px`, `_s`, `_steps`, `_epochs`) or in the field's des
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retina_ray.overrides import ConfigError, from_json, with_overrides
+from retina_ray.overrides import ConfigError, faults_of, from_json, with_overrides
 
 __all__ = [
     "AnchorConfig",
@@ -33,11 +34,19 @@ __all__ = [
     "with_overrides",
 ]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Pixels = Annotated[int, Field(ge=1)]
+# Strict: true is no 1, "3" is no 3 and 2.0 is no 2. Taken still: an int for a float, a list for a
+# tuple, as JSON has them.
+Bool = Annotated[bool, Field(strict=True)]
+Int = Annotated[int, Field(strict=True)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[Float, Field(gt=0)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+BelowOne = Annotated[Float, Field(ge=0, lt=1)]
+Count = Annotated[Int, Field(ge=1)]
+Pixels = Annotated[Int, Field(ge=1)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Norm = Literal["none", "bn", "sync_bn", "gn"]
 
 
@@ -47,6 +56,19 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    if not TYPE_CHECKING:  # type checkers keep the signature with a keyword for each setting
+
+        def __init__(self, **settings: Any) -> None:
+            """Take each setting by keyword.
+
+            Raises:
+                ConfigError: all faults at once, instead of pydantic's ValidationError.
+            """
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError(faults_of(error, type(self))) from None
 
 
 class AnchorConfig(_Frozen):
@@ -64,7 +86,7 @@ class AnchorConfig(_Frozen):
     """Height / width."""
     scale: Positive = 1.0
     """One factor on all sizes: the knob that a sweep turns."""
-    offset: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    offset: BelowOne = 0.5
     """Centre of the first anchor in strides: 0.5 is symmetric under flips; 0.0 is what detectron2's
     and torchvision's weights were trained with."""
 
@@ -78,30 +100,30 @@ class ModelConfig(_Frozen):
         "resnet50"
     )
     backbone_norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] = "frozen_bn"
-    backbone_weights: str | None = None
+    backbone_weights: Text | None = None
     """null: from scratch. A path to a state dict, or a torchvision name such as
     `IMAGENET1K_V2` (downloaded by torchvision)."""
-    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 2
+    freeze_stages: Annotated[Int, Field(ge=0, le=5)] = 2
     """Stages without gradient, counted from the stem: 1 stem, 2 stem and res2 (detectron2)."""
-    min_level: Annotated[int, Field(ge=2, le=4)] = 3
+    min_level: Annotated[Int, Field(ge=2, le=4)] = 3
     """Finest pyramid level; level l has a stride of 2**l pixels."""
-    max_level: Annotated[int, Field(ge=5, le=7)] = 7
+    max_level: Annotated[Int, Field(ge=5, le=7)] = 7
     """Coarsest pyramid level; those above 5 are made by convolutions of stride 2."""
-    fpn_channels: Annotated[int, Field(ge=8)] = 256
+    fpn_channels: Annotated[Int, Field(ge=8)] = 256
     fpn_norm: Norm = "none"
     fpn_fuse: Literal["sum", "avg"] = "sum"
     top_input: Literal["c5", "p5"] = "c5"
     """What P6 is computed from: the paper and detectron2 take C5; torchvision's v2 takes P5."""
-    head_num_convs: Annotated[int, Field(ge=0)] = 4
-    head_channels: Annotated[int, Field(ge=8)] | None = None
+    head_num_convs: Annotated[Int, Field(ge=0)] = 4
+    head_channels: Annotated[Int, Field(ge=8)] | None = None
     """null: as the FPN."""
     head_norm: Norm = "none"
-    prior_prob: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    prior_prob: Annotated[Float, Field(gt=0, lt=1)] = 0.01
     """Score of every class at the start; sets the bias -log((1 - p) / p)."""
     anchors: AnchorConfig = AnchorConfig()
     box_weights: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
     """Weights of (dx, dy, dw, dh) in the box coder."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[Float, Float, Float] = (123.675, 116.28, 103.53)
     """RGB, 0 to 255."""
     pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
 
@@ -126,14 +148,14 @@ class MatcherConfig(_Frozen):
 
     low: Fraction = 0.4
     high: Fraction = 0.5
-    allow_low_quality: bool = True
-    """Also mark each box's best anchor(s) positive, however small the IoU (but never an IoU of 0)."""
+    allow_low_quality: Bool = True
+    """Also mark each box's best anchor(s) positive, however small the IoU (never one of 0)."""
 
 
 class LossConfig(_Frozen):
     """Focal loss and box loss, both summed and divided by the normaliser."""
 
-    focal_alpha: Annotated[float, Field(ge=-1, le=1)] = 0.25
+    focal_alpha: Annotated[Float, Field(ge=-1, le=1)] = 0.25
     """Weight of positives against negatives; -1 switches the weighting off."""
     focal_gamma: NonNegative = 2.0
     box_loss: Literal["smooth_l1", "giou", "diou", "ciou"] = "smooth_l1"
@@ -142,7 +164,7 @@ class LossConfig(_Frozen):
     box_loss_weight: Positive = 1.0
     normalizer: Literal["ema", "batch"] = "ema"
     """What the losses are divided by: the positives over all workers, smoothed or of this batch."""
-    normalizer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    normalizer_momentum: BelowOne = 0.9
     normalizer_initial: Positive = 100.0
 
 
@@ -151,15 +173,15 @@ class SyntheticConfig(_Frozen):
 
     num_train: Count = 320
     num_val: Count = 80
-    size_px: Annotated[int, Field(ge=32)] = 128
-    seed: int = 0
+    size_px: Annotated[Int, Field(ge=32)] = 128
+    seed: Seed = 0
 
 
 class DataConfig(_Frozen):
     """Two prepared data sets (folders or URIs that hold a `dataset.json`), or the synthetic one."""
 
-    train: str | None = None
-    val: str | None = None
+    train: Text | None = None
+    val: Text | None = None
     synthetic: SyntheticConfig | None = None
     """Set: `train` and `val` must be null, and the shapes are drawn into the storage folder."""
 
@@ -184,9 +206,9 @@ class InputConfig(_Frozen):
     eval_max_size_px: Pixels = 1333
     flip: Literal["none", "horizontal", "vertical", "both"] = "horizontal"
     """Each named flip with probability 0.5, independently."""
-    size_divisibility_px: Annotated[int, Field(ge=1)] = 32
+    size_divisibility_px: Annotated[Int, Field(ge=1)] = 32
     """Batches are padded at the right and the bottom to a multiple of this."""
-    group_by_aspect: bool = True
+    group_by_aspect: Bool = True
     """Batch landscape with landscape and portrait with portrait, to pad less."""
     min_box_size_px: NonNegative = 1.0
     """Boxes with a side below this after resizing do not reach the loss."""
@@ -202,9 +224,9 @@ class OptimizerConfig(_Frozen):
     """Learning rate of the global batch `lr_batch_size`."""
     lr_batch_size: Count | None = None
     """Set: the rate is scaled by batch_size / lr_batch_size (linear rule); null: taken as it is."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+    momentum: BelowOne = 0.9
+    nesterov: Bool = False
+    betas: tuple[BelowOne, BelowOne] = (
         0.9,
         0.999,
     )
@@ -221,15 +243,15 @@ class OptimizerConfig(_Frozen):
 
 
 class ScheduleConfig(_Frozen):
-    """Learning rate over the run: warm-up, then steps or a half cosine (detectron2's definitions)."""
+    """Learning rate over the run: warm-up, then steps or a half cosine, as detectron2 has them."""
 
     name: Literal["multistep", "cosine"] = "multistep"
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
+    milestones: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
     """Where the rate is multiplied by `gamma`, as fractions of the run."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
     warmup: Literal["linear", "constant"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 1000
-    warmup_factor: Annotated[float, Field(ge=0, le=1)] = 0.001
+    warmup_steps: Annotated[Int, Field(ge=0)] = 1000
+    warmup_factor: Annotated[Float, Field(ge=0, le=1)] = 0.001
     """Share of the rate at step 0."""
 
 
@@ -241,17 +263,17 @@ class TrainConfig(_Frozen):
     """Images a step over all workers."""
     num_workers: Count = 1
     """Ray Train workers, one process each."""
-    use_gpu: bool | None = None
+    use_gpu: Bool | None = None
     """null: a GPU for each worker where the cluster has them."""
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray reserves for a worker; PyTorch uses max(1, this) threads on a CPU."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
+    seed: Seed = 0
     eval_every_epochs: Count = 1
     eval_batch_size: Count = 8
     """Images a worker evaluates at once."""
     log_every_steps: Count = 20
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[Int, Field(ge=0)] = 3
     """How often a run is restarted from its last checkpoint after a worker or a node died."""
 
 
@@ -269,9 +291,9 @@ class TrackingConfig(_Frozen):
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online where a key is configured, else offline."""
-    project: str = "retina_ray"
-    entity: str | None = None
-    num_pictures: Annotated[int, Field(ge=0)] = 4
+    project: Text = "retina_ray"
+    entity: Text | None = None
+    num_pictures: Annotated[Int, Field(ge=0)] = 4
     """Validation images logged with predicted and true boxes at each evaluation."""
 
 
@@ -292,60 +314,79 @@ class ExperimentConfig(_Frozen):
     @model_validator(mode="after")
     def _combinations(self) -> ExperimentConfig:
         """Refuse combinations that no run could carry out, all of them at once."""
-        faults = list(_impossible(self))
+        faults = [
+            *_impossible_model(self.model),
+            *_impossible_losses(self.matcher, self.loss),
+            *_impossible_input(self.input, self.data),
+            *_impossible_run(self),
+        ]
         if faults:
             raise ConfigError(faults)
         return self
 
 
-def _impossible(c: ExperimentConfig):
+def _impossible_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yield a (path, message) for each combination of values that cannot work."""
-    levels, sizes = c.model.levels, c.model.anchors.sizes
+    levels, sizes = model.levels, model.anchors.sizes
     if len(sizes) != len(levels):
         yield (
             "model.anchors.sizes",
             f"{len(sizes)} sizes for {len(levels)} pyramid levels "
             f"(P{levels[0]} to P{levels[-1]}): give one size per level",
         )
-    if c.matcher.low > c.matcher.high:
-        yield "matcher.low", f"{c.matcher.low} is above matcher.high = {c.matcher.high}"
-    if c.train.batch_size % c.train.num_workers:
+    for part, channels in (
+        ("fpn", model.fpn_channels),
+        ("head", model.head_channels or model.fpn_channels),
+    ):
+        if getattr(model, f"{part}_norm") == "gn" and channels % 32:
+            yield f"model.{part}_channels", f"{channels} do not divide into group norm's 32 groups"
+
+
+def _impossible_losses(matcher: MatcherConfig, loss: LossConfig) -> Iterator[tuple[str, str]]:
+    if matcher.low > matcher.high:
+        yield "matcher.low", f"{matcher.low} is above matcher.high = {matcher.high}"
+    if -1 < loss.focal_alpha < 0:
         yield (
-            "train.batch_size",
-            f"{c.train.batch_size} images do not divide over train.num_workers = "
-            f"{c.train.num_workers}: every worker must get the same number",
+            "loss.focal_alpha",
+            f"{loss.focal_alpha} is no weight: give 0 to 1, or -1 for no weighting",
         )
-    if list(c.schedule.milestones) != sorted(set(c.schedule.milestones)):
-        yield "schedule.milestones", f"{c.schedule.milestones} must increase"
-    if c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0:
-        yield "optimizer.nesterov", "needs optimizer.momentum > 0"
-    if c.train.eval_every_epochs > c.train.epochs:
-        yield (
-            "train.eval_every_epochs",
-            f"{c.train.eval_every_epochs} is more than train.epochs = {c.train.epochs}: "
-            "the run would end without an evaluation",
-        )
-    if c.input.train_size_sampling == "range" and len(c.input.train_sizes_px) != 2:
-        yield (
-            "input.train_sizes_px",
-            f"sampling 'range' needs (shortest, longest), got {c.input.train_sizes_px}",
-        )
-    if max(c.input.train_sizes_px) > c.input.train_max_size_px:
+
+
+def _impossible_input(inputs: InputConfig, data: DataConfig) -> Iterator[tuple[str, str]]:
+    sizes = inputs.train_sizes_px
+    if inputs.train_size_sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+        yield "input.train_sizes_px", f"sampling 'range' needs (shortest, longest), got {sizes}"
+    if max(sizes) > inputs.train_max_size_px:
         yield (
             "input.train_max_size_px",
-            f"{c.input.train_max_size_px} is below the shorter side {max(c.input.train_sizes_px)}",
+            f"{inputs.train_max_size_px} is below the shorter side {max(sizes)}",
         )
-    if c.input.eval_size_px > c.input.eval_max_size_px:
+    if inputs.eval_size_px > inputs.eval_max_size_px:
         yield (
             "input.eval_max_size_px",
-            f"{c.input.eval_max_size_px} is below input.eval_size_px = {c.input.eval_size_px}",
+            f"{inputs.eval_max_size_px} is below input.eval_size_px = {inputs.eval_size_px}",
         )
-    for part in ("fpn", "head"):
-        channels = c.model.head_channels if part == "head" else None
-        channels = channels or c.model.fpn_channels
-        if getattr(c.model, f"{part}_norm") == "gn" and channels % 32:
-            yield f"model.{part}_channels", f"{channels} do not divide into group norm's 32 groups"
-    if c.data.synthetic is not None and (c.data.train or c.data.val):
+    if data.synthetic is not None and (data.train or data.val):
         yield "data.synthetic", "set together with data.train or data.val: choose one"
-    if (c.data.train is None) != (c.data.val is None):
+    if (data.train is None) != (data.val is None):
         yield "data", "data.train and data.val are needed together"
+
+
+def _impossible_run(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    train, optimizer, milestones = config.train, config.optimizer, config.schedule.milestones
+    if train.batch_size % train.num_workers:
+        yield (
+            "train.batch_size",
+            f"{train.batch_size} images do not divide over train.num_workers = "
+            f"{train.num_workers}: every worker must get the same number",
+        )
+    if train.eval_every_epochs > train.epochs:
+        yield (
+            "train.eval_every_epochs",
+            f"{train.eval_every_epochs} is more than train.epochs = {train.epochs}: "
+            "the run would end without an evaluation",
+        )
+    if list(milestones) != sorted(set(milestones)):
+        yield "schedule.milestones", f"{milestones} must increase"
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        yield "optimizer.nesterov", "needs optimizer.momentum > 0"

@@ -1,7 +1,8 @@
-"""Overrides by dotted path, and errors that name every fault at once with the nearest valid name."""
+"""Overrides by dotted path, and errors that name all faults at once and the nearest valid names."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,17 @@ from pydantic import BaseModel, ValidationError
 
 Config = TypeVar("Config", bound=BaseModel)
 
-__all__ = ["ConfigError", "config_paths", "from_json", "parse_assignments", "with_overrides"]
+__all__ = [
+    "ConfigError",
+    "config_paths",
+    "faults_of",
+    "from_json",
+    "parse_assignments",
+    "with_overrides",
+]
+
+_UNKNOWN = "unknown setting"
+_PYTHON_SPELLING = {"True": True, "False": False, "None": None}
 
 
 class ConfigError(ValueError):
@@ -25,6 +36,10 @@ class ConfigError(ValueError):
         """Take a list of (path, message), or one message that belongs to no path."""
         self.faults = [("", faults)] if isinstance(faults, str) else list(faults)
         super().__init__("\n".join(f"{p}: {m}" if p else m for p, m in self.faults))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[tuple[str, str]]]]:
+        """Keep the faults apart when the error travels from a worker to the driver."""
+        return type(self), (self.faults,)
 
 
 def config_paths(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:
@@ -44,18 +59,20 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     Args:
         config: any config model; it stays as it is.
         overrides: dotted path to value, e.g. `{"loss.focal_gamma": 1.5}`. Setting a section that
-            is null (`data.synthetic.seed`) starts it from its defaults.
+            is null (`data.synthetic.seed`) starts it from its defaults. A whole section
+            (`{"loss": {...}}`) is replaced, what the new value does not name falls back to its
+            default; paths inside it count after it, in whatever order they are given.
 
     Raises:
-        ConfigError: unknown paths (with the nearest valid name), wrong types, impossible
-            combinations: all of them, not only the first.
+        ConfigError: all unknown paths (with the nearest valid name) and all values of a wrong type
+            or range; where every value is valid by itself, all impossible combinations.
     """
     paths = config_paths(type(config))
-    faults = [(path, _unknown(path, paths)) for path in overrides if path not in paths]
+    faults = [(str(path), _unknown(path, paths)) for path in overrides if path not in paths]
     tree = config.model_dump()
-    for path, value in overrides.items():
-        if path in paths:
-            _set(tree, path, value.model_dump() if isinstance(value, BaseModel) else value)
+    for path in sorted(overrides.keys() & paths.keys(), key=lambda known: known.count(".")):
+        value = overrides[path]
+        _set(tree, path, value.model_dump() if isinstance(value, BaseModel) else value)
     return _validate(type(config), tree, faults)
 
 
@@ -77,7 +94,9 @@ def from_json(model: type[Config], text: str) -> Config:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """Turn `path=value` strings of a command line into overrides.
 
-    A value is read as JSON where it is JSON (`1.5`, `[32, 64]`, `null`, `true`), else as a string.
+    A value is read as JSON where it is JSON (`1.5`, `[32, 64]`, `null`, `true`), else as a string;
+    Python's `True`, `False` and `None` are understood too. Of two entries for one path the last
+    counts.
 
     Raises:
         ConfigError: an entry without `=` or with an empty path; all of them at once.
@@ -86,17 +105,23 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     faults = []
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        path = path.strip()
+        path, text = path.strip(), text.strip()
         if not equals or not path:
             faults.append(("--set", f"{assignment!r} is not of the form path=value"))
             continue
         try:
             overrides[path] = json.loads(text)
         except json.JSONDecodeError:
-            overrides[path] = text.strip()
+            overrides[path] = _PYTHON_SPELLING.get(text, text)
     if faults:
         raise ConfigError(faults)
     return overrides
+
+
+def faults_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+    """What pydantic found wrong with a config of this class, as (path, message) pairs."""
+    paths = config_paths(model)
+    return [fault for e in error.errors() for fault in _describe(e, paths)]
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -110,18 +135,19 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, leaf = path.split(".")
     for name in parents:
-        if tree.get(name) is None:
+        if not isinstance(tree.get(name), dict):
+            if tree.get(name) is not None:
+                return  # a value that is no section stands here, and is refused as such
             tree[name] = {}
         tree = tree[name]
-    tree[leaf] = value
+    tree[leaf] = copy.deepcopy(value)
 
 
 def _validate(model: type[Config], tree: dict[str, Any], faults: list[tuple[str, str]]) -> Config:
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
-        paths = config_paths(model)
-        faults = [*faults, *(fault for e in error.errors() for fault in _describe(e, paths))]
+        faults = [*faults, *faults_of(error, model)]
     else:
         if not faults:
             return config
@@ -131,24 +157,36 @@ def _validate(model: type[Config], tree: dict[str, Any], faults: list[tuple[str,
 def _describe(error: Any, paths: Mapping[str, Any]) -> list[tuple[str, str]]:
     """One pydantic error as (path, message) pairs; a ConfigError inside it brings its own."""
     path = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return [(path, _unknown(path, paths))]
     inner = error.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):
-        return inner.faults
+        inside = [(".".join(filter(None, (path, p))), m) for p, m in inner.faults]
+        # A section knows only its own names: say again what was probably meant, among all of them.
+        return [(p, _unknown(p, paths) if m.startswith(_UNKNOWN) else m) for p, m in inside]
+    if error["type"] == "extra_forbidden":
+        return [(path, _unknown(path, paths))]
+    if error["type"] == "model_type":
+        return [(path, f"is a section with settings of its own, got {error['input']!r}")]
     message = error["msg"][0].lower() + error["msg"][1:]
     return [(path, f"{message}, got {error['input']!r}")]
 
 
-def _unknown(path: str, paths: Iterable[str]) -> str:
-    """Say that a path does not exist, and which one was probably meant."""
+def _unknown(path: Any, paths: Iterable[str]) -> str:
+    """Say that a path does not exist, and which one was probably meant.
+
+    In this order: a similar name in the same section, the same name in the most similar section,
+    the most similar path, the most similar name anywhere.
+    """
     known = list(paths)
-    leaf = path.rsplit(".", 1)[-1]
-    same_leaf = [p for p in known if p.rsplit(".", 1)[-1] == leaf]
-    close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not same_leaf and not close:
-        by_leaf = {p.rsplit(".", 1)[-1]: p for p in known}
-        close = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1)]
-    nearest = (same_leaf or close)[:1]
+    section, _, leaf = str(path).rpartition(".")
+    names = {p: p.rpartition(".")[2] for p in known}
+    siblings = {name: p for p, name in names.items() if p.rpartition(".")[0] == section}
+    homonyms = [p for p in known if names[p] == leaf]
+    by_name = {name: p for p, name in names.items()}
+    nearest = (
+        [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1)]
+        or difflib.get_close_matches(str(path), homonyms, n=1, cutoff=0.0)
+        or difflib.get_close_matches(str(path), known, n=1)
+        or [by_name[name] for name in difflib.get_close_matches(leaf, by_name, n=1)]
+    )
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"unknown setting{hint}"
+    return f"{_UNKNOWN}{hint}"
