@@ -1,0 +1,286 @@
+"""COCO's detection metrics: results in its format, its twelve figures, and AP for each class.
+
+The figures come from pycocotools' `COCOeval` (Lin et al., "Microsoft COCO: Common Objects in
+Context", 2014, and the detection evaluation page of cocodataset.org), or from faster-coco-eval,
+which computes the same numbers in C++.
+
+Shapes: D detections of an image; T IoU thresholds, Q recall points, K classes, S object sizes,
+L limits on the detections of an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from retina_ray.evaluation.coco_checks import ground_truth_faults, result_faults
+from retina_ray.structures import Detections
+
+__all__ = ["FIGURES", "Backend", "CocoMetrics", "evaluate_coco", "to_results", "write_results"]
+
+Backend = Literal["pycocotools", "faster_coco_eval"]
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_AP50, _AP75 = 0, 5  # rows of the IoU thresholds 0.50, 0.55, ..., 0.95
+_SIZES = {"": 0, "s": 1, "m": 2, "l": 3}  # all, area below 32**2, up to 96**2, above, in pixels
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """COCO's twelve figures, each from 0 to 1.
+
+    A figure is NaN where the ground truth has no box that it could be measured on (no small
+    boxes: `APs`; a class without boxes: its entry in `per_class`). pycocotools writes -1 there.
+
+    Attributes:
+        AP: average precision, mean over classes and IoU thresholds 0.50:0.05:0.95.
+        AP50: at IoU 0.50.
+        AP75: at IoU 0.75.
+        APs: boxes with an area below 32**2 pixels.
+        APm: area from 32**2 to 96**2 pixels.
+        APl: area above 96**2 pixels.
+        AR1: average recall with one detection an image.
+        AR10: with ten.
+        AR100: with `max_detections`, which is 100 unless set otherwise.
+        ARs: as AR100, small boxes.
+        ARm: as AR100, medium boxes.
+        ARl: as AR100, large boxes.
+        per_class: AP of each class by name. Names are made unique and fit for metric keys: "/"
+            becomes "_", and names that are then equal get their category id appended.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    APs: float
+    APm: float
+    APl: float
+    AR1: float
+    AR10: float
+    AR100: float
+    ARs: float
+    ARm: float
+    ARl: float
+    per_class: dict[str, float] = field(default_factory=dict)
+
+    def as_metrics(self, prefix: str = "val/") -> dict[str, float]:
+        """All figures under metric keys: `val/AP`, ..., and `val/AP_<class>` for each class."""
+        figures = {f"{prefix}{name}": float(getattr(self, name)) for name in FIGURES}
+        return figures | {f"{prefix}AP_{name}": ap for name, ap in self.per_class.items()}
+
+
+def to_results(
+    detections: Detections,
+    *,
+    image_id: int,
+    original_size: tuple[int, int],
+    resized_size: tuple[int, int],
+    category_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Turn the detections of one image into entries of COCO's results format.
+
+    Args:
+        detections: boxes (D, 4) XYXY in pixels of the resized image, without its padding.
+        image_id: the data set's id of the image.
+        original_size: (height, width) of the image in the data set, in pixels.
+        resized_size: (height, width) after resizing and before padding, in pixels.
+        category_ids: the data set's category id of each label; K entries.
+
+    Returns:
+        D entries: `image_id`, `category_id`, `bbox` as (x, y, width, height) in pixels of the
+        original image and inside it, `score`.
+
+    Raises:
+        ValueError: a size that is not positive, or a label without a category id.
+    """
+    if min(*original_size, *resized_size) <= 0:
+        raise ValueError(
+            f"image {image_id}: sizes must be positive (height, width), got original_size="
+            f"{tuple(original_size)}, resized_size={tuple(resized_size)}"
+        )
+    labels = detections.labels.tolist()
+    unknown = sorted({label for label in labels if not 0 <= label < len(category_ids)})
+    if unknown:
+        raise ValueError(
+            f"image {image_id}: labels {unknown} have no category id, expected 0 to "
+            f"{len(category_ids) - 1}: the model's num_classes differs from the data set's"
+        )
+    height, width = original_size
+    size = torch.tensor([width, height] * 2, dtype=torch.float64)
+    resized = torch.tensor([resized_size[1], resized_size[0]] * 2, dtype=torch.float64)
+    boxes = detections.boxes.detach().cpu().to(torch.float64).reshape(-1, 4) * (size / resized)
+    boxes = torch.minimum(boxes.clamp(min=0), size)
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            "image_id": int(image_id),
+            "category_id": int(category_ids[label]),
+            "bbox": box,
+            "score": float(score),
+        }
+        for box, score, label in zip(
+            boxes.tolist(), detections.scores.tolist(), labels, strict=True
+        )
+    ]
+
+
+def write_results(path: str | Path, results: Iterable[Mapping[str, Any]]) -> Path:
+    """Write results as the JSON list that pycocotools and COCO's evaluation server read."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(results), allow_nan=False), encoding="utf-8")
+    return path
+
+
+def evaluate_coco(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    max_detections: int = 100,
+    backend: Backend = "pycocotools",
+) -> CocoMetrics:
+    """Score detections against COCO ground truth by their boxes, without printing.
+
+    Crowd regions (`iscrowd`) count neither as found nor as missed, and a detection inside one is
+    not a false alarm. Neither argument is changed.
+
+    Args:
+        ground_truth: the content of an `instances_*.json`: `images`, `annotations`, `categories`.
+            An annotation without `area` gets that of its box.
+        results: entries as `to_results` makes them; images without an entry count as empty.
+        max_detections: how many detections of an image count, best first.
+        backend: `faster_coco_eval` gives the same figures sooner, where it is installed.
+
+    Raises:
+        ValueError: ground truth without images, categories or boxes; entries with an unknown
+            image or category, or with a number that is not finite; all faults at once.
+        ImportError: the backend is not installed.
+    """
+    faults = [*ground_truth_faults(ground_truth), *result_faults(ground_truth, results)]
+    if max_detections < 1:
+        faults.append(f"max_detections: expected 1 or more, got {max_detections}")
+    if faults:
+        raise ValueError("cannot compute COCO metrics:\n" + "\n".join(faults))
+    # A redirect, because pycocotools prints its progress and has no switch for it.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _accumulate(ground_truth, results, max_detections, backend)
+    precision = np.asarray(evaluation["precision"])  # (T, Q, K, S, L)
+    recall = np.asarray(evaluation["recall"])  # (T, K, S, L)
+    figures = {f"AP{s}": _mean(precision[..., i, -1]) for s, i in _SIZES.items()}
+    figures |= {f"AR{s or 100}": _mean(recall[..., i, -1]) for s, i in _SIZES.items()}
+    figures |= {"AR1": _mean(recall[..., 0, 0]), "AR10": _mean(recall[..., 0, 1])}
+    figures["AP50"] = _mean(precision[_AP50, ..., 0, -1])
+    figures["AP75"] = _mean(precision[_AP75, ..., 0, -1])
+    names = _metric_names(ground_truth["categories"])
+    per_class = {
+        names[category]: _mean(precision[:, :, k, 0, -1])
+        for k, category in enumerate(sorted(names))  # the backends sort categories by id
+    }
+    return CocoMetrics(**figures, per_class=per_class)
+
+
+def _accumulate(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    max_detections: int,
+    backend: Backend,
+) -> Mapping[str, Any]:
+    """Run a backend on its own copies, and return its precision and recall arrays."""
+    coco_class, eval_class = _backend_classes(backend)
+    images = [{"id": image["id"]} for image in ground_truth["images"]]
+    categories = [dict(category) for category in ground_truth["categories"]]
+    sides = []
+    for boxes in (_truth_entries(ground_truth["annotations"]), _result_entries(results)):
+        side = coco_class()
+        side.dataset = {"images": images, "categories": categories, "annotations": list(boxes)}
+        side.createIndex()
+        sides.append(side)
+    evaluator = eval_class(*sides, "bbox")
+    evaluator.params.maxDets = [1, min(10, max_detections), max_detections]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval
+
+
+def _backend_classes(backend: Backend) -> tuple[Any, Any]:
+    if backend == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    if backend == "faster_coco_eval":
+        try:
+            module = importlib.import_module("faster_coco_eval")
+        except ImportError as error:
+            raise ImportError(
+                "backend 'faster_coco_eval' is not installed: pip install faster-coco-eval, or "
+                "use backend='pycocotools' (same figures, slower)"
+            ) from error
+        return module.COCO, module.COCOeval_faster
+    raise ValueError(f"backend: expected 'pycocotools' or 'faster_coco_eval', got {backend!r}")
+
+
+def _truth_entries(annotations: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Slim copies: masks do not matter for boxes, and the evaluator writes into what it gets.
+
+    Numbered from 1, because pycocotools takes a match with annotation 0 for no match.
+    """
+    for number, annotation in enumerate(annotations, start=1):
+        box = annotation["bbox"]
+        yield {
+            "id": number,
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": list(box),
+            "area": annotation.get("area", box[2] * box[3]),
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+        }
+
+
+def _result_entries(results: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What pycocotools' `loadRes` makes of results; it cannot load an empty list."""
+    for number, result in enumerate(results, start=1):
+        box = [float(value) for value in result["bbox"]]
+        yield {
+            "id": number,
+            "image_id": result["image_id"],
+            "category_id": result["category_id"],
+            "bbox": box,
+            "area": box[2] * box[3],
+            "score": float(result["score"]),
+            "iscrowd": 0,
+        }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the entries that are defined (the backends mark the others -1), else NaN."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else math.nan
+
+
+def _metric_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Category id to a name that is unique and does not split a metric key."""
+    names = {
+        c["id"]: str(c.get("name") or f"class_{c['id']}").replace("/", "_") for c in categories
+    }
+    counts = Counter(names.values())
+    taken = {name for name, count in counts.items() if count == 1}
+    for category, name in names.items():
+        if counts[name] > 1:
+            unique = f"{name}_{category}"
+            while unique in taken:
+                unique += "_"
+            taken.add(unique)
+            names[category] = unique
+    return names

@@ -1,0 +1,58 @@
+"""What makes COCO ground truth or results unfit for a metric, every fault as a line of text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["ground_truth_faults", "result_faults"]
+
+_MAX_NAMED = 5  # how many faulty entries a line spells out
+
+
+def ground_truth_faults(ground_truth: Mapping[str, Any]) -> Iterator[str]:
+    """What makes ground truth unfit to measure on."""
+    missing = [key for key in ("images", "annotations", "categories") if key not in ground_truth]
+    if missing:
+        yield f"ground truth: has no {', '.join(map(repr, missing))}: expected COCO's format"
+        return
+    annotations = ground_truth["annotations"]
+    for key in ("images", "categories"):
+        counts = Counter(entry["id"] for entry in ground_truth[key])
+        if not counts:
+            yield f"ground truth: '{key}' is empty"
+        if repeated := sorted(i for i, count in counts.items() if count > 1):
+            yield f"ground truth: {key} with the same id: {_some(repeated)}"
+        field_name = "image_id" if key == "images" else "category_id"
+        if unknown := sorted({a[field_name] for a in annotations} - set(counts)):
+            yield f"ground truth: annotations with an unknown {field_name}: {_some(unknown)}"
+    if all(annotation.get("iscrowd", 0) for annotation in annotations):
+        yield (
+            f"ground truth: {len(ground_truth['images'])} images without a single box (crowd "
+            "regions aside), so no metric is defined: check the validation split"
+        )
+
+
+def result_faults(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """What makes results unfit to be scored against this ground truth."""
+    for key, field_name in (("images", "image_id"), ("categories", "category_id")):
+        known = {entry["id"] for entry in ground_truth.get(key, ())}
+        if unknown := sorted({result[field_name] for result in results} - known):
+            yield f"results: {field_name} not in the ground truth: {_some(unknown)}"
+    broken = {
+        result["image_id"]
+        for result in results
+        if not all(map(math.isfinite, (*result["bbox"], result["score"])))
+    }
+    if broken:
+        yield f"results: a box or score that is not finite in images {_some(sorted(broken))}"
+
+
+def _some(values: Sequence[Any]) -> str:
+    """Spell out the first values and count the rest."""
+    rest = len(values) - _MAX_NAMED
+    return ", ".join(map(str, values[:_MAX_NAMED])) + (f" and {rest} more" if rest > 0 else "")

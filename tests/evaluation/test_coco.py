@@ -1,0 +1,332 @@
+"""COCO metrics: against hand-computed figures, and against COCOeval run directly."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from retina_ray.evaluation import (
+    CocoMetrics,
+    evaluate_coco,
+    metrics_table,
+    to_results,
+    write_results,
+)
+from retina_ray.evaluation.coco import FIGURES
+from retina_ray.structures import Detections
+
+COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny" / "annotations"
+
+
+def truth(boxes, *, num_images=1, categories=((1, "cat"),)):
+    """Ground truth from (image_id, category_id, xywh, iscrowd) entries."""
+    return {
+        "images": [{"id": i + 1, "height": 200, "width": 200} for i in range(num_images)],
+        "categories": [{"id": i, "name": name} for i, name in categories],
+        "annotations": [
+            {
+                "id": n,  # from 0, which pycocotools itself would take for "no match"
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": crowd,
+            }
+            for n, (image, category, box, crowd) in enumerate(boxes)
+        ],
+    }
+
+
+def found(image, box, score, category=1):
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+@pytest.fixture(scope="module")
+def coco_tiny():
+    path = COCO_TINY / "instances_val2017.json"
+    if not path.exists():
+        pytest.skip("shared/data/coco_tiny is not there")
+    return json.loads(path.read_text())
+
+
+def noisy_results(ground_truth, *, seed=0):
+    """Boxes moved about, some dropped, some with a wrong class, some made up."""
+    rng = np.random.default_rng(seed)
+    categories = [c["id"] for c in ground_truth["categories"]]
+    results = []
+    for a in ground_truth["annotations"]:
+        if rng.random() < 0.2:
+            continue
+        x, y, w, h = a["bbox"]
+        box = [x + rng.normal(0, 0.1) * w, y, w * rng.uniform(0.8, 1.2), h]
+        wrong = rng.random() < 0.1
+        category = int(rng.choice(categories)) if wrong else a["category_id"]
+        results.append(found(a["image_id"], box, float(rng.random()), category))
+        if rng.random() < 0.5:
+            results.append(found(a["image_id"], [x, y, w / 2, h], float(rng.random()), category))
+    return results
+
+
+def direct_stats(path, results):
+    """What a plain COCOeval run on the original file prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(path))
+        evaluator = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats
+
+
+def test_one_false_alarm_between_two_hits_by_hand():
+    # Sorted by score: hit, false alarm, hit. Precision 1 up to recall 0.5 (51 of the 101 recall
+    # points 0.00 to 0.50), then 2/3 (50 points).
+    ground_truth = truth([(1, 1, [0, 0, 50, 50], 0), (1, 1, [100, 100, 50, 50], 0)])
+    results = [
+        found(1, [0, 0, 50, 50], 0.9),
+        found(1, [60, 0, 30, 30], 0.8),
+        found(1, [100, 100, 50, 50], 0.7),
+    ]
+    metrics = evaluate_coco(ground_truth, results)
+    expected = (51 + 50 * 2 / 3) / 101
+    assert metrics.AP == pytest.approx(expected, abs=1e-9)
+    assert metrics.AP50 == pytest.approx(expected, abs=1e-9)
+    assert metrics.APm == pytest.approx(1.0)  # the false alarm is small, so it is not counted here
+    assert metrics.AR1 == pytest.approx(0.5)
+    assert metrics.AR10 == metrics.AR100 == pytest.approx(1.0)
+    assert math.isnan(metrics.APs)
+    assert math.isnan(metrics.APl)
+    assert math.isnan(metrics.ARl)
+
+
+def test_overlap_decides_which_thresholds_count():
+    # IoU 0.62: a hit at 0.50, 0.55 and 0.60, so AP is 3/10.
+    metrics = evaluate_coco(truth([(1, 1, [0, 0, 100, 100], 0)]), [found(1, [0, 0, 100, 62], 0.5)])
+    assert metrics.AP == pytest.approx(0.3)
+    assert metrics.AP50 == pytest.approx(1.0)
+    assert metrics.AP75 == 0.0
+    assert metrics.APl == pytest.approx(0.3)
+
+
+def test_classes_are_averaged_and_named():
+    ground_truth = truth(
+        [(1, 7, [0, 0, 50, 50], 0), (1, 90, [100, 0, 50, 50], 0)],
+        categories=((90, "dog"), (7, "cat"), (13, "cow")),  # ids with gaps, out of order
+    )
+    metrics = evaluate_coco(ground_truth, [found(1, [0, 0, 50, 50], 0.9, category=7)])
+    assert metrics.AP == pytest.approx(0.5)
+    assert metrics.per_class["cat"] == pytest.approx(1.0)
+    assert metrics.per_class["dog"] == 0.0
+    assert math.isnan(metrics.per_class["cow"])
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
+def test_the_first_annotation_can_be_matched_even_with_id_zero(backend):
+    if backend == "faster_coco_eval":
+        pytest.importorskip("faster_coco_eval")
+    box = [10.0, 10.0, 20.0, 20.0]
+    metrics = evaluate_coco(truth([(1, 1, box, 0)]), [found(1, box, 1.0)], backend=backend)
+    assert metrics.AP == pytest.approx(1.0)
+
+
+def test_detections_in_a_crowd_are_no_false_alarms():
+    crowd = (1, 1, [100, 100, 100, 100], 1)
+    ground_truth = truth([(1, 1, [0, 0, 50, 50], 0), crowd])
+    inside = found(1, [110, 110, 20, 20], 0.99)
+    hit = found(1, [0, 0, 50, 50], 0.5)
+    assert evaluate_coco(ground_truth, [inside, hit]).AP == pytest.approx(1.0)
+    without_crowd = truth([(1, 1, [0, 0, 50, 50], 0)])
+    assert evaluate_coco(without_crowd, [inside, hit]).AP == pytest.approx(0.5)
+
+
+def test_false_alarms_on_an_image_without_boxes_cost_precision():
+    ground_truth = truth([(1, 1, [0, 0, 50, 50], 0)], num_images=2)
+    hit, false_alarm = found(1, [0, 0, 50, 50], 0.5), found(2, [0, 0, 50, 50], 0.9)
+    assert evaluate_coco(ground_truth, [hit]).AP == pytest.approx(1.0)
+    assert evaluate_coco(ground_truth, [hit, false_alarm]).AP == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
+def test_no_results_give_zeros(backend):
+    if backend == "faster_coco_eval":
+        pytest.importorskip("faster_coco_eval")
+    boxes = [(1, 1, [0, 0, s, s], 0) for s in (20, 50, 150)]  # one of each size
+    metrics = evaluate_coco(truth(boxes), [], backend=backend)
+    assert {name: getattr(metrics, name) for name in FIGURES} == dict.fromkeys(FIGURES, 0.0)
+    assert metrics.per_class == {"cat": 0.0}
+
+
+@pytest.mark.parametrize("max_detections", [1, 5, 300])
+def test_only_the_best_detections_of_an_image_count(max_detections):
+    false_alarms = [found(1, [150, 150, 9, 9], 1 - i / 1000) for i in range(200)]
+    hit = found(1, [0, 0, 50, 50], 0.01)
+    metrics = evaluate_coco(
+        truth([(1, 1, [0, 0, 50, 50], 0)]),
+        [*false_alarms, hit],
+        max_detections=max_detections,
+    )
+    expected = 1 / 201 if max_detections == 300 else 0.0
+    assert metrics.AP == pytest.approx(expected)
+    assert metrics.AR100 == (1.0 if max_detections == 300 else 0.0)
+
+
+def test_perfect_predictions_on_real_coco(coco_tiny):
+    results = [
+        found(a["image_id"], a["bbox"], 1.0, a["category_id"])
+        for a in coco_tiny["annotations"]
+        if not a["iscrowd"]
+    ]
+    metrics = evaluate_coco(coco_tiny, results)
+    assert any(a["iscrowd"] for a in coco_tiny["annotations"])
+    assert metrics.AP == pytest.approx(1.0)
+    assert metrics.AR100 == pytest.approx(1.0)
+    present = {a["category_id"] for a in coco_tiny["annotations"] if not a["iscrowd"]}
+    aps = [ap for ap in metrics.per_class.values() if not math.isnan(ap)]
+    assert len(metrics.per_class) == 80
+    assert len(aps) == len(present)
+    assert aps == pytest.approx([1.0] * len(aps))
+
+
+def test_figures_equal_a_direct_run(coco_tiny, capfd):
+    results = noisy_results(coco_tiny)
+    before = copy.deepcopy((coco_tiny, results))
+    metrics = evaluate_coco(coco_tiny, results)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert (coco_tiny, results) == before
+    stats = direct_stats(COCO_TINY / "instances_val2017.json", results)
+    assert 0.05 < metrics.AP < 0.95
+    assert [getattr(metrics, name) for name in FIGURES] == stats.tolist()
+
+
+def test_backends_agree(coco_tiny):
+    pytest.importorskip("faster_coco_eval")
+    results = noisy_results(coco_tiny, seed=1)
+    slow = evaluate_coco(coco_tiny, results).as_metrics()
+    fast = evaluate_coco(coco_tiny, results, backend="faster_coco_eval").as_metrics()
+    assert fast == pytest.approx(slow, abs=1e-9, nan_ok=True)
+
+
+def test_missing_area_and_crowd_flag_are_filled_in():
+    ground_truth = truth([(1, 1, [0, 0, 20, 20], 0)])
+    for key in ("area", "iscrowd"):
+        del ground_truth["annotations"][0][key]
+    assert evaluate_coco(ground_truth, [found(1, [0, 0, 20, 20], 1.0)]).APs == pytest.approx(1.0)
+
+
+def test_all_faults_of_the_results_are_named():
+    ground_truth = truth([(1, 1, [0, 0, 50, 50], 0)])
+    results = [
+        found(77, [0, 0, 1, 1], 0.5),
+        found(1, [0, 0, 1, 1], 0.5, category=42),
+        found(1, [0, 0, math.nan, 1], 0.5),
+    ]
+    with pytest.raises(ValueError, match="image_id not in the ground truth: 77") as error:
+        evaluate_coco(ground_truth, results)
+    assert "category_id not in the ground truth: 42" in str(error.value)
+    assert "not finite in images 1" in str(error.value)
+
+
+def test_ground_truth_that_nothing_can_be_measured_on_is_refused():
+    with pytest.raises(ValueError, match="2 images without a single box"):
+        evaluate_coco(truth([], num_images=2), [])
+    with pytest.raises(ValueError, match="without a single box"):
+        evaluate_coco(truth([(1, 1, [0, 0, 9, 9], 1)]), [])  # a crowd region alone
+    with pytest.raises(ValueError, match="'categories' is empty"):
+        evaluate_coco(truth([(1, 1, [0, 0, 9, 9], 0)], categories=()), [])
+    with pytest.raises(ValueError, match="has no 'annotations', 'categories'"):
+        evaluate_coco({"images": []}, [])
+    with pytest.raises(ValueError, match="unknown image_id: 5"):
+        evaluate_coco(truth([(5, 1, [0, 0, 9, 9], 0)]), [])
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="'numpy'"):
+        evaluate_coco(truth([(1, 1, [0, 0, 9, 9], 0)]), [], backend="numpy")
+
+
+def test_metric_keys_stay_apart():
+    names = ((1, "a/b"), (2, "a_b"), (3, "dog"), (4, "dog"), (5, "dog_3"), (6, ""))
+    ground_truth = truth([(1, 3, [0, 0, 9, 9], 0)], categories=names)
+    keys = set(evaluate_coco(ground_truth, []).per_class)
+    assert keys == {"a_b_1", "a_b_2", "dog_3_", "dog_4", "dog_3", "class_6"}
+
+
+def test_metrics_under_a_prefix():
+    metrics = CocoMetrics(*[i / 12 for i in range(12)], per_class={"cat": 0.5})
+    logged = metrics.as_metrics(prefix="test/")
+    assert set(logged) == {f"test/{name}" for name in FIGURES} | {"test/AP_cat"}
+    assert (logged["test/AP"], logged["test/ARl"], logged["test/AP_cat"]) == (0.0, 11 / 12, 0.5)
+
+
+def test_boxes_go_back_to_the_original_image():
+    detections = Detections(
+        torch.tensor([[10.0, 20.0, 30.0, 60.0], [0.0, 0.0, 100.5, 50.0]]),
+        torch.tensor([0.75, 0.5]),
+        torch.tensor([1, 0]),
+    )
+    results = to_results(
+        detections,
+        image_id=9,
+        original_size=(200, 50),  # twice as high, half as wide
+        resized_size=(100, 100),
+        category_ids=[3, 90],
+    )
+    assert results == [
+        {"image_id": 9, "category_id": 90, "bbox": [5.0, 40.0, 10.0, 80.0], "score": 0.75},
+        # the right edge lay half a pixel outside
+        {"image_id": 9, "category_id": 3, "bbox": [0.0, 0.0, 50.0, 100.0], "score": 0.5},
+    ]
+    assert type(results[0]["score"]) is float
+    json.dumps(results)
+
+
+def test_results_of_an_image_without_detections():
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    size = (10, 10)
+    assert (
+        to_results(none, image_id=1, original_size=size, resized_size=size, category_ids=[1]) == []
+    )
+
+
+def test_labels_without_a_category_are_refused():
+    detections = Detections(torch.zeros(1, 4), torch.ones(1), torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"image 5: labels \[2\] have no category id.*0 to 1"):
+        to_results(
+            detections,
+            image_id=5,
+            original_size=(1, 1),
+            resized_size=(1, 1),
+            category_ids=[1, 2],
+        )
+
+
+def test_written_results_are_what_pycocotools_loads(tmp_path, coco_tiny):
+    results = noisy_results(coco_tiny)[:20]
+    path = write_results(tmp_path / "new" / "results.json", results)
+    assert json.loads(path.read_text()) == results
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded = COCO(str(COCO_TINY / "instances_val2017.json")).loadRes(str(path))
+    assert len(loaded.anns) == 20
+
+
+def test_table_shows_percent_and_what_is_missing():
+    from rich.console import Console
+
+    metrics = CocoMetrics(
+        *[0.123] * 3, math.nan, *[0.5] * 8, per_class={"[red]x": 0.25, "b": math.nan, "c": 0.75}
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(metrics_table(metrics))
+    rows = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
+    assert ["AP", "12.3", "IoU", "0.50:0.95"] in rows
+    assert any(row[:2] == ["APs", "-"] for row in rows)
+    assert rows[-3:] == [["AP", "75.0", "c"], ["AP", "25.0", "[red]x"], ["AP", "-", "b"]]
