@@ -1,0 +1,133 @@
+"""`dataset.json`, the description that makes a folder of shards a data set; where it may lie.
+
+Needs pyarrow only: Ray Data's tasks import it without PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from retina_ray.data.schema import Category, DataError
+
+__all__ = ["FORMAT_VERSION", "INFO_FILE", "DatasetInfo", "ShardInfo", "open_filesystem"]
+
+FORMAT_VERSION = 1
+INFO_FILE = "dataset.json"
+
+
+def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """Find the file system of a URI or a local path.
+
+    Args:
+        uri: a local path, absolute or relative, or a URI that `pyarrow.fs` knows.
+
+    Returns:
+        The file system, and the path on it without a trailing slash.
+
+    Raises:
+        DataError: the URI's scheme is unknown.
+    """
+    text = os.fspath(uri)
+    if "://" not in text:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise DataError(
+            f"{text}: not a storage that pyarrow knows ({error}); give a local path or a URI "
+            "such as s3://bucket/folder or gs://bucket/folder"
+        ) from error
+    return filesystem, path.rstrip("/")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One Parquet file of a set.
+
+    Attributes:
+        file: name within the set's folder.
+        num_rows: images in it.
+        num_bytes: size of the file; a shorter one was copied incompletely.
+        row_group_rows: images in each row group.
+    """
+
+    file: str
+    num_rows: int
+    num_bytes: int
+    row_group_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The content of `dataset.json`.
+
+    Attributes:
+        name: of the data set, e.g. "coco".
+        split: e.g. "train".
+        source: where it came from, in words; does not enter the fingerprint.
+        categories: in the order of the labels.
+        num_images: with and without boxes.
+        num_boxes: without crowd regions.
+        num_crowd: crowd regions.
+        class_counts: boxes without crowd regions by class name, in the order of the labels.
+        shards: in order.
+        fingerprint: SHA-256 of the content and its order in row groups, whatever the path: two sets
+            with the same fingerprint give the same plans and the same pictures.
+        report: what the import dropped, clipped or changed.
+    """
+
+    name: str
+    split: str
+    source: str
+    categories: tuple[Category, ...]
+    num_images: int
+    num_boxes: int
+    num_crowd: int
+    class_counts: Mapping[str, int]
+    shards: tuple[ShardInfo, ...]
+    fingerprint: str
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of `dataset.json`."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, uri: str) -> DatasetInfo:
+        """Read `dataset.json`.
+
+        Args:
+            text: its content.
+            uri: of the set, for messages.
+
+        Raises:
+            DataError: not such a file, or from a newer version of this package.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("format_version")
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                raise DataError(
+                    f"{uri}: prepared in format {version}, this version of retina_ray reads up to "
+                    f"{FORMAT_VERSION}; update retina_ray, or prepare the data set again"
+                )
+            data["categories"] = tuple(Category(**c) for c in data["categories"])
+            data["shards"] = tuple(
+                ShardInfo(**{**s, "row_group_rows": tuple(s["row_group_rows"])})
+                for s in data["shards"]
+            )
+            return cls(**data)
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{uri}/{INFO_FILE}: not the description of a prepared data set ({error!r}); "
+                "prepare the data set again"
+            ) from error

@@ -1,0 +1,264 @@
+"""What a prepared data set holds: the columns of a shard, a record, and the faults of bad data.
+
+Shapes: M boxes of an image, K classes. Boxes are XYXY in absolute pixels, `0 <= x0 < x1 <= W`;
+pixel (i, j) covers `[j, j+1) x [i, i+1)`. Labels are 0 to K-1.
+
+Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = [
+    "IMAGE_COLUMN",
+    "LIGHT_COLUMNS",
+    "SHARD_SCHEMA",
+    "Category",
+    "DataError",
+    "Fault",
+    "Record",
+    "nested_rows",
+    "record_from_row",
+    "records_to_table",
+]
+
+IMAGE_COLUMN = "image"
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64()),
+        pa.field("file_name", pa.string()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("iscrowd", pa.list_(pa.bool_())),
+        pa.field("area", pa.list_(pa.float64())),
+        pa.field("bbox", pa.list_(pa.list_(pa.float64(), 4))),
+        pa.field("annotation_id", pa.list_(pa.int64())),
+        pa.field(IMAGE_COLUMN, pa.large_binary()),
+    ]
+)
+"""Columns of a shard; a row is an image. `image` holds the encoded JPEG or PNG and is the only
+heavy one."""
+
+LIGHT_COLUMNS = tuple(name for name in SHARD_SCHEMA.names if name != IMAGE_COLUMN)
+"""All columns that planning and evaluation may read without touching pixels."""
+
+_MAX_LINES = 50
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of the data set.
+
+    Attributes:
+        id: the id that the original annotations use; it comes back in the predictions.
+        name: unique within the data set.
+    """
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        kind: a few words that group alike faults, e.g. "box of zero or negative size".
+        message: which value was found, what was expected, and what to do.
+        file: the image or annotation file concerned.
+        image_id: the original id of the image.
+        annotation_id: the original id of the annotation.
+    """
+
+    kind: str
+    message: str
+    file: str | None = None
+    image_id: int | str | None = None
+    annotation_id: int | str | None = None
+
+    def __str__(self) -> str:
+        places = (
+            self.file,
+            None if self.image_id is None else f"image {self.image_id}",
+            None if self.annotation_id is None else f"annotation {self.annotation_id}",
+        )
+        where = ", ".join(place for place in places if place is not None)
+        return f"{where}: {self.message}" if where else self.message
+
+
+class DataError(ValueError):
+    """A data set cannot be used as it is; says everything that is wrong with it at once.
+
+    Args:
+        faults: the faults in the order in which they were found, or one message.
+
+    Attributes:
+        faults: all of them; the message shows about 50 lines and counts the rest.
+    """
+
+    def __init__(self, faults: str | Iterable[Fault]) -> None:
+        if isinstance(faults, str):
+            faults = [Fault("data set", faults)]
+        self.faults: list[Fault] = list(faults)
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return str(self.faults[0])
+        return "\n".join(_fault_lines(self.faults))
+
+
+def _fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """List faults by kind, the total of each kind always, at most `_MAX_LINES` single ones."""
+    totals = Counter(fault.kind for fault in faults)
+    share = max(1, _MAX_LINES // max(1, len(totals)))
+    lines = [f"{len(faults)} faults in the data"]
+    for kind, total in totals.items():
+        lines.append(f"{kind} ({total}):")
+        shown = [fault for fault in faults if fault.kind == kind][:share]
+        lines += [f"  {fault}" for fault in shown]
+        if total > len(shown):
+            lines.append(f"  and {total - len(shown)} more")
+    return lines
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One image with its annotations, as it is written to and read from a shard.
+
+    Attributes:
+        image: encoded JPEG or PNG.
+        file_name: the original name, relative to the folder of images.
+        image_id: unique within the data set.
+        height: in pixels, of the encoded image.
+        width: in pixels, of the encoded image.
+        boxes: (M, 4) float32 XYXY, within the image.
+        labels: (M,) int32, 0 to K-1.
+        iscrowd: (M,) bool; crowd regions are ignored in training and evaluation.
+        area: (M,) float64, px^2 of the object (a mask's area where there was one); it sorts the
+            objects into COCO's small, medium and large.
+        annotation_id: (M,) int64, unique within the data set.
+        bbox: (M, 4) float64 XYWH exactly as annotated, for evaluation: rounding to float32 XYXY
+            and back would move IoUs. None: taken from `boxes`.
+    """
+
+    image: bytes
+    file_name: str
+    image_id: int
+    height: int
+    width: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    iscrowd: np.ndarray
+    area: np.ndarray
+    annotation_id: np.ndarray
+    bbox: np.ndarray | None = None
+
+    @property
+    def xywh(self) -> np.ndarray:
+        """(M, 4) float64 XYWH: `bbox`, or the same made from `boxes`."""
+        if self.bbox is not None:
+            return np.asarray(self.bbox, np.float64).reshape(-1, 4)
+        boxes = np.asarray(self.boxes, np.float64).reshape(-1, 4)
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def records_to_table(records: Sequence[Record]) -> pa.Table:
+    """Turn records into a table of `SHARD_SCHEMA`.
+
+    Args:
+        records: any number, also none.
+
+    Returns:
+        A table with a row for each record.
+    """
+    ends = np.cumsum([0] + [len(r.labels) for r in records])
+    offsets = pa.array(ends, pa.int32())
+
+    def nested(name: str, dtype: Any) -> pa.Array:
+        kind = SHARD_SCHEMA.field(name).type
+        parts = [np.asarray(getattr(r, name), dtype).reshape(-1) for r in records]
+        flat = pa.array(np.concatenate(parts) if parts else np.empty(0, dtype))
+        return pa.ListArray.from_arrays(offsets, flat, type=kind)
+
+    def nested_boxes(name: str, rows: list[np.ndarray], dtype: Any) -> pa.Array:
+        kind = SHARD_SCHEMA.field(name).type
+        parts = [np.asarray(row, dtype).reshape(-1) for row in rows]
+        flat = pa.array(np.concatenate(parts) if parts else np.empty(0, dtype))
+        fours = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
+        return pa.ListArray.from_arrays(offsets, fours, type=kind)
+
+    columns = {
+        "image_id": pa.array([r.image_id for r in records], pa.int64()),
+        "file_name": pa.array([r.file_name for r in records], pa.string()),
+        "height": pa.array([r.height for r in records], pa.int32()),
+        "width": pa.array([r.width for r in records], pa.int32()),
+        "boxes": nested_boxes("boxes", [r.boxes for r in records], np.float32),
+        "labels": nested("labels", np.int32),
+        "iscrowd": nested("iscrowd", np.bool_),
+        "area": nested("area", np.float64),
+        "bbox": nested_boxes("bbox", [r.xywh for r in records], np.float64),
+        "annotation_id": nested("annotation_id", np.int64),
+        IMAGE_COLUMN: pa.array([r.image for r in records], pa.large_binary()),
+    }
+    return pa.table(columns, schema=SHARD_SCHEMA)
+
+
+def record_from_row(row: Mapping[str, Any]) -> Record:
+    """Turn one row of a shard, as `table.slice(i, 1).to_pylist()[0]` gives it, into a record.
+
+    Args:
+        row: a value for each column of `SHARD_SCHEMA`.
+
+    Returns:
+        The record with numpy arrays.
+    """
+    return Record(
+        image=row[IMAGE_COLUMN],
+        file_name=row["file_name"],
+        image_id=row["image_id"],
+        height=row["height"],
+        width=row["width"],
+        boxes=np.asarray(row["boxes"], np.float32).reshape(-1, 4),
+        labels=np.asarray(row["labels"], np.int32),
+        iscrowd=np.asarray(row["iscrowd"], np.bool_),
+        area=np.asarray(row["area"], np.float64),
+        annotation_id=np.asarray(row["annotation_id"], np.int64),
+        bbox=np.asarray(row["bbox"], np.float64).reshape(-1, 4),
+    )
+
+
+def nested_rows(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
+    """Split a list column of a shard into one numpy array per row, without a Python loop on values.
+
+    Args:
+        column: of type list<number> or list<fixed_size_list<number, 4>>.
+
+    Returns:
+        For each row an array (M,) or (M, 4); M may be 0.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    rows: list[np.ndarray] = []
+    for chunk in chunks:
+        ends = chunk.offsets.to_numpy() - (chunk.offsets[0].as_py() if len(chunk.offsets) else 0)
+        values = chunk.flatten()
+        if pa.types.is_fixed_size_list(values.type):
+            flat = (
+                values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)
+            )
+        else:
+            flat = values.to_numpy(zero_copy_only=False)
+        rows += [flat[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return rows
