@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -260,5 +261,5 @@ def nested_rows(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
             )
         else:
             flat = values.to_numpy(zero_copy_only=False)
-        rows += [flat[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        rows += [flat[start:end] for start, end in pairwise(ends)]
     return rows

@@ -61,7 +61,7 @@ class ShardWriter:
         overwrite: replace a complete data set that is already there.
 
     Raises:
-        DataError: a complete set is there already; or, at the end, the set is empty or without boxes.
+        DataError: a complete set is there already; or, at the end, the set is empty or has no box.
     """
 
     def __init__(
@@ -274,13 +274,14 @@ def _leaf_path(column: pa.Field) -> str:
 
 def _parquet_writer(sink: pa.NativeFile) -> pq.ParquetWriter:
     """Open a Parquet file: pictures as they are (they are compressed already), the rest small."""
+    compression: Any = {
+        _leaf_path(column): "NONE" if column.name == IMAGE_COLUMN else "ZSTD"
+        for column in SHARD_SCHEMA
+    }
     return pq.ParquetWriter(
         sink,
         SHARD_SCHEMA,
-        compression={
-            _leaf_path(column): "NONE" if column.name == IMAGE_COLUMN else "ZSTD"
-            for column in SHARD_SCHEMA
-        },
+        compression=compression,
         use_dictionary=False,
         write_statistics=False,
         use_compliant_nested_type=False,
