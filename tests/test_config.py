@@ -1,0 +1,282 @@
+"""The config classes: defaults, freezing, direct construction, and impossible combinations."""
+
+import pickle
+
+import pydantic
+import pytest
+
+from retina_ray.config import (
+    AnchorConfig,
+    ConfigError,
+    ExperimentConfig,
+    InputConfig,
+    LossConfig,
+    MatcherConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+    with_overrides,
+)
+from retina_ray.overrides import config_paths
+
+# detectron2's RetinaNet R50-FPN 1x recipe (configs/Base-RetinaNet.yaml over config/defaults.py, and
+# the constants of modeling/meta_arch/retinanet.py), in our units: the milestones are steps over
+# 90 000 steps, colours are RGB.
+DETECTRON2 = {
+    "model.num_classes": 80,
+    "model.backbone": "resnet50",
+    "model.backbone_norm": "frozen_bn",
+    "model.freeze_stages": 2,
+    "model.min_level": 3,
+    "model.max_level": 7,
+    "model.fpn_channels": 256,
+    "model.fpn_norm": "none",
+    "model.fpn_fuse": "sum",
+    "model.top_input": "c5",
+    "model.head_num_convs": 4,
+    "model.head_norm": "none",
+    "model.prior_prob": 0.01,
+    "model.anchors.sizes": (32, 64, 128, 256, 512),
+    "model.anchors.octave_scales": (1, 2 ** (1 / 3), 2 ** (2 / 3)),
+    "model.anchors.aspect_ratios": (0.5, 1, 2),
+    "model.anchors.scale": 1,
+    "model.box_weights": (1, 1, 1, 1),
+    "model.pixel_mean": (123.675, 116.28, 103.53),
+    "matcher.low": 0.4,
+    "matcher.high": 0.5,
+    "matcher.allow_low_quality": True,
+    "loss.focal_alpha": 0.25,
+    "loss.focal_gamma": 2,
+    "loss.box_loss": "smooth_l1",
+    "loss.box_loss_weight": 1,
+    "loss.normalizer": "ema",
+    "loss.normalizer_momentum": 0.9,
+    "loss.normalizer_initial": 100,
+    "input.train_sizes_px": (640, 672, 704, 736, 768, 800),
+    "input.train_size_sampling": "choice",
+    "input.train_max_size_px": 1333,
+    "input.eval_size_px": 800,
+    "input.eval_max_size_px": 1333,
+    "input.flip": "horizontal",
+    "input.group_by_aspect": True,
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.01,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.weight_decay_norm": 0,
+    "optimizer.weight_decay_bias": None,
+    "optimizer.bias_lr_factor": 1,
+    "optimizer.clip_threshold": 1,
+    "optimizer.clip_norm_type": 2,
+    "schedule.name": "multistep",
+    "schedule.milestones": (60_000 / 90_000, 80_000 / 90_000),
+    "schedule.gamma": 0.1,
+    "schedule.warmup": "linear",
+    "schedule.warmup_steps": 1000,
+    "schedule.warmup_factor": 0.001,
+    "train.batch_size": 16,
+    "train.precision": "fp32",
+    "inference.score_threshold": 0.05,
+    "inference.topk_per_level": 1000,
+    "inference.nms_threshold": 0.5,
+    "inference.max_detections": 100,
+}
+
+
+def value_at(config, path):
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def faults_of(**sections) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        ExperimentConfig(**sections)
+    return dict(caught.value.faults)
+
+
+@pytest.mark.parametrize("path", DETECTRON2)
+def test_the_default_is_detectron2s(path):
+    assert value_at(ExperimentConfig(), path) == DETECTRON2[path]
+
+
+def test_defaults_differ_from_detectron2_where_the_docs_say_so():
+    config = ExperimentConfig()
+    assert config.model.anchors.offset == 0.5  # detectron2: 0.0
+    assert config.model.pixel_std == (58.395, 57.12, 57.375)  # detectron2: 1, MSRA's weights
+    assert config.loss.smooth_l1_beta == 0.1  # its defaults.py; its RetinaNet recipe: 0.0
+    assert config.optimizer.clip == "value"  # detectron2: has it, switched off
+
+
+def test_every_default_is_valid_by_itself():
+    """Pydantic does not validate defaults; a config read back from JSON would be refused."""
+    config = ExperimentConfig()
+    assert ExperimentConfig(**config.model_dump()) == config
+
+
+def test_every_section_is_explained():
+    sections = [ExperimentConfig, *filter(None, config_paths(ExperimentConfig).values())]
+    assert len(sections) >= 12
+    assert [section.__name__ for section in sections if not section.__doc__] == []
+
+
+def test_derived_values_of_the_model():
+    model = ModelConfig()
+    assert model.levels == (3, 4, 5, 6, 7)
+    assert model.strides == (8, 16, 32, 64, 128)
+    assert model.num_anchors == 9
+    small = ModelConfig(
+        min_level=4,
+        max_level=5,
+        anchors=AnchorConfig(sizes=(8, 16), octave_scales=(1.0,), aspect_ratios=(0.5, 1.0)),
+    )
+    assert (small.levels, small.strides, small.num_anchors) == ((4, 5), (16, 32), 2)
+
+
+# A config is a value
+
+
+@pytest.mark.parametrize("path", ["loss.focal_gamma", "model.anchors.scale", "loss"])
+def test_nothing_can_be_set(path):
+    config = ExperimentConfig()
+    *parents, leaf = path.split(".")
+    section = value_at(config, ".".join(parents)) if parents else config
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        setattr(section, leaf, 1.0)
+    assert config == ExperimentConfig()
+
+
+def test_equal_values_are_equal_and_hash_alike():
+    one = ExperimentConfig(loss=LossConfig(focal_gamma=1.0))
+    two = with_overrides(ExperimentConfig(), {"loss.focal_gamma": 1})
+    assert one == two
+    assert len({one, two, ExperimentConfig()}) == 2
+
+
+def test_a_config_survives_the_way_to_another_process():
+    config = with_overrides(ExperimentConfig(), {"data.synthetic.seed": 3})
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+# Direct construction
+
+
+def test_direct_construction_raises_a_readable_config_error():
+    with pytest.raises(ConfigError) as caught:
+        LossConfig(focal_gama=1.0, focal_alpha="x")  # pyright: ignore
+    assert dict(caught.value.faults) == {
+        "focal_gama": "unknown setting; did you mean focal_gamma?",
+        "focal_alpha": "input should be a valid number, got 'x'",
+    }
+
+
+def test_direct_construction_from_plain_values_names_whole_paths():
+    faults = faults_of(
+        loss={"focal_gama": 1.0}, model={"anchors": {"scale": -1}}, los={}, train={"seed": True}
+    )
+    assert set(faults) == {"loss.focal_gama", "model.anchors.scale", "los", "train.seed"}
+    assert faults["loss.focal_gama"].endswith("did you mean loss.focal_gamma?")
+    assert faults["los"].endswith("did you mean loss?")
+
+
+def test_a_section_of_another_class_is_refused():
+    assert set(faults_of(loss=MatcherConfig())) == {"loss"}
+
+
+def test_lists_stand_for_tuples_and_ints_for_floats():
+    anchors = AnchorConfig(sizes=[8, 16, 32, 64, 128], scale=2)  # pyright: ignore
+    assert anchors.sizes == (8.0, 16.0, 32.0, 64.0, 128.0)
+    assert all(type(size) is float for size in (*anchors.sizes, anchors.scale))
+
+
+# Impossible combinations
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "says"),
+    [
+        ({"model.anchors.sizes": [32, 64]}, "model.anchors.sizes", "2 sizes for 5 pyramid levels"),
+        ({"model.anchors.sizes": []}, "model.anchors.sizes", "0 sizes for 5"),
+        ({"model.max_level": 6}, "model.anchors.sizes", "5 sizes for 4"),
+        ({"matcher.low": 0.6}, "matcher.low", "0.6 is above matcher.high = 0.5"),
+        ({"loss.focal_alpha": -0.5}, "loss.focal_alpha", "-1 for no weighting"),
+        ({"train.num_workers": 3}, "train.batch_size", "16 images do not divide"),
+        ({"train.batch_size": 1, "train.num_workers": 2}, "train.batch_size", "1 images"),
+        ({"schedule.milestones": [0.9, 0.5]}, "schedule.milestones", "must increase"),
+        ({"schedule.milestones": [0.5, 0.5]}, "schedule.milestones", "must increase"),
+        (
+            {"optimizer.nesterov": True, "optimizer.momentum": 0},
+            "optimizer.nesterov",
+            "optimizer.momentum > 0",
+        ),
+        ({"train.eval_every_epochs": 13}, "train.eval_every_epochs", "train.epochs = 12"),
+        ({"input.train_size_sampling": "range"}, "input.train_sizes_px", "(shortest, longest)"),
+        (
+            {"input.train_size_sampling": "range", "input.train_sizes_px": [800, 640]},
+            "input.train_sizes_px",
+            "(800, 640)",
+        ),
+        ({"input.train_max_size_px": 799}, "input.train_max_size_px", "shorter side 800"),
+        ({"input.eval_max_size_px": 799}, "input.eval_max_size_px", "input.eval_size_px = 800"),
+        ({"model.fpn_norm": "gn", "model.fpn_channels": 48}, "model.fpn_channels", "48"),
+        ({"model.head_norm": "gn", "model.fpn_channels": 48}, "model.head_channels", "48"),
+        ({"model.head_norm": "gn", "model.head_channels": 40}, "model.head_channels", "40"),
+        (
+            {"data.synthetic": {}, "data.train": "a", "data.val": "b"},
+            "data.synthetic",
+            "choose one",
+        ),
+        ({"data.train": "a"}, "data", "needed together"),
+        ({"data.val": "a"}, "data", "needed together"),
+    ],
+)
+def test_an_impossible_combination_is_refused(overrides, path, says):
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(ExperimentConfig(), overrides)
+    assert [p for p, _ in caught.value.faults] == [path]
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.max_level": 6, "model.anchors.sizes": [8, 16, 32, 64]},
+        {"matcher.low": 0.5},
+        {"loss.focal_alpha": -1},
+        {"loss.focal_alpha": 0},
+        {"loss.focal_gamma": 0},
+        {"loss.smooth_l1_beta": 0},
+        {"train.num_workers": 16},
+        {"optimizer.name": "adamw", "optimizer.nesterov": True, "optimizer.momentum": 0},
+        {"train.epochs": 1},
+        {"input.train_size_sampling": "range", "input.train_sizes_px": [640, 800]},
+        {"input.train_size_sampling": "range", "input.train_sizes_px": [640, 640]},
+        {"input.train_max_size_px": 800},
+        {"input.eval_max_size_px": 800},
+        {"model.fpn_norm": "gn", "model.head_norm": "gn"},
+        {"model.head_norm": "gn", "model.fpn_channels": 48, "model.head_channels": 64},
+        {"model.head_num_convs": 0},
+        {"data.train": "a", "data.val": "b"},
+        {"schedule.milestones": []},
+        {"schedule.warmup_steps": 0},
+    ],
+)
+def test_what_lies_at_the_border_is_possible(overrides):
+    config = with_overrides(ExperimentConfig(), overrides)
+    assert with_overrides(config, {}) == config
+
+
+def test_several_impossible_combinations_come_at_once():
+    faults = faults_of(
+        matcher=MatcherConfig(low=0.9),
+        train=TrainConfig(batch_size=3, num_workers=2),
+        schedule=ScheduleConfig(milestones=(0.9, 0.1)),
+        input=InputConfig(eval_size_px=2000),
+    )
+    assert set(faults) == {
+        "matcher.low",
+        "train.batch_size",
+        "schedule.milestones",
+        "input.eval_max_size_px",
+    }
