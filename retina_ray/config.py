@@ -103,6 +103,9 @@ class ModelConfig(_Frozen):
     backbone_weights: Text | None = None
     """null: from scratch. A path to a state dict, or a torchvision name such as
     `IMAGENET1K_V2` (downloaded by torchvision)."""
+    backbone_stride_in_1x1: Bool = False
+    """Bottlenecks stride in their first 1x1 convolution, as in MSRA's weights and detectron2's model
+    zoo; torchvision's stride in the 3x3. Not for resnet18 and resnet34, which have no bottleneck."""
     freeze_stages: Annotated[Int, Field(ge=0, le=5)] = 2
     """Stages without gradient, counted from the stem: 1 stem, 2 stem and res2 (detectron2)."""
     min_level: Annotated[Int, Field(ge=2, le=4)] = 3
@@ -113,7 +116,7 @@ class ModelConfig(_Frozen):
     fpn_norm: Norm = "none"
     fpn_fuse: Literal["sum", "avg"] = "sum"
     top_input: Literal["c5", "p5"] = "c5"
-    """What P6 is computed from: the paper and detectron2 take C5; torchvision's v2 takes P5."""
+    """What P6 is computed from: the paper, detectron2 and torchvision's v2 take C5, its v1 P5."""
     head_num_convs: Annotated[Int, Field(ge=0)] = 4
     head_channels: Annotated[Int, Field(ge=8)] | None = None
     """null: as the FPN."""
@@ -333,6 +336,11 @@ def _impossible_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
             "model.anchors.sizes",
             f"{len(sizes)} sizes for {len(levels)} pyramid levels "
             f"(P{levels[0]} to P{levels[-1]}): give one size per level",
+        )
+    if model.backbone_stride_in_1x1 and model.backbone in ("resnet18", "resnet34"):
+        yield (
+            "model.backbone_stride_in_1x1",
+            f"{model.backbone} has no bottlenecks whose stride could be moved: set it to false",
         )
     for part, channels in (
         ("fpn", model.fpn_channels),
