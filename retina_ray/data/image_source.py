@@ -1,0 +1,69 @@
+"""Images of a prepared data set by their position in its index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from retina_ray.data.schema import nested_rows
+from retina_ray.data.shards import PreparedDataset
+
+__all__ = ["ImageSource", "StoredImage"]
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as it lies in the data set."""
+
+    data: bytes
+    file_name: str
+    image_id: int
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+class ImageSource:
+    """A data set with the places of its images: position in the index -> stored image."""
+
+    def __init__(self, dataset: PreparedDataset, index: pa.Table) -> None:
+        self.dataset = dataset
+        self.places = np.stack(
+            [index[name].to_numpy() for name in ("shard", "row_group", "row")], axis=1
+        )
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, positions: Iterable[int]) -> dict[int, StoredImage]:
+        """Read images, each row group once."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for position in sorted(set(positions)):
+            shard, row_group, _ = self.places[position].tolist()
+            groups.setdefault((shard, row_group), []).append(position)
+        images: dict[int, StoredImage] = {}
+        for place, members in groups.items():
+            rows = self.dataset.read_row_group(*place).take(self.places[members, 2])
+            images.update(zip(members, _stored_images(rows), strict=True))
+        return images
+
+
+def _stored_images(rows: pa.Table) -> list[StoredImage]:
+    """Take images out of a row group; crowd boxes are left behind, they never become targets."""
+    light = rows.select(["file_name", "image_id", "height", "width"]).to_pylist()
+    nested = [nested_rows(rows[name]) for name in ("boxes", "labels", "iscrowd")]
+    images = []
+    for data, row, boxes, labels, crowd in zip(
+        rows["image"].to_pylist(), light, *nested, strict=True
+    ):
+        single = ~crowd.astype(np.bool_)
+        size = (row["height"], row["width"])
+        images.append(
+            StoredImage(
+                data, row["file_name"], row["image_id"], size, boxes[single], labels[single]
+            )
+        )
+    return images

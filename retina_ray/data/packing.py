@@ -1,0 +1,111 @@
+"""A ready batch as one row of an Arrow table.
+
+In this form it travels through Ray's object store without being copied or pickled;
+`retina_ray.data.unpack` makes tensors of it. N images, M boxes of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from retina_ray.data.image_source import StoredImage
+from retina_ray.data.transforms import DecodeError, Sample
+
+__all__ = ["BATCH_SCHEMA", "pack_batch"]
+
+BATCH_SCHEMA = pa.schema(
+    [
+        pa.field("plan_index", pa.int64()),
+        pa.field("kind", pa.string()),
+        pa.field("epoch", pa.int32()),
+        pa.field("step", pa.int64()),
+        pa.field("worker", pa.int32()),
+        pa.field("num_images", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("pixels", pa.large_binary()),
+        pa.field("sizes", pa.list_(pa.int32())),
+        pa.field("box_counts", pa.list_(pa.int32())),
+        pa.field("boxes", pa.list_(pa.float32())),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("image_ids", pa.list_(pa.int64())),
+        pa.field("original_sizes", pa.list_(pa.int32())),
+        pa.field("num_fill", pa.int32()),
+        pa.field(
+            "bad_images", pa.list_(pa.struct({"file_name": pa.string(), "reason": pa.string()}))
+        ),
+    ]
+)
+"""Columns of a batch; the first five and `num_fill` are the plan's.
+
+pixels: (N, height, width, 3) uint8 RGB, zero at the right and the bottom of each image.
+sizes, original_sizes: (N, 2) height and width in pixels after and before resizing. box_counts:
+(N,) boxes of each image. boxes: (M, 4) XYXY in resized pixels. labels: (M,). image_ids: (N,).
+"""
+
+
+def pack_batch(
+    row: Mapping[str, Any],
+    used: Sequence[tuple[StoredImage, Sample]],
+    bad: Sequence[tuple[StoredImage, DecodeError]],
+    *,
+    size_divisibility_px: int,
+) -> pa.Table:
+    """Pad samples to one size and make a batch of them.
+
+    Args:
+        row: of the plan.
+        used: the images of the batch with what became of them; may be empty.
+        bad: images that could not be decoded, and why.
+        size_divisibility_px: height and width become multiples of this.
+
+    Returns:
+        A table of one row (`BATCH_SCHEMA`).
+    """
+    samples = [sample for _, sample in used]
+    sizes = np.array([s.image.shape[:2] for s in samples], np.int32).reshape(-1, 2)
+    # Without images the size is one step of the grid, which any model takes.
+    longest = sizes.max(axis=0, initial=1)
+    height, width = (
+        int(-(-side // size_divisibility_px) * size_divisibility_px) for side in longest
+    )
+    pixels = np.zeros((len(samples), height, width, 3), np.uint8)
+    for target, sample in zip(pixels, samples, strict=True):
+        target[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
+    values = {
+        **{name: row[name] for name in ("plan_index", "kind", "epoch", "step", "worker")},
+        "num_images": len(samples),
+        "height": height,
+        "width": width,
+        "sizes": sizes,
+        "box_counts": np.array([len(s.boxes) for s in samples], np.int32),
+        "boxes": np.concatenate([s.boxes for s in samples] or [np.zeros(0, np.float32)]),
+        "labels": np.concatenate([s.labels for s in samples] or [np.zeros(0, np.int32)]),
+        "image_ids": np.array([image.image_id for image, _ in used], np.int64),
+        "original_sizes": np.array([image.size for image, _ in used], np.int32),
+        "num_fill": row["num_fill"],
+        "bad_images": [{"file_name": i.file_name, "reason": str(e)} for i, e in bad],
+    }
+    columns = [
+        _pixel_column(pixels) if field.name == "pixels" else _column(values[field.name], field)
+        for field in BATCH_SCHEMA
+    ]
+    return pa.table(columns, schema=BATCH_SCHEMA)
+
+
+def _pixel_column(pixels: np.ndarray) -> pa.Array:
+    """Wrap a batch's pixels as the one value of a column, without a copy."""
+    offsets = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(pixels)])
+
+
+def _column(value: Any, field: pa.Field) -> pa.Array:
+    """Make a column of one value; arrays are flattened to a list."""
+    if not isinstance(value, np.ndarray):
+        return pa.array([value], field.type)
+    flat = pa.array(value.reshape(-1), field.type.value_type)
+    return pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)

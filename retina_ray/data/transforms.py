@@ -1,0 +1,288 @@
+"""From encoded bytes to a resized, flipped picture with its boxes.
+
+Boxes are (M, 4) float32 XYXY in pixels; pixel (i, j) covers `[j, j+1) x [i, i+1)`, so resizing
+multiplies coordinates and a flip is `W - x`. Pictures are (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from retina_ray.data.order import random_stream
+
+__all__ = [
+    "DecodeError",
+    "Flip",
+    "Sample",
+    "augment",
+    "decode_image",
+    "encoded_size",
+    "flip_boxes",
+    "image_stream",
+    "place_boxes",
+    "resize_image",
+    "shortest_edge_size",
+]
+
+Pixels = NDArray[np.uint8]
+Boxes = NDArray[np.float32]
+Flip = Literal["none", "horizontal", "vertical", "both"]
+
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
+# Start of frame: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); ITU-T T.81, table B.1.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers without a length: TEM, RST0 to RST7, SOI.
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+class DecodeError(ValueError):
+    """An image cannot be decoded, or is not what its annotation says; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture ready for a batch.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (M, 4) float32 XYXY in pixels of `image`.
+        labels: (M,) int32.
+    """
+
+    image: Pixels
+    boxes: Boxes
+    labels: NDArray[np.int32]
+
+
+def shortest_edge_size(height: int, width: int, size_px: int, max_size_px: int) -> tuple[int, int]:
+    """Size at which the shorter side is `size_px`, or the longer `max_size_px` where that is less.
+
+    The rounding is detectron2's (`ResizeShortestEdge`): both sides are scaled in floating point,
+    then rounded half up. A side is at least 1 pixel, where detectron2 may give 0.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        size_px: wanted length of the shorter side.
+        max_size_px: limit of the longer side.
+
+    Returns:
+        (height, width) in pixels.
+    """
+    scale = size_px * 1.0 / min(height, width)
+    new_height, new_width = (
+        (size_px * 1.0, scale * width) if height < width else (scale * height, size_px * 1.0)
+    )
+    longest = max(new_height, new_width)
+    if longest > max_size_px:
+        scale = max_size_px * 1.0 / longest
+        new_height, new_width = new_height * scale, new_width * scale
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def encoded_size(data: bytes) -> tuple[int, int] | None:
+    """Read (height, width) from the header of a JPEG or PNG, before any EXIF rotation.
+
+    Returns:
+        Pixels, or None where the header is of another kind or damaged.
+    """
+    if data.startswith(_PNG_START) and len(data) >= 24:
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if not data.startswith(_JPEG_START):
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in _JPEG_BARE:
+            at += 2
+        elif marker in _JPEG_FRAMES:
+            return (
+                int.from_bytes(data[at + 5 : at + 7], "big"),
+                int.from_bytes(data[at + 7 : at + 9], "big"),
+            )
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def decode_image(
+    data: bytes,
+    *,
+    min_shorter_side: int | None = None,
+    expected_size: tuple[int, int] | None = None,
+) -> Pixels:
+    """Decode an image to 8-bit RGB.
+
+    Grey images become RGB, an alpha channel is dropped, 16 bits are scaled to 8, and an EXIF
+    orientation is ignored: annotations are made in the coordinates of the stored pixels.
+
+    Args:
+        data: JPEG, PNG, or what else OpenCV reads.
+        min_shorter_side: the picture may come out smaller, by 1/2, 1/4 or 1/8, as long as its
+            shorter side keeps this length. Only JPEGs do, since their decoder saves the work; a
+            reduced side has ceil(side / factor) pixels, and a factor whose last pixel would lie
+            by more than half outside the image is not used.
+        expected_size: the (height, width) that the annotations were made for.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        DecodeError: empty, truncated, not an image, or of another size than expected.
+    """
+    if not data:
+        raise DecodeError("the file is empty")
+    is_jpeg = data.startswith(_JPEG_START)
+    # Some versions of OpenCV fill the missing part of a truncated JPEG with grey, without a word.
+    if is_jpeg and data.rfind(_JPEG_END) < 0:
+        raise DecodeError("the JPEG is truncated: it has no end marker")
+    size = encoded_size(data)
+    _check_size(size, expected_size)
+    factor = 1
+    if is_jpeg and size is not None and min_shorter_side is not None:
+        factor = _reduction(size, min_shorter_side)
+    try:
+        flags = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DecodeError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
+    if image is None:
+        raise DecodeError("not an image that OpenCV can decode: damaged, truncated or unknown")
+    if size is None:
+        _check_size(image.shape[:2], expected_size)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def resize_image(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize: by areas when shrinking, which does not alias, else bilinearly.
+
+    Args:
+        image: (H, W, 3) uint8.
+        height: of the result, pixels.
+        width: of the result, pixels.
+
+    Returns:
+        (height, width, 3) uint8; the image itself where nothing changes.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, vertical: bool) -> Boxes:
+    """Mirror boxes in a picture of height x width pixels: x becomes W - x, y becomes H - y.
+
+    Args:
+        boxes: (M, 4) XYXY.
+        height: of the picture.
+        width: of the picture.
+        horizontal: left becomes right.
+        vertical: top becomes bottom.
+
+    Returns:
+        (M, 4) XYXY, `x0 < x1` and `y0 < y1` as before.
+    """
+    x0, y0, x1, y1 = boxes.T
+    if horizontal:
+        x0, x1 = width - x1, width - x0
+    if vertical:
+        y0, y1 = height - y1, height - y0
+    return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+
+
+def place_boxes(boxes: Boxes, source_size: tuple[int, int], target_size: tuple[int, int]) -> Boxes:
+    """Scale boxes with their picture, and clip what rounding put outside.
+
+    Args:
+        boxes: (M, 4) XYXY in pixels of the source.
+        source_size: (height, width).
+        target_size: (height, width).
+
+    Returns:
+        (M, 4) float32 XYXY in pixels of the target.
+    """
+    height, width = target_size
+    scale = np.array([width / source_size[1], height / source_size[0]] * 2)
+    scaled = boxes.reshape(-1, 4).astype(np.float64) * scale
+    return np.clip(scaled, 0, [width, height, width, height]).astype(np.float32)
+
+
+def image_stream(seed: int, epoch: int, image_id: int) -> np.random.Generator:
+    """Make the generator that an image's augmentation draws from, whoever decodes it."""
+    return random_stream(seed, epoch, image_id)
+
+
+def augment(
+    image: Pixels,
+    boxes: Boxes,
+    labels: NDArray[np.int32],
+    *,
+    source_size: tuple[int, int],
+    target_size: tuple[int, int],
+    flip: Flip,
+    min_box_size_px: float,
+    rng: np.random.Generator,
+) -> Sample:
+    """Resize an image and flip it at random, with its boxes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; may have been decoded at a reduced size.
+        boxes: (M, 4) float32 XYXY in pixels of the source.
+        labels: (M,) the class of each box.
+        source_size: (height, width) that the boxes refer to.
+        target_size: (height, width) of the result.
+        flip: each named flip happens with probability 0.5, independently. The draws are the same
+            whatever is named, so "both" flips horizontally where "horizontal" does.
+        min_box_size_px: boxes with a side below this after resizing are dropped; so are boxes
+            without an area, and NaN.
+        rng: of the image, see `image_stream`.
+
+    Returns:
+        The sample.
+    """
+    coins = rng.random(2) < 0.5
+    horizontal = bool(coins[0]) and flip in ("horizontal", "both")
+    vertical = bool(coins[1]) and flip in ("vertical", "both")
+    image = resize_image(image, *target_size)
+    if horizontal or vertical:
+        code = -1 if horizontal and vertical else int(horizontal)
+        image = np.asarray(cv2.flip(image, code), np.uint8)
+    boxes = place_boxes(boxes, source_size, target_size)
+    boxes = flip_boxes(boxes, *target_size, horizontal=horizontal, vertical=vertical)
+    sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    keep = (sides >= min_box_size_px) & (sides > 0)
+    return Sample(image, boxes[keep], np.asarray(labels, np.int32)[keep])
+
+
+def _reduction(size: tuple[int, int], min_shorter_side: int) -> int:
+    """Choose the largest factor that leaves enough pixels and keeps the edges in place."""
+    for factor in (8, 4, 2):
+        long_enough = -(-min(size) // factor) >= min_shorter_side
+        outside = max(-side % factor for side in size)
+        if long_enough and 2 * outside <= factor:
+            return factor
+    return 1
+
+
+def _check_size(size: tuple[int, ...] | None, expected: tuple[int, int] | None) -> None:
+    """Refuse an image of another size than its annotation."""
+    if size is not None and expected is not None and tuple(size) != tuple(expected):
+        raise DecodeError(
+            f"the image has {size[1]} x {size[0]} pixels, its annotation says "
+            f"{expected[1]} x {expected[0]}"
+        )
