@@ -104,8 +104,8 @@ class ModelConfig(_Frozen):
     """null: from scratch. A path to a state dict, or a torchvision name such as
     `IMAGENET1K_V2` (downloaded by torchvision)."""
     backbone_stride_in_1x1: Bool = False
-    """Bottlenecks stride in their first 1x1 convolution, as in MSRA's weights and detectron2's model
-    zoo; torchvision's stride in the 3x3. Not for resnet18 and resnet34, which have no bottleneck."""
+    """Bottlenecks stride in their first 1x1 convolution, as in MSRA's weights and detectron2's
+    model zoo; torchvision's stride in the 3x3. Not for resnet18 and resnet34."""
     freeze_stages: Annotated[Int, Field(ge=0, le=5)] = 2
     """Stages without gradient, counted from the stem: 1 stem, 2 stem and res2 (detectron2)."""
     min_level: Annotated[Int, Field(ge=2, le=4)] = 3
