@@ -1,0 +1,1 @@
+"""Trained models at work: predictions over data sets and images, without Ray."""

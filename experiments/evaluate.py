@@ -1,0 +1,56 @@
+"""Score a checkpoint on a prepared data set with COCO's metrics.
+
+python experiments/evaluate.py --checkpoint results/RUN --dataset data/bccd/val
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from retina_ray.cli import clean_exit
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.evaluation.coco import evaluate_coco, write_results
+from retina_ray.evaluation.tables import metrics_table
+from retina_ray.inference.predict import Predictor
+
+console = Console()
+
+
+def main(
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or a run's.")],
+    dataset: Annotated[str, typer.Option(help="A prepared data set (folder or URI).")],
+    out: Annotated[
+        str, typer.Option(help="Folder for predictions.json (COCO results) and metrics.json.")
+    ] = "results/evaluation",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU.")] = None,
+) -> None:
+    """Print the 12 COCO figures and the AP of each class, and write the predictions."""
+    with clean_exit(console):
+        data = PreparedDataset.open(dataset)
+        predictor = Predictor.from_checkpoint(checkpoint, device=device)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("images", total=data.info.num_images)
+            found = predictor.over_dataset(
+                data, on_progress=lambda done: progress.update(task, completed=done)
+            )
+        metrics = evaluate_coco(
+            data.ground_truth(),
+            found.results,
+            max_detections=predictor.config.inference.max_detections,
+        )
+        folder = Path(out).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(folder / "predictions.json", found.results)
+        (folder / "metrics.json").write_text(json.dumps(metrics.as_metrics(), indent=1))
+        console.print(metrics_table(metrics))
+        console.print(f"predictions: {folder / 'predictions.json'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,90 @@
+"""Find objects in image files with a trained checkpoint.
+
+python experiments/predict.py --checkpoint results/RUN photo.jpg folder/ --out found
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from retina_ray.cli import clean_exit
+from retina_ray.config import ConfigError
+from retina_ray.data.transforms import DecodeError, decode_image
+from retina_ray.evaluation.pictures import Picture, write_png
+from retina_ray.inference.predict import Predictor
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+console = Console()
+
+
+def main(
+    inputs: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or a run's.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and predictions.json.")] = Path(
+        "results/predictions"
+    ),
+    score_threshold: Annotated[float, typer.Option(help="Boxes below it are not drawn.")] = 0.3,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU.")] = None,
+) -> None:
+    """Write a picture with boxes for each image, and all detections as JSON."""
+    with clean_exit(console):
+        files = _image_files(inputs)
+        predictor = Predictor.from_checkpoint(checkpoint, device=device)
+        records, unreadable = [], []
+        for file in files:
+            try:
+                image = decode_image(file.read_bytes())
+            except DecodeError as error:
+                unreadable.append(f"{file}: {error}")
+                continue
+            found = predictor.predict_image(image)
+            picture = Picture(
+                image=image,
+                truth_boxes=[],
+                truth_labels=[],
+                detections=found,
+                class_names=predictor.class_names,
+                caption=file.name,
+                score_threshold=score_threshold,
+            )
+            write_png(out / f"{file.stem}.png", picture.draw())
+            records += [
+                {"file": str(file), "box_xyxy": box, "score": score, "class": name}
+                for box, score, name in zip(
+                    found.boxes.tolist(),
+                    found.scores.tolist(),
+                    [predictor.class_names[i] for i in found.labels.tolist()],
+                    strict=True,
+                )
+            ]
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "predictions.json").write_text(json.dumps(records, indent=1))
+        console.print(f"{len(files) - len(unreadable)} images -> {out}", soft_wrap=True)
+        if unreadable:
+            raise ConfigError([("", message) for message in unreadable])
+
+
+def _image_files(inputs: list[Path]) -> list[Path]:
+    """Expand folders; refuse what is not there."""
+    missing = [str(path) for path in inputs if not path.exists()]
+    if missing:
+        raise ConfigError(f"no such file or folder: {', '.join(missing)}")
+    files = []
+    for path in inputs:
+        files += (
+            sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+            if path.is_dir()
+            else [path]
+        )
+    if not files:
+        raise ConfigError(f"no images in {', '.join(map(str, inputs))}")
+    return files
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,163 @@
+"""A trained model on this machine: over a prepared data set, or over images. No Ray needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from retina_ray.config import ConfigError, ExperimentConfig
+from retina_ray.data.batches import BatchLoader
+from retina_ray.data.local import iterate
+from retina_ray.data.plan import build_eval_plan
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.transforms import resize_image, shortest_edge_size
+from retina_ray.model import RetinaNet
+from retina_ray.ops.box_coder import BoxCoder
+from retina_ray.ops.postprocess import select_detections
+from retina_ray.structures import Detections, ImageBatch
+from retina_ray.train.checkpoints import CheckpointMeta, load_checkpoint
+from retina_ray.train.validation import RoundResult, ValidationRound
+
+__all__ = ["Predictor"]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with the configuration and the classes that it was trained with.
+
+    Attributes:
+        model: in evaluation mode, on `device`.
+        config: of the run that trained it.
+        meta: classes and figures of the checkpoint.
+        device: where it runs.
+    """
+
+    model: RetinaNet
+    config: ExperimentConfig
+    meta: CheckpointMeta
+    device: torch.device
+
+    @classmethod
+    def from_checkpoint(cls, uri: str, *, device: str | None = None) -> Predictor:
+        """Load a checkpoint's folder, or a run's last checkpoint.
+
+        Args:
+            uri: `.../checkpoints/step-...`, or the folder of a run.
+            device: None takes a GPU where there is one.
+
+        Raises:
+            ConfigError: no checkpoint there, or it cannot be read.
+        """
+        checkpoint = load_checkpoint(uri, weights_only=True)
+        model = RetinaNet.from_config(checkpoint.config.model)
+        model.load_state_dict(checkpoint.model)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(model.eval(), checkpoint.config, checkpoint.meta, where)
+
+    def over_dataset(
+        self,
+        dataset: PreparedDataset,
+        *,
+        num_samples: int = 0,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> RoundResult:
+        """Predict every image of a prepared data set once.
+
+        Args:
+            dataset: with the classes that the model was trained on.
+            num_samples: images to keep for pictures.
+            on_progress: called with the number of images done so far.
+
+        Raises:
+            ConfigError: the data set's classes are not the model's.
+        """
+        self._require_classes(dataset)
+        config, index = self.config, dataset.index()
+        plan = build_eval_plan(
+            index,
+            num_workers=1,
+            eval_batch_size=config.train.eval_batch_size,
+            eval_size_px=config.input.eval_size_px,
+            eval_max_size_px=config.input.eval_max_size_px,
+        )
+        loader = BatchLoader.from_config(
+            config, train=None, val=dataset, train_index=None, val_index=index
+        )
+        round_ = ValidationRound(
+            config.inference,
+            BoxCoder(config.model.box_weights),
+            list(dataset.category_ids),
+            num_samples=num_samples,
+        )
+        threads = max(1, (os.cpu_count() or 2) - 1)
+        done = 0
+        for planned in iterate(plan.worker_rows(0), loader, num_threads=threads):
+            round_.add(self.model, planned.batch.to(self.device))
+            done += len(planned.batch.image_ids)
+            if on_progress is not None:
+                on_progress(done)
+        return round_.gather()
+
+    @torch.inference_mode()
+    def predict_image(self, image: np.ndarray) -> Detections:
+        """Find the objects of one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            Detections in pixels of `image`, on the CPU.
+
+        Raises:
+            ValueError: the array is not such an image.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"expected an (H, W, 3) uint8 RGB image, got {image.dtype} of shape {image.shape}"
+            )
+        height, width = image.shape[:2]
+        inputs, inference = self.config.input, self.config.inference
+        resized = resize_image(
+            image,
+            *shortest_edge_size(height, width, inputs.eval_size_px, inputs.eval_max_size_px),
+        )
+        images = self._to_batch(resized)
+        found = select_detections(
+            self.model(images),
+            images.sizes,
+            coder=BoxCoder(self.config.model.box_weights),
+            score_threshold=inference.score_threshold,
+            topk_per_level=inference.topk_per_level,
+            nms_threshold=inference.nms_threshold,
+            max_detections=inference.max_detections,
+        )[0].to("cpu")
+        scale = found.boxes.new_tensor([width / resized.shape[1], height / resized.shape[0]] * 2)
+        return Detections(found.boxes * scale, found.scores, found.labels)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes in the order of the labels."""
+        return [name for _, name in self.meta.categories]
+
+    def _to_batch(self, image: np.ndarray) -> ImageBatch:
+        """Pad one image as a batch of one would be."""
+        height, width = image.shape[:2]
+        divisor = self.config.input.size_divisibility_px
+        padded = np.zeros((-(-height // divisor) * divisor, -(-width // divisor) * divisor, 3))
+        padded = padded.astype(np.uint8)
+        padded[:height, :width] = image
+        pixels = torch.from_numpy(padded)[None].permute(0, 3, 1, 2)
+        return ImageBatch(pixels, torch.tensor([[height, width]])).to(self.device)
+
+    def _require_classes(self, dataset: PreparedDataset) -> None:
+        theirs = [(c.id, c.name) for c in dataset.info.categories]
+        if theirs != self.meta.categories:
+            raise ConfigError(
+                f"{dataset.uri}: its classes ({', '.join(n for _, n in theirs[:8])}) are not "
+                f"those that the model was trained on ({', '.join(self.class_names[:8])})"
+            )

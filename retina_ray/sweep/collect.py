@@ -1,0 +1,79 @@
+"""From what the trials left on disk, and Tune's word on how each ended, to the report's rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ray.tune.experiment import Trial
+
+from retina_ray.config import with_overrides
+from retina_ray.sweep.effective import idle_paths
+from retina_ray.sweep.plan import METRIC, SweepPlan
+from retina_ray.sweep.report import TrialRow
+from retina_ray.sweep.space import decode_params
+from retina_ray.train.checkpoints import CheckpointStore
+
+__all__ = ["collect_rows"]
+
+
+def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:
+    """Make a row for every trial that Tune drew, with all its evaluations.
+
+    Args:
+        plan: the sweep.
+        trials: Tune's trials, in the order in which they were drawn.
+    """
+    return [_row(plan, trial) for trial in trials]
+
+
+def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
+    params = decode_params(plan.space, trial.config)
+    history = _history(plan, trial.trial_id)
+    best = max(history, key=lambda record: record["AP"], default={})
+    epochs_run = max((record["epoch"] for record in history), default=0)
+    status, reason = _outcome(plan, trial, epochs_run)
+    idle = idle_paths(with_overrides(plan.config, params))
+    return TrialRow(
+        trial_id=trial.trial_id,
+        params={path: None if path in idle else value for path, value in params.items()},
+        status=status,
+        reason=reason,
+        metrics={k: v for k, v in best.items() if k not in ("epoch", "step") and "/" not in k},
+        best_epoch=best.get("epoch", 0),
+        epochs_run=epochs_run,
+        time_s=float(trial.last_result.get("time_total_s", 0.0) if trial.last_result else 0.0),
+        checkpoint=CheckpointStore(f"{plan.trial_uri(trial.trial_id)}/checkpoints").best,
+        history=history,
+        seed=plan.config.train.seed,
+    )
+
+
+def _outcome(plan: SweepPlan, trial: Trial, epochs_run: int) -> tuple[str, str]:
+    """How a trial ended, and why."""
+    if trial.status == Trial.ERROR:
+        text = plan.read_trial_file(trial.trial_id, "failure.json")
+        if text is not None:
+            return "failed", json.loads(text)["reason"]
+        error = trial.get_error() or RuntimeError("its process died")
+        return "failed", str(error).strip().splitlines()[-1]
+    if trial.status != Trial.TERMINATED:
+        return "pending", f"interrupted after epoch {epochs_run}"
+    if epochs_run < plan.config.train.epochs:
+        return "stopped", f"{plan.scheduler} stopped it after epoch {epochs_run}"
+    return "finished", ""
+
+
+def _history(plan: SweepPlan, trial_id: str) -> list[dict[str, Any]]:
+    """The evaluations of a trial: one record each, with the last training loss before it."""
+    text = plan.read_trial_file(trial_id, "metrics.jsonl") or ""
+    records, loss = [], None
+    for line in text.splitlines():
+        record = json.loads(line)
+        metrics = record["metrics"]
+        loss = metrics.get("train/loss", loss)
+        if metrics.get(METRIC) is not None:
+            figures = {key.removeprefix("val/"): value for key, value in metrics.items()}
+            epoch = round(metrics["train/epoch"])
+            records.append({**figures, "epoch": epoch, "step": record["step"], "loss": loss})
+    return records

@@ -1,0 +1,65 @@
+"""Which settings of a configuration reach what is built.
+
+A setting that another one switches off (beta under GIoU, milestones under a cosine) is left out, so
+two configs with equal effective settings train the same model. The sweep refuses parameters that
+are always idle, and its report marks those that were idle in a trial.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retina_ray.config import ExperimentConfig
+
+__all__ = ["effective_settings", "idle_paths"]
+
+
+def idle_paths(config: ExperimentConfig) -> set[str]:
+    """Dotted paths of the settings that nothing reads in this configuration."""
+    loss, optimizer, schedule = config.loss, config.optimizer, config.schedule
+    rules = {
+        "loss.smooth_l1_beta": loss.box_loss != "smooth_l1",
+        "loss.normalizer_momentum": loss.normalizer != "ema",
+        "loss.normalizer_initial": loss.normalizer != "ema",
+        "optimizer.momentum": optimizer.name != "sgd",
+        "optimizer.nesterov": optimizer.name != "sgd",
+        "optimizer.betas": optimizer.name != "adamw",
+        "optimizer.clip_threshold": optimizer.clip == "none",
+        "optimizer.clip_norm_type": optimizer.clip != "norm",
+        "schedule.milestones": schedule.name != "multistep",
+        "schedule.gamma": schedule.name != "multistep",
+        "schedule.warmup": schedule.warmup_steps == 0,
+        "schedule.warmup_factor": schedule.warmup_steps == 0,
+        "model.top_input": config.model.max_level == 5,
+    }
+    idle = {path for path, switched_off in rules.items() if switched_off}
+    return idle | {"tracking", "train.log_every_steps", "train.max_failures"}
+
+
+def effective_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Dotted path to value of every setting that something reads, comparable with `==`."""
+    idle = idle_paths(config)
+    settings = _flatten(config.model_dump(mode="json"))
+    anchors = config.model.anchors
+    # Sizes, octave scales and the common factor only ever act as their product.
+    for name in ("sizes", "octave_scales", "scale"):
+        settings.pop(f"model.anchors.{name}")
+    settings["model.anchors.sizes_px"] = [
+        [round(size * octave * anchors.scale, 6) for octave in anchors.octave_scales]
+        for size in anchors.sizes
+    ]
+    return {
+        path: value
+        for path, value in settings.items()
+        if not any(path == p or path.startswith(f"{p}.") for p in idle)
+    }
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,104 @@
+"""The two ends of a sweep: what is checked before Ray starts, and what the user sees afterwards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console
+
+from retina_ray.config import ConfigError, ExperimentConfig
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.sweep.plan import SweepPlan
+from retina_ray.sweep.report import rank, report_table, write_report
+from retina_ray.sweep.runner import SweepOutcome
+from retina_ray.sweep.space import Space, check_space
+from retina_ray.train.spec import resolve
+from retina_ray.train.storage import exists, is_uri
+
+__all__ = ["finish_sweep", "prepare_sweep"]
+
+
+def prepare_sweep(
+    config: ExperimentConfig,
+    space: Space,
+    *,
+    name: str,
+    storage: str,
+    num_samples: int,
+    scheduler: Literal["asha", "fifo"] = "asha",
+    search: Literal["random", "optuna"] = "random",
+    max_concurrent: int | None = None,
+    grace_epochs: int = 3,
+    seed: int = 0,
+) -> SweepPlan:
+    """Check the space, the data and the folder, and write the sweep's plan.
+
+    Raises:
+        ConfigError: whatever no trial could be built from; all faults of the space at once.
+        DataError: a data set is missing or broken.
+    """
+    uri = f"{storage}/{name}"
+    if is_uri(storage):
+        raise ConfigError(
+            f"--storage {storage}: a sweep needs a folder that all nodes see (a disk or a mount)"
+        )
+    if exists(uri):
+        raise ConfigError(f"{uri} exists: choose another --name, or carry it on with --resume")
+    check_space(space, config)
+    complete, train_uri, val_uri = resolve(config, storage)
+    plan = SweepPlan(
+        name=name,
+        uri=uri,
+        config=complete,
+        space=space,
+        train_uri=train_uri,
+        val_uri=val_uri,
+        num_samples=num_samples,
+        scheduler=scheduler,
+        search=search,
+        grace_epochs=grace_epochs,
+        max_concurrent=max_concurrent,
+        seed=seed,
+    )
+    plan.save()
+    return plan
+
+
+def finish_sweep(
+    plan: SweepPlan, outcome: SweepOutcome, *, console: Console, scripts: str = "experiments"
+) -> None:
+    """Write the report into the sweep's folder and show the table and what to do next.
+
+    Args:
+        plan: the sweep.
+        outcome: how it ended.
+        console: where to print.
+        scripts: folder of the scripts, for the commands that are shown.
+    """
+    storage, name = plan.uri.rsplit("/", 1)
+    resume = f"python {scripts}/sweep.py --name {name} --storage {storage} --resume"
+    rows = rank(outcome.rows)
+    best = next((row for row in rows if row.checkpoint), None)
+    train_on = None
+    if best is not None:
+        train_on = (
+            f"python {scripts}/train.py --recipe {plan.trial_uri(best.trial_id)}/config.json "
+            f"--init-from {best.checkpoint} --storage {storage}"
+        )
+    val = PreparedDataset.open(plan.val_uri)
+    paths = write_report(
+        rows,
+        plan.uri,
+        sweep_name=name,
+        train_on_command=train_on,
+        resume_command=resume if outcome.interrupted else None,
+        num_val_images=val.info.num_images,
+        num_val_boxes=val.info.num_boxes,
+    )
+    console.print(report_table(rows))
+    console.print(f"report: {paths.report}", soft_wrap=True)
+    if best is not None:
+        console.print(f"best checkpoint: {best.checkpoint}", soft_wrap=True)
+        console.print(f"train on with it: {train_on}", soft_wrap=True)
+    if outcome.interrupted:
+        console.print(f"interrupted; carry on with: {resume}", soft_wrap=True)

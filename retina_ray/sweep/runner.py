@@ -1,0 +1,166 @@
+"""A sweep: Ray Tune draws configurations, each becomes a training run, the report compares them.
+
+A trial is an ordinary run in `<sweep>/trials/<trial id>`, with its own checkpoints. A trial of one
+worker trains in its own process (Ray Train's local mode); one of several workers drives a
+`TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.sweep.collect import collect_rows
+from retina_ray.sweep.plan import METRIC, SweepPlan
+from retina_ray.sweep.report import TrialRow
+from retina_ray.sweep.space import baseline_point, decode_params, to_tune
+from retina_ray.sweep.watch import Watcher
+from retina_ray.train.resources import Footprint, connect
+from retina_ray.train.spec import RunSpec
+from retina_ray.train.trainer import fit, fit_in_process
+
+logger = logging.getLogger(__name__)
+
+DRIVER = "trial_driver"
+"""Custom resource of the nodes that may host the drivers of trials of several workers."""
+
+__all__ = ["SweepOutcome", "run_sweep"]
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended.
+
+    Attributes:
+        rows: one for each trial that was drawn.
+        interrupted: whether trials are left to do (`--resume` carries on).
+    """
+
+    rows: list[TrialRow]
+    interrupted: bool
+
+
+def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
+    """Run the trials of a checked plan, or what is left of them.
+
+    Args:
+        plan: what to sweep; its folder exists.
+        resume: carry on a sweep that was interrupted.
+
+    Raises:
+        ConfigError: the cluster cannot hold a single trial; the folder holds no sweep to resume.
+    """
+    concurrent = plan.max_concurrent or _trials_for_this_machine(plan.config)
+    cluster = connect(plan.config, concurrent=min(concurrent, plan.num_samples))
+    footprint = Footprint.of(plan.config, cluster)
+    footprint.require(cluster)
+    fitting = footprint.fits(cluster)
+    concurrent = max(1, min(plan.max_concurrent or fitting, fitting, plan.num_samples))
+    logger.info("%d of %d trials at once", concurrent, plan.num_samples)
+
+    trainable = tune.with_resources(
+        tune.with_parameters(_trial, plan=plan, footprint=footprint), _request(footprint)
+    )
+    tune_folder = f"{plan.uri}/tune"
+    if resume:
+        if not tune.Tuner.can_restore(tune_folder):
+            raise ConfigError(f"{plan.uri} holds no sweep that can be carried on")
+        tuner = tune.Tuner.restore(
+            tune_folder, trainable, resume_unfinished=True, param_space=to_tune(plan.space)
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=to_tune(plan.space),
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=plan.num_samples,
+                search_alg=_search(plan, concurrent),
+                scheduler=_scheduler(plan),
+                max_concurrent_trials=concurrent if plan.search == "random" else None,
+            ),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=plan.uri, verbose=0, callbacks=[Watcher(plan)]
+            ),
+        )
+    results = tuner.fit()
+    rows = collect_rows(plan, results._experiment_analysis.trials)
+    left = len(rows) < plan.num_samples or any(row.status == "pending" for row in rows)
+    return SweepOutcome(rows=rows, interrupted=left)
+
+
+def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> None:
+    """One trial, in the process that Tune started for it."""
+    trial_id = tune.get_context().get_trial_id()
+    config = with_overrides(plan.config, decode_params(plan.space, params))
+    folder = plan.trial_uri(trial_id)
+    spec = RunSpec(
+        config=config,
+        train_uri=plan.train_uri,
+        val_uri=plan.val_uri,
+        run_uri=folder,
+        name=f"{plan.name}-{trial_id}",
+        run_id=f"{plan.name}-{trial_id}",
+        group=plan.name,
+    )
+    plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
+    try:
+        if footprint.num_workers == 1:
+            fit_in_process(spec, report=_report_to_tune)
+        else:
+            fit(spec, footprint, callbacks=[TuneReportCallback()])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        plan.write_trial_file(trial_id, "failure.json", json.dumps({"reason": reason}))
+        raise
+
+
+def _report_to_tune(metrics: dict[str, Any], checkpoint_uri: str) -> None:
+    tune.report({**metrics, "checkpoint_uri": checkpoint_uri})
+
+
+def _request(footprint: Footprint) -> dict[str, float]:
+    """What Tune reserves for a trial: its worker, or next to nothing for a mere driver."""
+    if footprint.num_workers == 1:
+        return footprint.per_worker()
+    if ray.cluster_resources().get(DRIVER, 0) > 0:
+        return {DRIVER: 1}
+    return {"CPU": 0.01}
+
+
+def _scheduler(plan: SweepPlan) -> Any:
+    if plan.scheduler == "fifo":
+        return FIFOScheduler()
+    epochs = plan.config.train.epochs
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        max_t=epochs,
+        grace_period=max(1, min(plan.grace_epochs, epochs)),
+        reduction_factor=plan.reduction_factor,
+    )
+
+
+def _search(plan: SweepPlan, concurrent: int) -> Any:
+    points = [p] if (p := baseline_point(plan.space, plan.config)) is not None else None
+    if plan.search == "random":
+        return BasicVariantGenerator(points_to_evaluate=points, random_state=plan.seed)
+    searcher = OptunaSearch(points_to_evaluate=points, seed=plan.seed)
+    return ConcurrencyLimiter(searcher, max_concurrent=concurrent)
+
+
+def _trials_for_this_machine(config: ExperimentConfig) -> int:
+    """How many trials the cores of one machine bear at once."""
+    cores = os.cpu_count() or 1
+    return max(1, int(cores // (config.train.num_workers * config.train.cpus_per_worker)))

@@ -1,0 +1,54 @@
+"""The few collective operations that training needs; each works without a process group too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["gather_objects", "is_active", "mean", "rank", "world_size"]
+
+
+def is_active() -> bool:
+    """Whether there is a process group of more than one worker."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This worker's rank; 0 without a process group."""
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    """Number of workers; 1 without a process group."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def mean(values: Tensor) -> Tensor:
+    """Average a tensor over the workers (a new tensor, the same on each of them)."""
+    if not is_active():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def gather_objects(value: Any) -> list[Any] | None:
+    """Collect a picklable value of every worker at rank 0, in the order of ranks.
+
+    Returns:
+        The values on rank 0, None elsewhere.
+    """
+    if not is_active():
+        return [value]
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def set_cuda_device(device: torch.device) -> None:
+    """Make collectives of Python objects use this worker's own GPU under NCCL."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

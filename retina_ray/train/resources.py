@@ -1,0 +1,136 @@
+"""What a run needs of a cluster, what the cluster has, and the arithmetic between the two."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray._private.state import state
+
+from retina_ray.config import ConfigError, ExperimentConfig
+
+logger = logging.getLogger(__name__)
+
+DATA_CPUS = 1.0
+"""CPUs that must be left for Ray Data's decoding tasks of a run: without one, the workers hold all
+CPUs and wait for batches for ever."""
+
+__all__ = ["ClusterSize", "Footprint", "cluster_size", "connect"]
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """CPUs and GPUs of a cluster, the nodes that it may still add included."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one run (or one trial of a sweep) takes.
+
+    Attributes:
+        num_workers: training processes.
+        cpus_per_worker: CPUs reserved for each of them.
+        use_gpu: one GPU for each worker.
+    """
+
+    num_workers: int
+    cpus_per_worker: float
+    use_gpu: bool
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, cluster: ClusterSize) -> Footprint:
+        """The footprint of a configuration; `train.use_gpu = null` takes GPUs where there are."""
+        use_gpu = config.train.use_gpu
+        if use_gpu is None:
+            use_gpu = cluster.gpus >= config.train.num_workers
+        return cls(config.train.num_workers, config.train.cpus_per_worker, use_gpu)
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of the workers and of the decoding beside them."""
+        return self.num_workers * self.cpus_per_worker + DATA_CPUS
+
+    def per_worker(self) -> dict[str, float]:
+        """Resources of one worker, as Ray names them."""
+        resources: dict[str, float] = {"CPU": self.cpus_per_worker}
+        if self.use_gpu:
+            resources["GPU"] = 1.0
+        return resources
+
+    def fits(self, cluster: ClusterSize) -> int:
+        """How many runs of this footprint the cluster bears at once; 0 if not even one."""
+        by_cpus = int(cluster.cpus // self.cpus)
+        return min(by_cpus, int(cluster.gpus // self.num_workers)) if self.use_gpu else by_cpus
+
+    def require(self, cluster: ClusterSize) -> None:
+        """Refuse a run that the cluster could never hold.
+
+        Raises:
+            ConfigError: with the arithmetic and what to change.
+        """
+        faults = []
+        if self.cpus > cluster.cpus:
+            faults.append(
+                (
+                    "train.num_workers",
+                    f"{self.num_workers} workers x {self.cpus_per_worker:g} CPUs + "
+                    f"{DATA_CPUS:g} for decoding = {self.cpus:g} CPUs, but the cluster has "
+                    f"{cluster.cpus:g}: lower train.num_workers or train.cpus_per_worker, or "
+                    "add nodes",
+                )
+            )
+        if self.use_gpu and self.num_workers > cluster.gpus:
+            faults.append(
+                (
+                    "train.num_workers",
+                    f"{self.num_workers} workers need a GPU each, but the cluster has "
+                    f"{cluster.gpus:g}: lower train.num_workers, set train.use_gpu=false, or add "
+                    "GPU nodes",
+                )
+            )
+        if faults:
+            raise ConfigError(faults)
+
+
+def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
+    """Join the cluster that `RAY_ADDRESS` names (a job's own), or start Ray on this machine.
+
+    A Ray of this machine alone is given logical CPUs for `concurrent` runs beside its decoding
+    tasks, also where that is more than the machine has: then they share its cores.
+
+    Returns:
+        What the cluster has, or may grow to.
+    """
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False)
+        else:
+            cores = os.cpu_count() or 1
+            train = config.train
+            needed = concurrent * (train.num_workers * train.cpus_per_worker + DATA_CPUS)
+            ray.init(
+                address="local",
+                num_cpus=max(cores, round(needed + 0.5)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    return cluster_size()
+
+
+def cluster_size() -> ClusterSize:
+    """CPUs and GPUs of the connected cluster; of an autoscaling one, of its largest size."""
+    now = ray.cluster_resources()
+    try:
+        most = state.get_max_resources_from_cluster_config() or {}
+    except Exception:
+        most = {}
+    return ClusterSize(
+        cpus=max(now.get("CPU", 0.0), float(most.get("CPU", 0.0))),
+        gpus=max(now.get("GPU", 0.0), float(most.get("GPU", 0.0))),
+    )
