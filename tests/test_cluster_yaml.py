@@ -1,0 +1,139 @@
+"""`ray_cluster.yaml` against Ray's own schema and against the project, without a cloud account."""
+
+import ast
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import (  # pyright: ignore[reportMissingImports]
+    prepare_config,
+    validate_config,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "ray_cluster.yaml").read_text()
+
+
+@pytest.fixture
+def cluster() -> dict:
+    """As Ray sees it: the file over Ray's defaults for the provider."""
+    return prepare_config(yaml.safe_load(TEXT))
+
+
+def test_ray_accepts_it(cluster):
+    validate_config(cluster)
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ((), "max_worker", 3),
+        (("provider",), "type", None),
+        (("docker",), "imag", "x"),
+        (("available_node_types", "head"), "resources", {"CPU": "four"}),
+        (("available_node_types", "gpu_worker"), "max_worker", 8),
+    ],
+)
+def test_ray_refuses_a_planted_fault(cluster, where, key, value):
+    part = cluster
+    for name in where:
+        part = part[name]
+    part[key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(cluster)
+
+
+def test_no_key_is_given_twice():
+    """YAML would take the last one without a word."""
+    loader = yaml.SafeLoader(TEXT)
+    todo, seen = [loader.get_single_node()], 0
+    while todo:
+        node = todo.pop()
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            assert len(keys) == len(set(keys)), keys
+            todo += [value for _, value in node.value]
+            seen += 1
+        elif isinstance(node, yaml.SequenceNode):
+            todo += node.value
+    assert seen > 10
+
+
+def test_the_head_drives_trials_and_does_nothing_else(cluster):
+    head = cluster["available_node_types"][cluster["head_node_type"]]
+    assert head["resources"]["CPU"] == 0
+    assert "GPU" not in head["resources"]
+    assert head["resources"][_driver_resource()] > 0
+    assert head["max_workers"] == 0
+    assert "InstanceMarketOptions" not in head["node_config"], "the head must not be a spot machine"
+
+
+def test_workers_are_spot_machines_that_come_and_go(cluster):
+    workers = {k: v for k, v in cluster["available_node_types"].items() if k != "head"}
+    assert {name: (w["min_workers"], w["max_workers"]) for name, w in workers.items()} == {
+        "gpu_worker": (0, 8),
+        "cpu_worker": (0, 4),
+    }
+    assert workers["gpu_worker"]["resources"]["GPU"] == 1
+    assert "GPU" not in workers["cpu_worker"]["resources"]
+    for worker in workers.values():
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert _driver_resource() not in worker["resources"]
+    assert cluster["max_workers"] == 12
+    assert cluster["idle_timeout_minutes"] > 0
+
+
+def test_every_image_has_the_pinned_ray(cluster):
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    types = cluster["available_node_types"].values()
+    images = [
+        cluster["docker"]["image"],
+        *(t["docker"]["worker_image"] for t in types if "docker" in t),
+    ]
+    assert len(images) == 2
+    for image in images:
+        name, _, tag = image.partition(":")
+        version, python, _ = tag.split("-")
+        assert (name, version) == ("rayproject/ray", pinned[1])
+        assert int(python.removeprefix("py3")) >= 11
+
+
+def test_every_node_installs_the_package_with_its_constraints(cluster):
+    mounted = [remote for remote, local in cluster["file_mounts"].items() if local == "."]
+    for commands in (cluster["head_setup_commands"], cluster["worker_setup_commands"]):
+        install = [c for c in commands if c.startswith(f"cd {mounted[0]} ")]
+        assert len(install) == 1
+        assert "-c constraints.txt -e ." in install[0]
+
+
+def test_ray_is_started_with_the_autoscaler_and_token_authentication(cluster):
+    head, worker = cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]
+    assert "--head" in head
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
+    assert "--dashboard-host" not in head, "the dashboard must stay on localhost"
+    assert "--address=$RAY_HEAD_IP:6379" in worker
+    assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+    assert "~/.ray" in cluster["file_mounts"]
+    assert "AUTH_TOKEN=" not in TEXT
+
+
+def test_what_is_large_or_secret_stays_at_home(cluster):
+    excluded = {pattern.strip("/") for pattern in cluster["rsync_exclude"]}
+    assert {".git", ".venv", "data", "results", "wandb"} <= excluded
+
+
+def test_no_value_of_a_real_account_is_in_it():
+    for pattern in (r"ami-[0-9a-f]{8}", r"\b\d{12}\b", r"arn:aws:iam::", r"sg-[0-9a-f]", r"AKIA"):
+        assert not re.search(pattern, TEXT), pattern
+
+
+def _driver_resource() -> str:
+    """`DRIVER` of the sweep's runner, read without importing Ray Tune."""
+    tree = ast.parse((ROOT / "retina_ray/sweep/runner.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DRIVER":
+            return ast.literal_eval(node.value)
+    raise AssertionError("retina_ray/sweep/runner.py names no DRIVER resource")
