@@ -1,0 +1,96 @@
+"""Boxes as offsets from reference boxes (R-CNN, arXiv:1311.2524, appendix C)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from retina_ray.ops.boxes import at_least_float32
+
+__all__ = ["BoxCoder"]
+
+
+class BoxCoder:
+    """Turns boxes into deltas (dx, dy, dw, dh) from reference boxes, and back.
+
+    With the reference's centre (x_a, y_a), width w_a and height h_a, and the box's x, y, w, h
+    (R-CNN, equations 6 to 9; Faster R-CNN, arXiv:1506.01497, equation 2)::
+
+        dx = (x - x_a) / w_a      dw = log(w / w_a)
+        dy = (y - y_a) / h_a      dh = log(h / h_a)
+
+    each times its weight.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+        scale_clamp: float = math.log(1000.0 / 16),
+    ) -> None:
+        """Make a coder.
+
+        Args:
+            weights: factors on (dx, dy, dw, dh).
+            scale_clamp: largest dw and dh (after division by the weights) that `decode` takes as
+                they are. log(1000 / 16) lets a 16 px anchor grow to 1000 px, as in Detectron;
+                without a bound, an untrained model's exp(dw) overflows.
+
+        Raises:
+            ValueError: if there are not four positive weights.
+        """
+        if len(weights) != 4 or not all(w > 0 for w in weights):
+            raise ValueError(
+                f"weights: expected four positive factors on (dx, dy, dw, dh), got {weights}"
+            )
+        self.weights = tuple(float(w) for w in weights)
+        self.scale_clamp = float(scale_clamp)
+
+    def encode(self, reference: Tensor, target: Tensor) -> Tensor:
+        """Deltas that lead from the reference boxes to the target boxes.
+
+        Args:
+            reference: (..., 4) boxes with positive sides.
+            target: (..., 4) boxes with positive sides; a side of 0 gives -inf.
+
+        Returns:
+            (..., 4) float32 deltas (dx, dy, dw, dh).
+        """
+        centers_a, sides_a = _centers_and_sides(at_least_float32(reference))
+        centers, sides = _centers_and_sides(at_least_float32(target))
+        shift = (centers - centers_a) / sides_a
+        log_scale = torch.log(sides / sides_a)
+        return _times(torch.cat((shift, log_scale), -1), self.weights)
+
+    def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
+        """Boxes that the deltas lead to; the inverse of `encode` up to the clamp.
+
+        Args:
+            deltas: (..., 4) (dx, dy, dw, dh).
+            reference: (..., 4) boxes.
+
+        Returns:
+            (..., 4) float32 boxes, not clipped to any image.
+        """
+        deltas, reference = at_least_float32(deltas), at_least_float32(reference)
+        deltas = _times(deltas, [1 / w for w in self.weights])
+        centers_a, sides_a = _centers_and_sides(reference)
+        centers = centers_a + deltas[..., :2] * sides_a
+        half_sides = 0.5 * sides_a * deltas[..., 2:].clamp(max=self.scale_clamp).exp()
+        return torch.cat((centers - half_sides, centers + half_sides), -1)
+
+
+def _centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 2) centres (x, y) and (..., 2) sides (width, height)."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * sides, sides
+
+
+def _times(deltas: Tensor, factors: Sequence[float]) -> Tensor:
+    """Scale dx, dy, dw, dh by numbers: a tensor of factors would be copied to the device first."""
+    if all(factor == 1 for factor in factors):
+        return deltas
+    parts = zip(deltas.unbind(-1), factors, strict=True)
+    return torch.stack([part * factor for part, factor in parts], -1)

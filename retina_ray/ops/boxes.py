@@ -1,0 +1,159 @@
+"""Arithmetic on boxes: areas, overlaps, clipping, scaling.
+
+Boxes are XYXY in absolute pixels, `(..., 4)`; pixel (i, j) covers `[j, j + 1) x [i, i + 1)`, so a
+side is `x1 - x0` with no `+ 1`. Sizes are (height, width).
+
+Results are float32 (float64 for float64 boxes): half precision has too few digits for coordinates
+above a few hundred pixels, so it is widened first, under autocast too.
+
+Shapes: M and R numbers of boxes, P number of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "at_least_float32",
+    "box_area",
+    "box_iou",
+    "clip_boxes",
+    "is_proper",
+    "paired_iou",
+    "paired_overlap",
+    "scale_boxes",
+]
+
+Size = Sequence[float] | Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen integers and half precision to float32; leave float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Area of each box in square pixels; 0 for boxes with a side of zero or less.
+
+    Args:
+        boxes: (..., 4).
+
+    Returns:
+        (...) float32.
+    """
+    boxes = at_least_float32(boxes)
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def is_proper(boxes: Tensor) -> Tensor:
+    """Whether each box is finite and has a positive width and height.
+
+    Args:
+        boxes: (..., 4).
+
+    Returns:
+        (...) bool.
+    """
+    return torch.isfinite(boxes).all(-1) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
+@torch.no_grad()
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every box of `a` with every box of `b`.
+
+    Made for assignment, where (M, R) is large: it works in place on three tensors of that size and
+    is not differentiable (see `paired_iou` for losses).
+
+    Args:
+        a: (M, 4).
+        b: (R, 4).
+
+    Returns:
+        (M, R) float32 in [0, 1]. 0 where a box has no area or holds a NaN or an infinity.
+    """
+    a, b = at_least_float32(a), at_least_float32(b)
+    ax0, ay0, ax1, ay1 = a[:, :, None].unbind(1)
+    bx0, by0, bx1, by1 = b.t().contiguous().unbind(0)
+    overlap = torch.minimum(ax1, bx1).sub_(torch.maximum(ax0, bx0)).clamp_(min=0)
+    heights = torch.minimum(ay1, by1).sub_(torch.maximum(ay0, by0)).clamp_(min=0)
+    overlap.mul_(heights)
+    union = torch.add(box_area(a)[:, None], box_area(b), out=heights).sub_(overlap)
+    # 0/0 (no area on either side) and everything that came from a NaN or an infinity.
+    return overlap.div_(union).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def paired_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union of each box of `a` with the box of `b` in the same row.
+
+    Args:
+        a: (P, 4).
+        b: (P, 4).
+
+    Returns:
+        Two (P,) float32 areas in square pixels; differentiable.
+    """
+    a, b = at_least_float32(a), at_least_float32(b)
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    sides = (high - low).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection, box_area(a) + box_area(b) - intersection
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of each box of `a` with the box of `b` in the same row.
+
+    Args:
+        a: (P, 4).
+        b: (P, 4).
+
+    Returns:
+        (P,) float32 in [0, 1], 0 where neither box has an area; differentiable.
+    """
+    intersection, union = paired_overlap(a, b)
+    empty = union <= 0
+    # The division by 1 keeps the gradient of empty pairs finite; their intersection is 0.
+    return intersection / union.masked_fill(empty, 1.0)
+
+
+def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
+    """Move coordinates that lie outside the image to its border.
+
+    Args:
+        boxes: (..., 4).
+        size: (height, width) in pixels: two numbers or a tensor (2,).
+
+    Returns:
+        (..., 4) float32 with `0 <= x <= width`, `0 <= y <= height`; NaN stays NaN.
+    """
+    boxes = at_least_float32(boxes)
+    height, width = _height_width(size, boxes)
+    return torch.minimum(boxes.clamp(min=0), torch.stack((width, height, width, height)))
+
+
+def scale_boxes(boxes: Tensor, source_size: Size, target_size: Size) -> Tensor:
+    """Carry boxes along when their image is resized.
+
+    Args:
+        boxes: (..., 4) in pixels of the image of `source_size`.
+        source_size: (height, width) before, in pixels.
+        target_size: (height, width) after, in pixels.
+
+    Returns:
+        (..., 4) float32 in pixels of the image of `target_size`.
+    """
+    boxes = at_least_float32(boxes)
+    source_height, source_width = _height_width(source_size, boxes)
+    height, width = _height_width(target_size, boxes)
+    x, y = width / source_width, height / source_height
+    return boxes * torch.stack((x, y, x, y))
+
+
+def _height_width(size: Size, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The size as two scalars of the dtype and on the device of `like`."""
+    height, width = torch.as_tensor(size, dtype=like.dtype, device=like.device)
+    return height, width

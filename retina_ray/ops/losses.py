@@ -1,0 +1,152 @@
+"""The losses in their textbook form: one value for a pair of tensors, always the **sum**.
+
+Whoever calls them divides by a normaliser of its own choice. All of them compute in float32
+(float64 for float64 input), give 0 with a gradient for empty input, and stay finite, gradient
+included, for extreme logits and for boxes without area.
+
+Shapes: P pairs of boxes; boxes are XYXY.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retina_ray.ops.boxes import at_least_float32, paired_overlap
+
+__all__ = ["ciou_loss", "diou_loss", "giou_loss", "sigmoid_focal_loss", "smooth_l1_loss"]
+
+# Smallest divisor, in square pixels (IoU losses) or pixels (aspect ratio). Only pairs without any
+# extent are below it, so all others get the exact formula.
+_EPS = 1e-7
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, alpha: float | Tensor = 0.25, gamma: float | Tensor = 2.0
+) -> Tensor:
+    """Focal loss (arXiv:1708.02002, equation 5): `-alpha_t * (1 - p_t)**gamma * log(p_t)`.
+
+    p_t is sigmoid(logit) where the target is 1 and 1 - sigmoid(logit) where it is 0; alpha_t is
+    alpha and 1 - alpha likewise. This is the definition, for reading and for tests; training uses
+    `retina_ray.ops.focal`, which gives the same without a target of the size of the logits.
+
+    Args:
+        logits: any shape.
+        targets: 0 or 1, same shape.
+        alpha: weight of the positives in [0, 1], or negative for no weighting; a number or a tensor
+            that broadcasts.
+        gamma: focusing exponent >= 0; a number or a tensor that broadcasts.
+
+    Returns:
+        The sum, a scalar.
+    """
+    logits = at_least_float32(logits)
+    targets = targets.to(logits.dtype)
+    # With z = +logit for positives and -logit for negatives, p_t = sigmoid(z). Both factors are
+    # written with softplus so that neither a power nor a logarithm of 0 appears:
+    # -log(p_t) = softplus(-z) and (1 - p_t)**gamma = exp(-gamma * softplus(z)).
+    z = logits * (2 * targets - 1)
+    loss = torch.exp(-gamma * F.softplus(z)) * F.softplus(-z)
+    if isinstance(alpha, Tensor):
+        weight = alpha * targets + (1 - alpha) * (1 - targets)
+        loss = loss * torch.where(alpha < 0, torch.ones_like(weight), weight)
+    elif alpha >= 0:
+        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
+    return loss.sum()
+
+
+def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Smooth L1 (Fast R-CNN, arXiv:1504.08083, equation 3, with a turning point beta).
+
+    `0.5 * d**2 / beta` where the difference d is below beta, `d - 0.5 * beta` elsewhere.
+
+    Args:
+        pred: any shape.
+        target: same shape.
+        beta: where the quadratic turns linear; 0 is L1.
+
+    Returns:
+        The sum, a scalar.
+    """
+    pred, target = at_least_float32(pred), at_least_float32(target)
+    return F.smooth_l1_loss(pred, target, reduction="sum", beta=beta)
+
+
+def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Generalised IoU loss (arXiv:1902.09630, algorithm 1): `1 - IoU + |C - U| / |C|`.
+
+    C is the smallest box around both, U their union.
+
+    Args:
+        pred: (P, 4).
+        target: (P, 4).
+
+    Returns:
+        The sum, a scalar; each pair contributes 0 to 2.
+    """
+    iou, union, enclosing = _iou_union_enclosing(pred, target)
+    area = enclosing[..., 0] * enclosing[..., 1]
+    return (1 - iou + (area - union) / area.clamp(min=_EPS)).sum()
+
+
+def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Distance IoU loss (arXiv:1911.08287, equation 7): `1 - IoU + rho**2 / c**2`.
+
+    rho is the distance of the centres, c the diagonal of the smallest box around both.
+
+    Args:
+        pred: (P, 4).
+        target: (P, 4).
+
+    Returns:
+        The sum, a scalar; each pair contributes 0 to 2.
+    """
+    return _diou(pred, target)[0].sum()
+
+
+def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Complete IoU loss (arXiv:1911.08287, equations 8 to 11): DIoU plus `alpha * v`.
+
+    `v = 4 / pi**2 * (atan(w_t / h_t) - atan(w / h))**2` compares aspect ratios, and
+    `alpha = v / (1 - IoU + v)` is taken as a constant in the gradient.
+
+    Args:
+        pred: (P, 4).
+        target: (P, 4).
+
+    Returns:
+        The sum, a scalar.
+    """
+    diou, iou = _diou(pred, target)
+    v = (4 / math.pi**2) * (_aspect_angle(target) - _aspect_angle(pred)) ** 2
+    with torch.no_grad():
+        alpha = v / (1 - iou + v).clamp(min=_EPS)
+    return (diou + alpha * v).sum()
+
+
+def _iou_union_enclosing(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """IoU (P,), union (P,) and the sides (P, 2) of the smallest box around each pair."""
+    pred, target = at_least_float32(pred), at_least_float32(target)
+    intersection, union = paired_overlap(pred, target)
+    low = torch.minimum(pred[..., :2], target[..., :2])
+    high = torch.maximum(pred[..., 2:], target[..., 2:])
+    return intersection / union.clamp(min=_EPS), union, high - low
+
+
+def _diou(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance IoU loss and IoU of each pair, (P,) each."""
+    iou, _, enclosing = _iou_union_enclosing(pred, target)
+    pred, target = at_least_float32(pred), at_least_float32(target)
+    offset = (pred[..., :2] + pred[..., 2:] - target[..., :2] - target[..., 2:]) / 2
+    diagonal = enclosing.square().sum(-1).clamp(min=_EPS)
+    return 1 - iou + offset.square().sum(-1) / diagonal, iou
+
+
+def _aspect_angle(boxes: Tensor) -> Tensor:
+    """atan(width / height) of each box (P, 4), with a gradient of 0 for sides of 0."""
+    boxes = at_least_float32(boxes)
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=_EPS)
+    return torch.atan(sides[..., 0] / sides[..., 1])
