@@ -1,0 +1,326 @@
+"""The house of docs/architecture.md, held by reading every import with `ast`.
+
+Imports inside functions count as much as those at the top; only what stands under
+`if TYPE_CHECKING:` is free, because it never runs.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# An import goes down, never up, and never sideways into another room of the same floor.
+FLOORS = {
+    "retina_ray.config": 0,
+    "retina_ray.overrides": 0,
+    "retina_ray.structures": 0,
+    "retina_ray.ops": 1,
+    "retina_ray.model": 2,
+    "retina_ray.data": 2,
+    "retina_ray.evaluation": 2,
+    "retina_ray.train": 3,
+    "retina_ray.inference": 3,
+    "retina_ray.sweep": 4,
+    "retina_ray.cli": 5,
+    "experiments": 6,
+    "benchmarks": 6,
+    "datasets": 6,
+}
+
+# Sideways, by name: the config raises the overrides' errors, and a run's own evaluation and the
+# later one of its checkpoint are the same code.
+SIDEWAYS = {
+    ("retina_ray.config", "retina_ray.overrides"): {"retina_ray.overrides"},
+    ("retina_ray.inference", "retina_ray.train"): {
+        "retina_ray.train.checkpoints",
+        "retina_ray.train.validation",
+    },
+}
+
+# Of a floor below, a room may be allowed only these parts.
+ONLY = {
+    ("retina_ray.data", "retina_ray.ops"): {"retina_ray.ops.boxes", "retina_ray.ops.anchors"},
+}
+
+# Where a package may be imported: in these modules and all that lies below them.
+OWNERS = {
+    "ray": {
+        "retina_ray.data.pipeline",
+        "retina_ray.train",
+        "retina_ray.sweep",
+        "retina_ray.inference",
+        "retina_ray.cli",
+        "experiments",
+        "benchmarks",
+    },
+    "wandb": {"retina_ray.train.tracking"},
+    "cv2": {"retina_ray.data", "retina_ray.evaluation.pictures", "benchmarks", "datasets"},
+    "pycocotools": {"retina_ray.evaluation", "retina_ray.data.importers", "benchmarks"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """`target` is imported by `module` in `line` of its file."""
+
+    module: str
+    target: str
+    line: int
+
+
+def imports_of(source: str, module: str, *, is_package: bool, known: set[str]) -> list[Import]:
+    """All imports that can run, absolute; `from a import b` is `a.b` where that is a module."""
+    package = module if is_package else module.rpartition(".")[0]
+    found = []
+    for node in _running(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            targets = [_module_of(f"{base}.{alias.name}", base, known) for alias in node.names]
+        elif isinstance(node, ast.Call) and _imports_by_name(node):
+            targets = [ast.literal_eval(node.args[0])]
+        else:
+            continue
+        found += [Import(module, target, node.lineno) for target in targets]
+    return found
+
+
+def violations(imports: list[Import]) -> list[str]:
+    """One line for each import that the house does not allow."""
+    return [
+        f"{one.module}, line {one.line}: imports {one.target}: {reason}"
+        for one in imports
+        for reason in (*_wrong_floor(one), *_wrong_owner(one))
+    ]
+
+
+def _wrong_floor(one: Import) -> Iterator[str]:
+    here, there = _room(one.module), _room(one.target)
+    if here is None or there is None or here == there:
+        return
+    allowed = (SIDEWAYS | ONLY).get((here, there))
+    if allowed is not None:
+        if not any(_within(one.target, part) for part in allowed):
+            yield f"of {there}, {here} may use only {', '.join(sorted(allowed))}"
+    elif FLOORS[there] >= FLOORS[here]:
+        yield f"{here} is on floor {FLOORS[here]}, {there} on {FLOORS[there]}"
+
+
+def _wrong_owner(one: Import) -> Iterator[str]:
+    package = one.target.partition(".")[0]
+    owners = OWNERS.get(package)
+    if owners is not None and not any(_within(one.module, owner) for owner in owners):
+        yield f"{package} belongs to {', '.join(sorted(owners))}"
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            if not isinstance(node.test, ast.UnaryOp):
+                yield from (n for part in node.orelse for n in (part, *_running(part)))
+                continue
+        yield node
+        yield from _running(node)
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    if node.level == 0:
+        return node.module or ""
+    base = package.split(".")[: len(package.split(".")) - (node.level - 1)]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def _module_of(full: str, base: str, known: set[str]) -> str:
+    return full if full in known else base
+
+
+def _imports_by_name(node: ast.Call) -> bool:
+    """`importlib.import_module("a.b")` and `__import__("a.b")`."""
+    by_name = ast.unparse(node.func) in {"importlib.import_module", "import_module", "__import__"}
+    return by_name and bool(node.args) and isinstance(node.args[0], ast.Constant)
+
+
+def _room(module: str) -> str | None:
+    return next((room for room in FLOORS if _within(module, room)), None)
+
+
+def _within(module: str, ancestor: str) -> bool:
+    return module == ancestor or module.startswith(f"{ancestor}.")
+
+
+def _modules() -> dict[str, Path]:
+    """Dotted name of every Python file of the project but the tests."""
+    files = [
+        path
+        for folder in ("retina_ray", "experiments", "benchmarks", "datasets")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files}
+
+
+def _names() -> dict[str, Path]:
+    return {name.removesuffix(".__init__"): path for name, path in _modules().items()}
+
+
+# The project
+
+
+@pytest.mark.parametrize("module", sorted(_names()))
+def test_every_import_goes_down(module):
+    path = _names()[module]
+    imports = imports_of(
+        path.read_text(), module, is_package=path.name == "__init__.py", known=set(_names())
+    )
+    assert violations(imports) == []
+
+
+def test_every_module_has_a_floor():
+    rooms = {name for name in _names() if name != "retina_ray"}
+    assert len(rooms) > 30
+    assert [name for name in sorted(rooms) if _room(name) is None] == []
+
+
+def test_the_tables_name_what_exists():
+    """A rule about a module that was renamed would hold nothing."""
+    named = {m for owners in OWNERS.values() for m in owners} | set(FLOORS)
+    named |= {part for parts in (SIDEWAYS | ONLY).values() for part in parts}
+    existing = set(_names()) | {"experiments", "benchmarks", "datasets"}
+    assert named - existing == set()
+
+
+# The test itself
+
+PLANTED = [
+    # up, at the top, in a function, in a class, in a try, by name
+    ("retina_ray.ops.boxes", "from retina_ray.model import RetinaNet"),
+    ("retina_ray.config", "import retina_ray.ops.boxes"),
+    ("retina_ray.model.fpn", "def f():\n    from retina_ray.train.loop import TrainingLoop"),
+    ("retina_ray.model.fpn", "class A:\n    import retina_ray.cli"),
+    ("retina_ray.data.plan", "try:\n    import retina_ray.sweep\nexcept ImportError:\n    pass"),
+    ("retina_ray.ops.boxes", "import importlib\nimportlib.import_module('retina_ray.model')"),
+    ("retina_ray.train.loop", "from experiments.recipes import shapes"),
+    ("retina_ray.train.loop", "import retina_ray.sweep.space as space"),
+    # sideways
+    ("retina_ray.model.head", "from retina_ray.data.plan import Plan"),
+    ("retina_ray.data.plan", "from retina_ray.evaluation import coco"),
+    ("retina_ray.overrides", "from retina_ray.config import ExperimentConfig"),
+    ("retina_ray.inference.predict", "from retina_ray.train.loop import TrainingLoop"),
+    ("retina_ray.train.loop", "from retina_ray.inference import predict"),
+    # relative
+    ("retina_ray.ops.boxes", "from ..model import RetinaNet"),
+    ("retina_ray.ops.boxes", "from .. import model"),
+    ("retina_ray.data.importers.coco", "from ...model.fpn import FPN"),
+    # only parts of ops for data
+    ("retina_ray.data.plan", "from retina_ray.ops.losses import giou_loss"),
+    ("retina_ray.data.plan", "from retina_ray.ops import losses"),
+    ("retina_ray.data.plan", "import retina_ray.ops"),
+    # packages with owners
+    ("retina_ray.model.fpn", "import ray"),
+    ("retina_ray.data.plan", "import ray.data"),
+    ("retina_ray.data.batches", "def f():\n    from ray.data import Dataset"),
+    ("retina_ray.train.loop", "import wandb"),
+    ("retina_ray.sweep.report", "from wandb.sdk import wandb_run"),
+    ("retina_ray.train.loop", "import cv2"),
+    ("retina_ray.data.plan", "from pycocotools.coco import COCO"),
+    ("retina_ray.model.fpn", "if not TYPE_CHECKING:\n    import ray"),
+    ("retina_ray.model.fpn", "if TYPE_CHECKING:\n    pass\nelse:\n    import ray"),
+]
+
+ALLOWED = [
+    ("retina_ray.config", "from retina_ray.overrides import ConfigError"),
+    ("retina_ray.ops.boxes", "from retina_ray import __version__"),
+    ("retina_ray.inference.predict", "from retina_ray.train.checkpoints import load_checkpoint"),
+    ("retina_ray.ops.boxes", "from .anchors import AnchorGenerator"),
+    ("retina_ray.model.fpn", "from ..ops import boxes"),
+    ("retina_ray.data.plan", "from retina_ray.ops import boxes"),
+    ("retina_ray.data.plan", "from retina_ray.ops.anchors import AnchorGenerator"),
+    ("retina_ray.data.pipeline", "import ray.data"),
+    ("retina_ray.train.tracking", "def f():\n    import wandb"),
+    ("retina_ray.evaluation.coco", "from pycocotools.coco import COCO"),
+    ("retina_ray.cli", "from retina_ray.sweep.space import Space\nimport ray"),
+    ("retina_ray.model.fpn", "if TYPE_CHECKING:\n    import ray"),
+    ("retina_ray.model.fpn", "import typing\nif typing.TYPE_CHECKING:\n    import wandb"),
+    ("retina_ray.model.fpn", "import raytracer, wandbox, torch"),
+]
+
+
+def _judge(module: str, source: str) -> list[str]:
+    known = {target for _, code in (*PLANTED, *ALLOWED) for target in _dotted(code)}
+    known |= {"retina_ray.ops.boxes", "retina_ray.ops.losses", "retina_ray.model", "retina_ray.ops"}
+    return violations(imports_of(source, module, is_package=False, known=known))
+
+
+def _dotted(code: str) -> set[str]:
+    words = code.replace("\n", " ").replace("'", " ").split()
+    return {word for word in words if word.startswith("retina_ray.")}
+
+
+@pytest.mark.parametrize(("module", "source"), PLANTED)
+def test_a_planted_violation_is_found(module, source):
+    assert len(_judge(module, source)) == 1
+
+
+@pytest.mark.parametrize(("module", "source"), ALLOWED)
+def test_what_the_house_allows_is_left_alone(module, source):
+    assert _judge(module, source) == []
+
+
+def test_a_package_resolves_relative_imports_from_itself():
+    source, known = "from . import fpn\nfrom ..train import loop", {"retina_ray.model.fpn"}
+    found = imports_of(source, "retina_ray.model", is_package=True, known=known)
+    assert [one.target for one in found] == ["retina_ray.model.fpn", "retina_ray.train"]
+    assert len(violations(found)) == 1
+
+
+# What runs where a package is missing
+
+NEEDS_TORCH = {f"retina_ray.data.{name}" for name in ("local", "pipeline", "unpack")}
+
+
+def _import_without(blocked: set[str], modules: list[str]) -> subprocess.CompletedProcess[str]:
+    code = f"""
+import importlib, sys
+for name in {sorted(blocked)!r}:
+    sys.modules[name] = None
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_blocking_a_package_is_felt():
+    result = _import_without({"pyarrow"}, ["pyarrow"])
+    assert result.returncode != 0
+    assert "pyarrow" in result.stderr
+
+
+def test_model_and_losses_run_where_ray_is_not_installed():
+    modules = [
+        name
+        for name in sorted(_names())
+        if _room(name) in {"retina_ray.model", "retina_ray.ops", "retina_ray.structures"}
+    ]
+    assert {"retina_ray.model", "retina_ray.ops.losses"} <= set(modules)
+    result = _import_without({"ray", "wandb", "cv2", "pycocotools"}, modules)
+    assert result.returncode == 0, result.stderr
+
+
+def test_decoding_runs_where_torch_is_not_installed():
+    """Ray Data's tasks import these on machines and in processes that have no use for torch."""
+    modules = [
+        name
+        for name in sorted(_names())
+        if _room(name) == "retina_ray.data" and name not in NEEDS_TORCH
+    ]
+    needed = {f"retina_ray.data.{name}" for name in ("batches", "transforms", "plan")}
+    assert needed <= set(modules)
+    result = _import_without({"ray", "wandb", "torch", "torchvision"}, modules)
+    assert result.returncode == 0, result.stderr
