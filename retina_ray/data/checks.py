@@ -1,0 +1,272 @@
+"""What may be wrong with annotations, and what an import does about it.
+
+Two policies. `on_bad_box` is for single boxes: zero or negative size, not a number, out of the
+image, a class that the data set does not have, coordinates that cannot be read.
+
+    error   name them all and write nothing (the default)
+    drop    leave them out, and count them in the report
+    clip    cut what sticks out at the border; leave out what cannot be mended
+
+`on_bad_image` is for images that cannot be read, are missing or cut off, or have another size than
+the annotations say: `error`, or `drop` (with their boxes). Faults of structure are errors always:
+ids used twice, annotations of unknown images or categories, file names that leave the folder.
+
+A box that ends exactly on the border is fine. One that sticks out by at most `ROUNDING_PX` is an
+artefact of rounding (COCO's two decimals, VOC's 0-based files): it is cut at the border whatever
+the policy, counted as `rounded_boxes`, and keeps its annotated coordinates for evaluation.
+
+Needs numpy only: no PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from retina_ray.data.schema import DataError, Fault
+
+__all__ = [
+    "ROUNDING_PX",
+    "BadBoxPolicy",
+    "BadImagePolicy",
+    "CheckedBoxes",
+    "ImportLog",
+    "RawBox",
+    "RawImage",
+    "check_boxes",
+    "repeated",
+]
+
+BadBoxPolicy = Literal["error", "drop", "clip"]
+BadImagePolicy = Literal["error", "drop"]
+
+ROUNDING_PX = 1.0
+_MAX_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class RawBox:
+    """An annotation as an importer read it.
+
+    Attributes:
+        annotation_id: unique within the data set.
+        label: 0 to K-1; any where `problem` is set.
+        xyxy: float64, absolute pixels.
+        xywh: float64, exactly as annotated where the format is XYWH; kept for evaluation.
+        area: px^2.
+        iscrowd: a region to be ignored.
+        problem: (kind, message) where the importer found the annotation bad already.
+    """
+
+    annotation_id: int
+    label: int
+    xyxy: tuple[float, float, float, float]
+    xywh: tuple[float, float, float, float]
+    area: float
+    iscrowd: bool = False
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """An image as an importer read it.
+
+    Attributes:
+        image_id: unique within the data set.
+        file_name: relative to the folder of images.
+        height: as annotated, in pixels; None where the annotations do not say.
+        width: as annotated, in pixels; None where the annotations do not say.
+        boxes: its annotations.
+    """
+
+    image_id: int
+    file_name: str
+    height: int | None
+    width: int | None
+    boxes: list[RawBox] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckedBoxes:
+    """The usable boxes of an image.
+
+    Attributes:
+        boxes: (M, 4) float64 XYXY within the image, not empty as float32 either.
+        bbox: (M, 4) float64 XYWH for evaluation.
+        labels: (M,) int32.
+        iscrowd: (M,) bool.
+        area: (M,) float64, px^2.
+        annotation_id: (M,) int64.
+    """
+
+    boxes: np.ndarray
+    bbox: np.ndarray
+    labels: np.ndarray
+    iscrowd: np.ndarray
+    area: np.ndarray
+    annotation_id: np.ndarray
+
+
+class ImportLog:
+    """Collects every fault of an import, and applies the two policies.
+
+    Args:
+        on_bad_box: see the module's text.
+        on_bad_image: see the module's text.
+
+    Attributes:
+        faults: what makes the import fail.
+        counts: what was changed, by name, for the report.
+        dropped_boxes: by kind.
+        dropped_images: by kind.
+    """
+
+    def __init__(self, *, on_bad_box: BadBoxPolicy, on_bad_image: BadImagePolicy) -> None:
+        if on_bad_box not in ("error", "drop", "clip"):
+            raise ValueError(f"on_bad_box = {on_bad_box!r}: expected 'error', 'drop' or 'clip'")
+        if on_bad_image not in ("error", "drop"):
+            raise ValueError(f"on_bad_image = {on_bad_image!r}: expected 'error' or 'drop'")
+        self.on_bad_box: BadBoxPolicy = on_bad_box
+        self.on_bad_image: BadImagePolicy = on_bad_image
+        self.faults: list[Fault] = []
+        self.counts: Counter[str] = Counter()
+        self.dropped_boxes: Counter[str] = Counter()
+        self.dropped_images: Counter[str] = Counter()
+        self._examples: list[str] = []
+
+    def bad_structure(self, fault: Fault) -> None:
+        """Note a fault that no policy forgives."""
+        self.faults.append(fault)
+
+    def bad_box(self, fault: Fault) -> None:
+        """Note a box that cannot be used: an error, or left out."""
+        if self.on_bad_box == "error":
+            self.faults.append(fault)
+        else:
+            self.dropped_boxes[fault.kind] += 1
+            self._note(f"box dropped: {fault}")
+
+    def bad_image(self, fault: Fault) -> None:
+        """Note an image that cannot be used: an error, or left out with its boxes."""
+        if self.on_bad_image == "error":
+            self.faults.append(fault)
+        else:
+            self.dropped_images[fault.kind] += 1
+            self._note(f"image dropped: {fault}")
+
+    def clipped_box(self, fault: Fault) -> None:
+        """Note a box that was cut at the border."""
+        self.counts["clipped_boxes"] += 1
+        self._note(f"box clipped: {fault}")
+
+    def _note(self, text: str) -> None:
+        if len(self._examples) < _MAX_EXAMPLES:
+            self._examples.append(text)
+
+    def raise_if_faulty(self) -> None:
+        """Raise all faults at once.
+
+        Raises:
+            DataError: there are any.
+        """
+        if self.faults:
+            raise DataError(self.faults)
+
+    def report(self) -> dict[str, Any]:
+        """What goes into `dataset.json`: policies, counts by kind, the first few cases."""
+        return {
+            "on_bad_box": self.on_bad_box,
+            "on_bad_image": self.on_bad_image,
+            "dropped_boxes": self.dropped_boxes.total(),
+            "dropped_boxes_by_kind": dict(self.dropped_boxes),
+            "clipped_boxes": self.counts["clipped_boxes"],
+            "rounded_boxes": self.counts["rounded_boxes"],
+            "dropped_images": self.dropped_images.total(),
+            "dropped_images_by_kind": dict(self.dropped_images),
+            **{
+                name: count
+                for name, count in sorted(self.counts.items())
+                if name not in ("clipped_boxes", "rounded_boxes")
+            },
+            "examples": list(self._examples),
+        }
+
+
+def repeated(values: Iterable[Any]) -> list[Any]:
+    """The values that occur more than once, each once, in order of first appearance."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def check_boxes(image: RawImage, *, height: int, width: int, log: ImportLog) -> CheckedBoxes:
+    """Check every box of an image, and drop or clip by the log's policy.
+
+    Args:
+        image: with its raw boxes.
+        height: true height in pixels.
+        width: true width in pixels.
+        log: receives the faults.
+
+    Returns:
+        What is left. Under the policy "error", bad boxes are in `log.faults` and not in here.
+    """
+    kept = [
+        checked
+        for raw in image.boxes
+        if (checked := _check_box(raw, image, height=height, width=width, log=log)) is not None
+    ]
+    return CheckedBoxes(
+        boxes=np.array([box.xyxy for box in kept], np.float64).reshape(-1, 4),
+        bbox=np.array([box.xywh for box in kept], np.float64).reshape(-1, 4),
+        labels=np.array([box.label for box in kept], np.int32),
+        iscrowd=np.array([box.iscrowd for box in kept], np.bool_),
+        area=np.array([box.area for box in kept], np.float64),
+        annotation_id=np.array([box.annotation_id for box in kept], np.int64),
+    )
+
+
+def _check_box(
+    raw: RawBox, image: RawImage, *, height: int, width: int, log: ImportLog
+) -> RawBox | None:
+    """Return the box, the clipped box, or None; the log knows why."""
+
+    def fault(kind: str, message: str) -> Fault:
+        return Fault(kind, message, image.file_name, image.image_id, raw.annotation_id)
+
+    shown = "XYXY (" + ", ".join(f"{value:g}" for value in raw.xyxy) + ")"
+    if raw.problem is not None:
+        return log.bad_box(fault(*raw.problem))
+    if not all(math.isfinite(value) for value in raw.xyxy):
+        return log.bad_box(fault("box is not finite", f"{shown} holds NaN or infinity"))
+    x0, y0, x1, y1 = raw.xyxy
+    size = f"width {x1 - x0:g}, height {y1 - y0:g}"
+    if x1 <= x0 or y1 <= y0:
+        return log.bad_box(fault("box of zero or negative size", f"{shown} has {size}"))
+    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    overhang = max(-x0, -y0, x1 - width, y1 - height)
+    picture = f"the image of {width} x {height} pixels"
+    if _is_empty(inside):
+        kind = "box out of the image" if overhang > 0 else "box of zero or negative size"
+        return log.bad_box(fault(kind, f"{shown} leaves nothing within {picture}"))
+    if overhang <= 0:
+        return raw
+    if overhang <= ROUNDING_PX:
+        log.counts["rounded_boxes"] += 1
+        return RawBox(raw.annotation_id, raw.label, inside, raw.xywh, raw.area, raw.iscrowd)
+    problem = fault("box out of the image", f"{shown} sticks out of {picture} by {overhang:g} px")
+    if log.on_bad_box != "clip":
+        return log.bad_box(problem)
+    log.clipped_box(problem)
+    cut = (inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1])
+    share = cut[2] * cut[3] / ((x1 - x0) * (y1 - y0))
+    return RawBox(raw.annotation_id, raw.label, inside, cut, raw.area * share, raw.iscrowd)
+
+
+def _is_empty(xyxy: tuple[float, float, float, float]) -> bool:
+    """Whether nothing is left of a box once it is stored as float32."""
+    x0, y0, x1, y1 = np.asarray(xyxy, np.float32)
+    return bool(x1 <= x0 or y1 <= y0)

@@ -1,0 +1,232 @@
+"""COCO: one JSON with images, annotations and categories, beside a folder of images.
+
+Conventions: `bbox` is XYWH in 0-based pixels and becomes XYXY; categories are sorted by their
+original id and become labels 0 to K-1, so ids may have gaps (COCO's 80 classes use 1 to 90).
+Segmentations are not kept; the area (which sorts objects into small, medium and large) and iscrowd
+are. The annotated bbox is kept in float64, so that evaluation against the prepared set gives the
+figures of the original file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from retina_ray.data.checks import (
+    BadBoxPolicy,
+    BadImagePolicy,
+    ImportLog,
+    RawBox,
+    RawImage,
+    repeated,
+)
+from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.schema import Category, DataError, Fault
+from retina_ray.data.shards import PreparedDataset
+
+__all__ = ["import_coco"]
+
+
+def import_coco(
+    annotations_json: str | os.PathLike[str],
+    images_dir: str | os.PathLike[str],
+    out_uri: str | os.PathLike[str],
+    *,
+    split: str,
+    name: str = "coco",
+    on_bad_box: BadBoxPolicy = "error",
+    on_bad_image: BadImagePolicy = "error",
+    max_size_px: int | None = None,
+    rows_per_group: int = 32,
+    rows_per_shard: int = 2048,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> PreparedDataset:
+    """Turn a COCO data set into shards, and check all of it on the way.
+
+    Args:
+        annotations_json: such as `instances_train2017.json`.
+        images_dir: the folder that `file_name` is relative to.
+        out_uri: folder of the prepared set: a local path or a URI.
+        split: e.g. "train".
+        name: of the data set.
+        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.checks`.
+        on_bad_image: "error" or "drop": for images that cannot be used.
+        max_size_px: re-encode larger images so that the longer side is at most this; boxes and
+            areas are scaled with them. None: keep the files as they are.
+        rows_per_group: images of a row group.
+        rows_per_shard: images of a file.
+        overwrite: replace a set that is there already.
+        on_progress: called with (images done, images in all).
+
+    Returns:
+        The prepared set; what was dropped or changed is in its `report`.
+
+    Raises:
+        DataError: everything that is wrong, at once.
+    """
+    annotations_json, images_dir = Path(annotations_json), Path(images_dir)
+    if not images_dir.is_dir():
+        raise DataError(f"{images_dir}: no such folder of images")
+    log = ImportLog(on_bad_box=on_bad_box, on_bad_image=on_bad_image)
+    data = _load_json(annotations_json)
+    file = annotations_json.name
+    categories = _read_categories(data["categories"], file, log)
+    images = _read_images(data["images"], file, log)
+    labels = {category.id: label for label, category in enumerate(categories)}
+    _read_annotations(data["annotations"], images, labels, file, log)
+    if not categories:
+        log.bad_structure(Fault("no categories", "holds no usable category", file))
+    if log.faults and not (categories and images):
+        raise DataError(log.faults)
+    return write_images(
+        list(images.values()),
+        out_uri,
+        images_dir=images_dir,
+        name=name,
+        split=split,
+        source=f"{annotations_json} with {images_dir}",
+        categories=categories,
+        log=log,
+        max_size_px=max_size_px,
+        rows_per_group=rows_per_group,
+        rows_per_shard=rows_per_shard,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def _load_json(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the file and check its outline.
+
+    Raises:
+        DataError: missing, not JSON, or without one of the three lists.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such annotation file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    wanted = ("images", "annotations", "categories")
+    if not isinstance(data, dict) or any(not isinstance(data.get(key), list) for key in wanted):
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise DataError(
+            f"{path}: not a COCO annotation file: expected an object with the lists "
+            f"{', '.join(wanted)}, found {found}"
+        )
+    faults = [
+        Fault(
+            f"malformed entry in {key}",
+            f"{key}[{i}] is {entry!r:.60}, expected an object",
+            path.name,
+        )
+        for key in wanted
+        for i, entry in enumerate(data[key])
+        if not isinstance(entry, dict)
+    ]
+    if faults:
+        raise DataError(faults)
+    return data
+
+
+def _read_categories(entries: list[dict], file: str, log: ImportLog) -> list[Category]:
+    """Sort the categories by id; ids and names that repeat or are missing go to the log."""
+    good = []
+    for entry in entries:
+        id_, name = entry.get("id"), entry.get("name")
+        if _is_int(id_) and isinstance(name, str) and name:
+            good.append(Category(id_, name))
+        else:
+            message = f"category {entry!r:.80} needs an integer id and a name"
+            log.bad_structure(Fault("malformed category", message, file))
+    for what in ("id", "name"):
+        for value in repeated(getattr(category, what) for category in good):
+            message = f"category {what} {value!r} is used more than once"
+            log.bad_structure(Fault(f"duplicate category {what}", message, file))
+    unique = {category.id: category for category in good}
+    names = {category.name: category for category in unique.values()}
+    return sorted(names.values(), key=lambda category: category.id)
+
+
+def _read_images(entries: list[dict], file: str, log: ImportLog) -> dict[int, RawImage]:
+    """Read the images by id; ids that repeat and entries that cannot be used go to the log."""
+    counts = Counter(entry["id"] for entry in entries if _is_int(entry.get("id")))
+    images: dict[int, RawImage] = {}
+    for entry in entries:
+        id_, name = entry.get("id"), entry.get("file_name")
+        height, width = entry.get("height"), entry.get("width")
+        sizes_fine = all(v is None or (_is_int(v) and v >= 0) for v in (height, width))
+        if not _is_int(id_) or not isinstance(name, str) or not sizes_fine:
+            message = (
+                f"image {entry!r:.120} needs an integer id, a file_name, and an integer height and "
+                "width where they are given"
+            )
+            shown = name if isinstance(name, str) else file
+            log.bad_structure(Fault("malformed image entry", message, shown, id_))
+        elif id_ in images:
+            message = f"image id {id_} is used {counts[id_]} times; ids must be unique"
+            log.bad_structure(Fault("duplicate image id", message, name, id_))
+        else:
+            images[id_] = RawImage(id_, name, height or None, width or None)
+    return images
+
+
+def _read_annotations(
+    entries: list[dict],
+    images: dict[int, RawImage],
+    labels: dict[int, int],
+    file: str,
+    log: ImportLog,
+) -> None:
+    """Hang each annotation on its image; those without image or category go to the log."""
+    counts = Counter(entry["id"] for entry in entries if _is_int(entry.get("id")))
+    seen: set[int] = set()
+    for entry in entries:
+        id_, image_id, category_id = (entry.get(k) for k in ("id", "image_id", "category_id"))
+        image = images.get(image_id) if _is_int(image_id) else None
+        where = (image.file_name if image else file, image_id, id_)
+        if not _is_int(id_):
+            message = f"annotation {entry!r:.80} needs an integer id"
+            log.bad_structure(Fault("malformed annotation", message, *where))
+            continue
+        if id_ in seen:
+            message = f"annotation id {id_} is used {counts[id_]} times; ids must be unique"
+            log.bad_structure(Fault("duplicate annotation id", message, *where))
+        seen.add(id_)
+        if image is None:
+            message = f"image id {image_id!r} is not among the images"
+            log.bad_structure(Fault("annotation of an unknown image", message, *where))
+        label = labels.get(category_id) if _is_int(category_id) else None
+        if label is None:
+            message = f"category id {category_id!r} is not among the categories"
+            log.bad_structure(Fault("annotation of an unknown category", message, *where))
+        if image is not None and label is not None:
+            image.boxes.append(_read_box(entry, id_, label, log))
+
+
+def _read_box(entry: dict, id_: int, label: int, log: ImportLog) -> RawBox:
+    """Read one annotation; a bbox that is not four numbers becomes a problem of the box."""
+    bbox, crowd = entry.get("bbox"), bool(entry.get("iscrowd", 0))
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
+        nothing = (math.nan, math.nan, math.nan, math.nan)
+        problem = ("malformed box", f"bbox {bbox!r:.80} is not four numbers (x, y, width, height)")
+        return RawBox(id_, label, nothing, nothing, 0.0, crowd, problem)
+    x, y, w, h = (float(v) for v in bbox)
+    area = entry.get("area")
+    if not _is_number(area) or not math.isfinite(area) or area < 0:
+        area = w * h
+        log.counts["areas_taken_from_boxes"] += 1
+    return RawBox(id_, label, (x, y, x + w, y + h), (x, y, w, h), float(area), crowd)
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
