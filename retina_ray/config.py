@@ -8,8 +8,8 @@ Units stand in the name (`_px`, `_s`, `_steps`, `_epochs`) or in the field's des
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -69,6 +69,15 @@ class _Frozen(BaseModel):
                 super().__init__(**settings)
             except ValidationError as error:
                 raise ConfigError(faults_of(error, type(self))) from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy with some settings replaced; unlike pydantic's own, the copy is checked.
+
+        Raises:
+            ConfigError: all faults at once.
+        """
+        del deep  # a frozen value has nothing to share by accident
+        return type(self)(**{**dict(self), **(update or {})})
 
 
 class AnchorConfig(_Frozen):

@@ -159,6 +159,18 @@ def test_a_config_survives_the_way_to_another_process():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
+def test_a_copy_with_changes_is_checked_too():
+    config = ExperimentConfig()
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 2})})
+    assert changed == with_overrides(config, {"train.epochs": 2})
+    assert config.model_copy() == config
+    for update in ({"epoch": 2}, {"epochs": "2"}, {"epochs": 0}):
+        with pytest.raises(ConfigError):
+            config.train.model_copy(update=update)
+    with pytest.raises(ConfigError, match="do not divide"):
+        config.model_copy(update={"train": TrainConfig(batch_size=3, num_workers=2)})
+
+
 # Direct construction
 
 
