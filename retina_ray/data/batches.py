@@ -91,6 +91,8 @@ class BatchLoader:
         val: PreparedDataset | None,
         train_index: pa.Table | None,
         val_index: pa.Table | None,
+        *,
+        num_threads: int = 1,
     ) -> BatchLoader:
         """Build the loader that a config describes."""
         return cls(
@@ -102,6 +104,7 @@ class BatchLoader:
             flip=config.input.flip,
             min_box_size_px=config.input.min_box_size_px,
             size_divisibility_px=config.input.size_divisibility_px,
+            num_threads=num_threads,
         )
 
     def load(self, plan_row: Mapping[str, Any]) -> pa.Table:
@@ -170,20 +173,17 @@ class BatchLoader:
             )
 
         tried = list(zip(images, self._map(sample, images), strict=True))
-        good = [i for i, (_, result) in enumerate(tried) if isinstance(result, Sample)]
-        used: list[tuple[StoredImage, Sample]] = []
-        for i in range(len(tried)):
-            ahead = [j for j in good if j >= i] + good
-            image, result = tried[ahead[0]] if ahead else self._spare(row, tried, sample)
-            assert isinstance(result, Sample)
-            used.append((image, result))
         bad = [(image, result) for image, result in tried if isinstance(result, DecodeError)]
+        if len(bad) == len(tried):
+            used = [self._spare(row, bad, sample)] * len(tried)
+        else:
+            used = _without_bad(tried)
         return pack_batch(row, used, bad, size_divisibility_px=self._divisor)
 
     def _spare(
         self,
         row: Mapping[str, Any],
-        tried: Sequence[tuple[StoredImage, Sample | DecodeError]],
+        bad: Sequence[tuple[StoredImage, DecodeError]],
         sample: Callable[[StoredImage], Sample | DecodeError],
     ) -> tuple[StoredImage, Sample]:
         """Find an image for a training row of which none can be decoded."""
@@ -203,7 +203,7 @@ class BatchLoader:
                     image.file_name,
                     image.image_id,
                 )
-                for image, error in tried
+                for image, error in bad
             ]
         )
 
@@ -229,6 +229,21 @@ class BatchLoader:
             return [function(image) for image in images]
         with ThreadPoolExecutor(self._num_threads) as pool:
             return list(pool.map(function, images))
+
+
+def _without_bad(
+    tried: Sequence[tuple[StoredImage, Sample | DecodeError]],
+) -> list[tuple[StoredImage, Sample]]:
+    """Put the next good image in the place of each bad one; at least one image is good."""
+    used: list[tuple[StoredImage, Sample]] = []
+    following: tuple[StoredImage, Sample] | None = None
+    # Backwards, twice round: the second time every bad image has a good one after it.
+    for image, result in [*tried, *tried][::-1]:
+        if isinstance(result, Sample):
+            following = (image, result)
+        if following is not None:
+            used.append(following)
+    return used[::-1][: len(tried)]
 
 
 def _decode(image: StoredImage, target: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,340 @@
+"""The plan of a run: every property that the stream, the training and the resume rely on."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
+from retina_ray.data.order import Images, epoch_batches, random_stream
+from retina_ray.data.plan import RunPlan, build_eval_plan, build_run_plan
+from retina_ray.data.plan_rows import PLAN_SCHEMA
+from retina_ray.data.schema import DataError
+
+SETTINGS = {
+    "epochs": 2,
+    "batch_size": 4,
+    "num_workers": 2,
+    "seed": 7,
+    "train_sizes_px": (64, 96),
+    "train_size_sampling": "choice",
+    "train_max_size_px": 160,
+    "eval_size_px": 80,
+    "eval_max_size_px": 120,
+    "eval_batch_size": 3,
+    "eval_every_epochs": 1,
+    "group_by_aspect": True,
+    "window_row_groups": 2,
+}
+
+
+def make_index(wide: list[bool], rows_per_group: int = 4) -> pa.Table:
+    """An index of images of 60x40 (wide) or 40x60 pixels."""
+    n = len(wide)
+    flags = np.array(wide, bool)
+    place = np.arange(n)
+    columns = {
+        "shard": place // (3 * rows_per_group),
+        "row_group": place // rows_per_group % 3,
+        "row": place % rows_per_group,
+        "image_id": 1000 + place,
+        "height": np.where(flags, 40, 60),
+        "width": np.where(flags, 60, 40),
+        "num_boxes": np.ones(n, int),
+    }
+    return pa.table({k: pa.array(v, pa.int32()) for k, v in columns.items()})
+
+
+def plan_of(wide, val=5, **changes) -> RunPlan:
+    val_index = None if val is None else make_index([i % 3 > 0 for i in range(val)])
+    return build_run_plan(make_index(wide), val_index, **{**SETTINGS, **changes})
+
+
+def rows_of(plan: RunPlan, kind: str) -> list[dict]:
+    return [row for row in plan.table.to_pylist() if row["kind"] == kind]
+
+
+def global_batches(plan: RunPlan) -> list[list[int]]:
+    batches: dict[int, list[int]] = {}
+    for row in rows_of(plan, "train"):
+        batches.setdefault(row["step"], []).extend(row["images"])
+    return [batches[step] for step in sorted(batches)]
+
+
+@st.composite
+def runs(draw) -> dict:
+    """Settings of a run with its images' shapes."""
+    workers = draw(st.integers(1, 3))
+    batch = workers * draw(st.integers(1, 4))
+    n = draw(st.integers(batch, batch * 5 + 3))
+    return {
+        "wide": draw(st.lists(st.booleans(), min_size=n, max_size=n)),
+        "val": draw(st.integers(1, 20)),
+        "epochs": draw(st.integers(1, 4)),
+        "batch_size": batch,
+        "num_workers": workers,
+        "seed": draw(st.integers(-3, 2**40)),
+        "eval_batch_size": draw(st.integers(1, 5)),
+        "eval_every_epochs": draw(st.integers(1, 3)),
+        "group_by_aspect": draw(st.booleans()),
+        "window_row_groups": draw(st.integers(1, 5)),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs())
+def test_each_image_once_an_epoch_apart_from_marked_fills(run):
+    plan = plan_of(**run)
+    n, size = len(run["wide"]), run["batch_size"]
+    assert plan.steps_per_epoch == -(-n // size)
+    assert plan.num_steps == plan.steps_per_epoch * run["epochs"]
+    for epoch in range(run["epochs"]):
+        rows = [r for r in rows_of(plan, "train") if r["epoch"] == epoch]
+        assert len(rows) == plan.steps_per_epoch * run["num_workers"]
+        planned = [i for r in rows for i in r["images"][: len(r["images"]) - r["num_fill"]]]
+        assert sorted(planned) == list(range(n))
+        assert sum(r["num_fill"] for r in rows) == -n % size
+        assert len({r["step"] for r in rows if r["num_fill"]}) <= 1
+        assert {len(r["images"]) for r in rows} == {size // run["num_workers"]}
+    for batch in global_batches(plan):
+        assert len(set(batch)) == size, "a batch holds an image twice"
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs())
+def test_only_marked_batches_mix_aspects(run):
+    plan = plan_of(**{**run, "group_by_aspect": True})
+    steps = {row["step"]: row for row in rows_of(plan, "train")}
+    mixed_steps = Counter()
+    for step, batch in enumerate(global_batches(plan)):
+        mixes = len({run["wide"][i] for i in batch}) == 2
+        assert steps[step]["mixed"] == mixes
+        mixed_steps[steps[step]["epoch"]] += mixes
+    num_wide = sum(run["wide"])
+    if min(num_wide, len(run["wide"]) - num_wide) >= run["batch_size"]:
+        assert all(count <= 1 for count in mixed_steps.values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs())
+def test_global_batches_do_not_depend_on_the_workers(run):
+    size = run["batch_size"]
+    plans = [plan_of(**{**run, "num_workers": w}) for w in range(1, size + 1) if size % w == 0]
+    reference = global_batches(plans[0])
+    for plan in plans[1:]:
+        assert global_batches(plan) == reference
+        sizes = {r["step"]: r["size_px"] for r in rows_of(plan, "train")}
+        assert sizes == {r["step"]: r["size_px"] for r in rows_of(plans[0], "train")}
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs())
+def test_validation_rounds(run):
+    plan = plan_of(**run)
+    rows = rows_of(plan, "val")
+    ends = {e for e in range(1, run["epochs"] + 1) if e % run["eval_every_epochs"] == 0}
+    ends.add(run["epochs"])
+    by_step: dict[int, list[dict]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], []).append(row)
+    assert set(by_step) == {e * plan.steps_per_epoch for e in ends}
+    assert plan.num_val_rounds == len(ends)
+    for step, members in by_step.items():
+        assert sorted(i for r in members for i in r["images"]) == list(range(run["val"]))
+        counts = Counter(r["worker"] for r in members)
+        assert set(counts.values()) == {plan.num_val_rows_per_worker}
+        assert len(counts) == run["num_workers"]
+        assert {r["epoch"] for r in members} == {step // plan.steps_per_epoch - 1}
+        assert {r["num_fill"] for r in members} == {0}
+        sizes = [len(r["images"]) for r in members]
+        assert max(sizes) <= run["eval_batch_size"]
+        # Only the last row with images is short, and fewer rows than workers are empty.
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes.count(0) < run["num_workers"]
+        for row in members:
+            wide = {i % 3 > 0 for i in row["images"]}
+            assert row["mixed"] == (len(wide) == 2)
+            assert (row["size_px"], row["max_size_px"]) == (80, 120)
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs(), st.integers(1, 5), st.data())
+def test_blocks_serve_every_worker_its_rows_and_resume(run, rows_per_block, data):
+    plan = plan_of(**run)
+    step = data.draw(st.integers(0, plan.num_steps))
+    validate_first = data.draw(st.booleans())
+    blocks = plan.blocks(rows_per_block, start_step=step, validate_first=validate_first)
+    for rank in range(run["num_workers"]):
+        mine = [i for b in blocks[rank :: run["num_workers"]] for i in b["plan_index"].to_pylist()]
+        expected = [
+            row["plan_index"]
+            for row in plan.table.to_pylist()
+            if row["worker"] == rank
+            and (
+                row["step"] >= step
+                if row["kind"] == "train" or validate_first or step == 0
+                else row["step"] > step
+            )
+        ]
+        assert mine == expected
+        rows = plan.worker_rows(rank, step, validate_first=validate_first)
+        assert rows["plan_index"].to_pylist() == expected
+    for start in range(0, len(blocks), run["num_workers"]):
+        lengths = {b.num_rows for b in blocks[start : start + run["num_workers"]]}
+        assert len(lengths) == 1
+        if start + run["num_workers"] < len(blocks):
+            assert lengths == {rows_per_block}
+
+
+def test_rows_come_in_the_order_of_time_with_plain_numbers():
+    plan = plan_of([True] * 8, val=5, epochs=2)
+    assert plan.table.schema == PLAN_SCHEMA
+    assert plan.table["plan_index"].to_pylist() == list(range(len(plan)))
+    got = [(r["kind"], r["epoch"], r["step"], r["worker"]) for r in plan.table.to_pylist()]
+    assert got == [
+        ("train", 0, 0, 0),
+        ("train", 0, 0, 1),
+        ("train", 0, 1, 0),
+        ("train", 0, 1, 1),
+        ("val", 0, 2, 0),
+        ("val", 0, 2, 1),
+        ("train", 1, 2, 0),
+        ("train", 1, 2, 1),
+        ("train", 1, 3, 0),
+        ("train", 1, 3, 1),
+        ("val", 1, 4, 0),
+        ("val", 1, 4, 1),
+    ]
+
+
+def test_same_seed_same_plan_other_seed_another():
+    wide = [i % 2 == 0 for i in range(40)]
+    assert plan_of(wide).table.equals(plan_of(wide).table)
+    assert not plan_of(wide).table.equals(plan_of(wide, seed=8).table)
+
+
+def test_epochs_differ_and_a_longer_run_starts_the_same():
+    wide = [i % 3 > 0 for i in range(48)]
+    batches = global_batches(plan_of(wide, epochs=2))
+    assert batches[:12] != batches[12:]
+    assert global_batches(plan_of(wide, epochs=5))[:24] == batches
+
+
+def test_a_validation_round_at_the_resume_step_is_done_unless_asked_for():
+    plan = plan_of([True] * 8, val=5, epochs=2)
+    assert plan.first_row(2) == 6
+    assert plan.first_row(2, validate_first=True) == 4
+    assert plan.first_row(4) == len(plan)
+    assert plan.blocks(3, start_step=4) == []
+    assert plan.blocks(3, start_step=4, validate_first=True)[0]["kind"].to_pylist() == ["val"]
+
+
+def test_windowed_shuffle_keeps_batches_local():
+    images = Images(
+        group=np.repeat(np.arange(20), 10), height=np.full(200, 40), width=np.full(200, 60)
+    )
+    options = {
+        "batch_size": 10,
+        "seed": 0,
+        "sizes_px": (64,),
+        "size_sampling": "choice",
+        "group_by_aspect": True,
+    }
+    local = epoch_batches(images, 0, window_row_groups=2, **options).images
+    assert max(len(set(images.group[b])) for b in local) == 2
+    assert len({tuple(sorted(set(images.group[b]))) for b in local}) == 10
+    full = epoch_batches(images, 0, window_row_groups=20, **options).images
+    assert np.mean([len(set(images.group[b])) for b in full]) > 6
+
+
+def test_batch_order_mixes_aspect_groups_over_the_epoch():
+    plan = plan_of([i < 200 for i in range(400)], val=None, epochs=1, window_row_groups=100)
+    wide = [batch[0] < 200 for batch in global_batches(plan)]
+    changes = sum(a != b for a, b in pairwise(wide))
+    assert changes > 20  # 99 neighbours, half of which differ on average; sorted order would have 1
+
+
+def test_sizes_are_drawn_per_global_batch():
+    choice = plan_of([True] * 400, val=None, train_sizes_px=(64, 80, 96), epochs=1)
+    counts = Counter(r["size_px"] for r in rows_of(choice, "train") if r["worker"] == 0)
+    assert set(counts) == {64, 80, 96}
+    assert min(counts.values()) > 15  # 100 draws of 3
+    span = plan_of(
+        [True] * 400, val=None, train_sizes_px=(64, 67), train_size_sampling="range", epochs=1
+    )
+    assert {r["size_px"] for r in rows_of(span, "train")} == {64, 65, 66, 67}
+    assert {r["max_size_px"] for r in rows_of(span, "train")} == {160}
+
+
+def test_evaluation_puts_like_aspects_together():
+    wide = [i % 2 == 0 for i in range(24)]
+    plan = build_eval_plan(
+        make_index(wide), num_workers=2, eval_batch_size=4, eval_size_px=80, eval_max_size_px=120
+    )
+    assert plan.num_steps == 0
+    assert plan.num_val_rows_per_worker == 3
+    assert not any(plan.table["mixed"].to_pylist())
+    # Of equal shape: in the order of storage.
+    assert plan.table["images"][0].as_py() == [1, 3, 5, 7]
+    assert len(plan.blocks(2)) == 4
+
+
+def test_evaluation_of_fewer_images_than_workers_pads_with_empty_rows():
+    plan = build_eval_plan(
+        make_index([True]), num_workers=3, eval_batch_size=4, eval_size_px=8, eval_max_size_px=12
+    )
+    assert plan.table["images"].to_pylist() == [[0], [], []]
+
+
+def test_from_config_reads_what_it_should():
+    config = ExperimentConfig(
+        train=TrainConfig(
+            epochs=3, batch_size=4, num_workers=2, seed=7, eval_every_epochs=2, eval_batch_size=3
+        ),
+        input=InputConfig(
+            train_sizes_px=(64, 96), train_max_size_px=160, eval_size_px=80, eval_max_size_px=120
+        ),
+    )
+    wide = [i % 3 > 0 for i in range(30)]
+    train, val = make_index(wide), make_index([i % 3 > 0 for i in range(5)])
+    plan = RunPlan.from_config(config, train, val)
+    expected = plan_of(wide, val=5, epochs=3, eval_every_epochs=2, window_row_groups=16)
+    assert plan.table.equals(expected.table)
+    without = RunPlan.from_config(config, train, None)
+    assert (without.num_val_rounds, without.num_val_rows_per_worker) == (0, 0)
+    assert set(without.table["kind"].to_pylist()) == {"train"}
+
+
+def test_faults_are_named():
+    with pytest.raises(DataError, match="training set has no images"):
+        plan_of([])
+    with pytest.raises(DataError, match="validation set has no images"):
+        plan_of([True] * 8, val=0)
+    with pytest.raises(DataError, match="3 images, fewer than one batch of 4"):
+        plan_of([True] * 3)
+    with pytest.raises(ValueError, match="epochs = 0, eval_every_epochs = -1"):
+        plan_of([True] * 8, epochs=0, eval_every_epochs=-1)
+    with pytest.raises(ValueError, match="4 is not a multiple of 3"):
+        plan_of([True] * 8, num_workers=3)
+    with pytest.raises(ValueError, match="eval_batch_size = 0"):
+        plan_of([True] * 8, eval_batch_size=0)
+    bad = make_index([True] * 8).set_column(4, "height", pa.array([40] * 7 + [0], pa.int32()))
+    with pytest.raises(DataError, match="position 7 with 60 x 0"):
+        build_run_plan(bad, None, **SETTINGS)
+    plan = plan_of([True] * 8)
+    with pytest.raises(ValueError, match="start_step = 5 is not within the run's 0 to 4"):
+        plan.blocks(1, start_step=5)
+    with pytest.raises(ValueError, match="rows_per_block = 0"):
+        plan.blocks(0)
+    with pytest.raises(ValueError, match="rank 2"):
+        plan.worker_rows(2)
+
+
+def test_random_streams_are_apart():
+    draws = {random_stream(*parts).random() for parts in [(0, 1), (1, 0), (0, 1, 2), (-1, 1)]}
+    assert len(draws) == 4
+    assert random_stream(3, 1, 5).random() == np.random.default_rng([3, 1, 5]).random()

@@ -1,0 +1,321 @@
+"""Sizes, decoding and augmentation: boxes stay on what they enclose."""
+
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retina_ray.data.transforms import (
+    DecodeError,
+    augment,
+    decode_image,
+    encoded_size,
+    flip_boxes,
+    image_stream,
+    place_boxes,
+    resize_image,
+    shortest_edge_size,
+)
+
+FLIPS = ("none", "horizontal", "vertical", "both")
+NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+
+
+def encode(rgb: np.ndarray, ext: str = ".png", *params: int) -> bytes:
+    order = {2: None, 3: cv2.COLOR_RGB2BGR}.get(rgb.ndim)
+    picture = rgb if order is None or rgb.shape[2] == 4 else cv2.cvtColor(rgb, order)
+    return cv2.imencode(ext, picture, params)[1].tobytes()
+
+
+def smooth_picture(height: int, width: int) -> np.ndarray:
+    """A ramp in each direction: (H, W, 3), which no decoder may shift or mirror."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 255 * x / width, 255 * y / height
+    return np.stack([red, green, np.full_like(red, 40)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "expected"),
+    [
+        ((480, 640), (800, 1333), (800, 1067)),  # 640 * 800 / 480 = 1066.67
+        ((640, 480), (800, 1333), (1067, 800)),
+        ((427, 640), (800, 1333), (800, 1199)),  # 1199.06
+        ((200, 600), (800, 1333), (444, 1333)),  # 2400 is cut to 1333, 800 * 1333 / 2400 = 444.3
+        ((100, 100), (800, 1333), (800, 800)),
+        ((4, 6), (3, 100), (3, 5)),  # 4.5 rounds half up
+        ((1, 10000), (800, 1333), (1, 1333)),  # 0.13, where detectron2 gives 0
+        ((1, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_shortest_edge_size(size, target, expected):
+    assert shortest_edge_size(*size, *target) == expected
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1200), st.integers(0, 800))
+def test_shortest_edge_size_keeps_limits(height, width, size, extra):
+    longest = size + extra
+    new_height, new_width = shortest_edge_size(height, width, size, longest)
+    assert 1 <= min(new_height, new_width) <= size
+    assert max(new_height, new_width) <= longest
+    assert min(new_height, new_width) == size or max(new_height, new_width) == longest
+    assert (new_height <= new_width) if height <= width else (new_height >= new_width)
+
+
+def test_decode_is_exact_for_png_and_in_rgb_order():
+    picture = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    np.testing.assert_array_equal(decode_image(encode(picture)), picture)
+
+
+def test_decode_grey_alpha_and_16_bit():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    np.testing.assert_array_equal(decode_image(encode(grey)), np.stack([grey] * 3, 2))
+    deep = np.array([[0, 257, 65535]], np.uint16)
+    np.testing.assert_array_equal(decode_image(encode(deep))[0, :, 0], [0, 1, 255])
+    bgra = np.zeros((2, 2, 4), np.uint8)
+    bgra[..., 2], bgra[..., 3] = 200, 0  # red, transparent: the colour stays
+    np.testing.assert_array_equal(decode_image(encode(bgra))[0, 0], [200, 0, 0])
+
+
+def test_decode_ignores_exif_orientation():
+    jpeg = encode(smooth_picture(40, 60), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 95)
+    # APP1 with a TIFF directory of one entry: tag 0x0112 (orientation), SHORT, 1 value: 6.
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    segment = b"Exif\0\0" + tiff
+    turned = jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
+    oriented = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
+    assert oriented is not None
+    assert oriented.shape == (60, 40, 3), "the test's EXIF is not understood"
+    np.testing.assert_array_equal(decode_image(turned), decode_image(jpeg))
+    assert encoded_size(turned) == (40, 60)
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "expected"),
+    [
+        ((80, 160), None, (80, 160)),
+        ((80, 160), 81, (80, 160)),  # enlarging: nothing to save
+        ((80, 160), 41, (80, 160)),
+        ((80, 160), 40, (40, 80)),
+        ((80, 160), 20, (20, 40)),
+        ((80, 160), 10, (10, 20)),
+        ((80, 160), 1, (10, 20)),  # 1/8 is the smallest there is
+        ((81, 160), 41, (41, 80)),  # ceil(81 / 2)
+        # ceil(81 / 4) * 4 = 84: three quarters of the last pixel would be outside
+        ((81, 160), 20, (41, 80)),
+        ((78, 160), 20, (20, 40)),  # half of it: allowed
+    ],
+)
+def test_reduced_jpeg_decoding(size, target, expected):
+    picture = smooth_picture(*size)
+    reduced = decode_image(encode(picture, ".jpg"), min_shorter_side=target, expected_size=size)
+    assert reduced.shape == (*expected, 3)
+    # The same picture, not a corner of it.
+    reference = cv2.resize(picture, expected[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(reduced.astype(int) - reference).max() <= 8
+
+
+def test_png_is_never_reduced():
+    assert decode_image(encode(smooth_picture(80, 160)), min_shorter_side=10).shape == (80, 160, 3)
+
+
+def test_encoded_size_of_progressive_png_and_unknown():
+    picture = smooth_picture(33, 47)
+    progressive = encode(picture, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    assert encoded_size(progressive) == (33, 47)
+    assert encoded_size(encode(picture)) == (33, 47)
+    assert encoded_size(encode(picture, ".bmp")) is None
+    assert encoded_size(b"") is None
+    assert encoded_size(b"\xff\xd8\xff\xe0\0\x10") is None
+
+
+@given(st.binary(max_size=200))
+def test_encoded_size_never_fails(tail):
+    for head in (b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"):
+        size = encoded_size(head + tail)
+        assert size is None or len(size) == 2
+
+
+def test_decode_faults_say_why():
+    jpeg = encode(smooth_picture(80, 160), ".jpg")
+    with pytest.raises(DecodeError, match="empty"):
+        decode_image(b"")
+    with pytest.raises(DecodeError, match="not an image"):
+        decode_image(b"hello")
+    with pytest.raises(DecodeError, match="truncated"):
+        decode_image(jpeg[: len(jpeg) // 2])
+    with pytest.raises(DecodeError):
+        decode_image(encode(smooth_picture(80, 160))[:-200])
+    with pytest.raises(DecodeError, match="160 x 80 pixels, its annotation says 160 x 81"):
+        decode_image(jpeg, expected_size=(81, 160), min_shorter_side=20)
+    with pytest.raises(DecodeError, match="annotation says"):
+        decode_image(encode(smooth_picture(8, 16), ".bmp"), expected_size=(16, 8))
+
+
+def test_resize_shrinks_by_areas():
+    stripes = np.zeros((4, 8, 3), np.uint8)
+    stripes[:, ::2] = 200
+    np.testing.assert_array_equal(resize_image(stripes, 2, 4), np.full((2, 4, 3), 100))
+    assert resize_image(stripes, 4, 8) is stripes
+    assert resize_image(stripes, 9, 17).shape == (9, 17, 3)
+
+
+def test_flip_boxes_by_hand():
+    boxes = np.array([[1, 2, 4, 8]], np.float32)
+    flip = lambda h, v: flip_boxes(boxes, 10, 20, horizontal=h, vertical=v).tolist()  # noqa: E731
+    assert flip(False, False) == [[1, 2, 4, 8]]
+    assert flip(True, False) == [[16, 2, 19, 8]]
+    assert flip(False, True) == [[1, 2, 4, 8]]  # 10 - 8 = 2, 10 - 2 = 8
+    assert flip(True, True) == [[16, 2, 19, 8]]
+    assert flip_boxes(NO_BOXES[0], 10, 20, horizontal=True, vertical=True).shape == (0, 4)
+
+
+def test_place_boxes_by_hand():
+    boxes = np.array([[1, 2, 4, 8], [0, 0, 20, 10]], np.float32)
+    placed = place_boxes(boxes, (10, 20), (25, 40))
+    assert placed.tolist() == [[2, 5, 8, 20], [0, 0, 40, 25]]
+    outside = place_boxes(np.array([[-1, 0, 20.5, 11]], np.float32), (10, 20), (10, 20))
+    assert outside.tolist() == [[0, 0, 20, 10]]
+
+
+class Coins:
+    """A generator whose draws are given: below 0.5 flips (horizontally, vertically)."""
+
+    def __init__(self, horizontal: bool, vertical: bool) -> None:
+        self.draws = np.array([0.1 if flips else 0.9 for flips in (horizontal, vertical)])
+
+    def random(self, n: int) -> np.ndarray:
+        assert n == 2
+        return self.draws
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_paint_is_found_where_the_box_says(data):
+    height, width = data.draw(st.integers(8, 120)), data.draw(st.integers(8, 120))
+    y0 = data.draw(st.integers(0, height - 4))
+    x0 = data.draw(st.integers(0, width - 4))
+    y1 = data.draw(st.integers(y0 + 4, height))
+    x1 = data.draw(st.integers(x0 + 4, width))
+    size = data.draw(st.integers(6, 200))
+    target = shortest_edge_size(height, width, size, 2 * size)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[y0:y1, x0:x1] = 255
+    sample = augment(
+        image,
+        np.array([[x0, y0, x1, y1]], np.float32),
+        np.array([3]),
+        source_size=(height, width),
+        target_size=target,
+        flip=data.draw(st.sampled_from(FLIPS)),
+        min_box_size_px=0,
+        rng=Coins(data.draw(st.booleans()), data.draw(st.booleans())),
+    )
+    assert sample.image.shape == (*target, 3)
+    weight = sample.image[..., 0] / 255.0
+    box = sample.boxes[0]
+    # A bright pixel counts by its brightness, so the rectangle's moments are its exact extent.
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    scale = max(target[0] / height, target[1] / width, 1)
+    edge = 2 * scale * (box[2] - box[0] + box[3] - box[1])
+    assert abs(weight.sum() - area) <= edge
+    ys, xs = np.mgrid[: target[0], : target[1]] + 0.5
+    centre = [(weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()]
+    expected = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+    np.testing.assert_allclose(centre, expected, atol=0.5 * scale + 0.5)
+    assert sample.labels.tolist() == [3]
+
+
+def test_paint_is_found_after_reduced_decoding():
+    height, width = 402, 614  # neither is a multiple of 4 or 8
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[300:402, 500:614] = 255  # down to the corner, where a shift would be largest
+    target = shortest_edge_size(height, width, 95, 200)
+    reduced = decode_image(encode(picture, ".jpg"), min_shorter_side=min(target))
+    assert reduced.shape[:2] == (101, 154)
+    sample = augment(
+        reduced,
+        np.array([[500, 300, 614, 402]], np.float32),
+        np.zeros(1, np.int32),
+        source_size=(height, width),
+        target_size=target,
+        flip="none",
+        min_box_size_px=1,
+        rng=np.random.default_rng(0),
+    )
+    bright = np.argwhere(sample.image[..., 0] > 127)
+    found = [bright[:, 1].min(), bright[:, 0].min(), bright[:, 1].max() + 1, bright[:, 0].max() + 1]
+    np.testing.assert_allclose(found, sample.boxes[0], atol=1)
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+@pytest.mark.parametrize("coins", [(False, False), (True, False), (False, True), (True, True)])
+def test_flips_move_the_pixels(flip, coins):
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    sample = augment(
+        image,
+        *NO_BOXES,
+        source_size=(2, 4),
+        target_size=(2, 4),
+        flip=flip,
+        min_box_size_px=1,
+        rng=Coins(*coins),
+    )
+    expected = image
+    if coins[0] and flip in ("horizontal", "both"):
+        expected = expected[:, ::-1]
+    if coins[1] and flip in ("vertical", "both"):
+        expected = expected[::-1]
+    np.testing.assert_array_equal(sample.image, expected)
+    assert sample.boxes.shape == (0, 4)
+    assert sample.labels.shape == (0,)
+
+
+def test_small_flat_and_nan_boxes_are_dropped():
+    boxes = np.array(
+        [[0, 0, 4, 4], [0, 0, 1.9, 8], [0, 0, 2, 8], [3, 3, 3, 9], [np.nan, 0, 4, 4]], np.float32
+    )
+
+    def kept(min_box_size_px: float) -> list[int]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sample = augment(
+                np.zeros((20, 20, 3), np.uint8),
+                boxes,
+                np.arange(5),
+                source_size=(20, 20),
+                target_size=(10, 10),
+                flip="both",
+                min_box_size_px=min_box_size_px,
+                rng=image_stream(0, 0, 0),
+            )
+        assert len(sample.boxes) == len(sample.labels)
+        return sample.labels.tolist()
+
+    assert kept(1) == [0, 2]  # halved: 2, 0.95, exactly 1
+    assert kept(0) == [0, 1, 2]
+
+
+def test_one_pixel_image():
+    sample = augment(
+        np.full((1, 1, 3), 9, np.uint8),
+        np.array([[0, 0, 1, 1]], np.float32),
+        np.array([1]),
+        source_size=(1, 1),
+        target_size=(5, 5),
+        flip="both",
+        min_box_size_px=1,
+        rng=image_stream(0, 0, 0),
+    )
+    assert (sample.image == 9).all()
+    assert sample.boxes.tolist() == [[0, 0, 5, 5]]
+
+
+def test_flips_happen_half_the_time_and_independently():
+    coins = np.array([image_stream(5, 0, i).random(2) < 0.5 for i in range(2000)])
+    np.testing.assert_allclose(coins.mean(axis=0), 0.5, atol=0.05)
+    np.testing.assert_allclose((coins[:, 0] & coins[:, 1]).mean(), 0.25, atol=0.04)
+    assert image_stream(5, 0, 3).random() != image_stream(5, 1, 3).random()
+    assert image_stream(5, 0, 3).random() != image_stream(6, 0, 3).random()
