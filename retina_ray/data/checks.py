@@ -31,7 +31,11 @@ import numpy as np
 from retina_ray.data.schema import DataError, Fault
 
 __all__ = [
+    "BOX_FAULTS",
+    "MALFORMED_BOX",
     "ROUNDING_PX",
+    "UNKNOWN_CLASS",
+    "ZERO_SIZE",
     "BadBoxPolicy",
     "BadImagePolicy",
     "CheckedBoxes",
@@ -46,6 +50,15 @@ BadBoxPolicy = Literal["error", "drop", "clip"]
 BadImagePolicy = Literal["error", "drop"]
 
 ROUNDING_PX = 1.0
+
+# The kinds of fault that `on_bad_box` can forgive.
+MALFORMED_BOX = "malformed box"
+NOT_FINITE = "box is not finite"
+ZERO_SIZE = "box of zero or negative size"
+OUTSIDE = "box out of the image"
+UNKNOWN_CLASS = "class is not in the list"
+BOX_FAULTS = frozenset({MALFORMED_BOX, NOT_FINITE, ZERO_SIZE, OUTSIDE, UNKNOWN_CLASS})
+
 _MAX_EXAMPLES = 20
 
 
@@ -241,23 +254,23 @@ def _check_box(
     if raw.problem is not None:
         return log.bad_box(fault(*raw.problem))
     if not all(math.isfinite(value) for value in raw.xyxy):
-        return log.bad_box(fault("box is not finite", f"{shown} holds NaN or infinity"))
+        return log.bad_box(fault(NOT_FINITE, f"{shown} holds NaN or infinity"))
     x0, y0, x1, y1 = raw.xyxy
     size = f"width {x1 - x0:g}, height {y1 - y0:g}"
     if x1 <= x0 or y1 <= y0:
-        return log.bad_box(fault("box of zero or negative size", f"{shown} has {size}"))
+        return log.bad_box(fault(ZERO_SIZE, f"{shown} has {size}"))
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     overhang = max(-x0, -y0, x1 - width, y1 - height)
     picture = f"the image of {width} x {height} pixels"
     if _is_empty(inside):
-        kind = "box out of the image" if overhang > 0 else "box of zero or negative size"
+        kind = OUTSIDE if overhang > 0 else ZERO_SIZE
         return log.bad_box(fault(kind, f"{shown} leaves nothing within {picture}"))
     if overhang <= 0:
         return raw
     if overhang <= ROUNDING_PX:
         log.counts["rounded_boxes"] += 1
         return RawBox(raw.annotation_id, raw.label, inside, raw.xywh, raw.area, raw.iscrowd)
-    problem = fault("box out of the image", f"{shown} sticks out of {picture} by {overhang:g} px")
+    problem = fault(OUTSIDE, f"{shown} sticks out of {picture} by {overhang:g} px")
     if log.on_bad_box != "clip":
         return log.bad_box(problem)
     log.clipped_box(problem)

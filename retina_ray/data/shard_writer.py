@@ -29,7 +29,7 @@ from retina_ray.data.schema import (
     records_to_table,
 )
 
-__all__ = ["ShardWriter", "list_shards"]
+__all__ = ["ShardWriter", "delete_dataset", "list_shards"]
 
 
 def list_shards(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
@@ -41,6 +41,20 @@ def list_shards(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
         if info.base_name.startswith("shard-") and info.base_name.endswith(".parquet")
     ]
     return sorted(infos, key=lambda info: info.base_name)
+
+
+def delete_dataset(uri: str | os.PathLike[str]) -> None:
+    """Delete a prepared data set, complete or not; other files of its folder stay.
+
+    Args:
+        uri: folder of the set; nothing happens where there is none.
+    """
+    filesystem, path = open_filesystem(uri)
+    info_path = f"{path}/{INFO_FILE}"
+    if filesystem.get_file_info(info_path).type != pafs.FileType.NotFound:
+        filesystem.delete_file(info_path)
+    for info in list_shards(filesystem, path):
+        filesystem.delete_file(info.path)
 
 
 class ShardWriter:
@@ -58,7 +72,7 @@ class ShardWriter:
         rows_per_group: images of a row group, the unit of reading. Small groups shuffle better.
         rows_per_shard: images of a file.
         report: what the import changed; may also be filled until the end of the `with` block.
-        overwrite: replace a complete data set that is already there.
+        overwrite: replace a complete data set that is already there; it is deleted at the start.
 
     Raises:
         DataError: a complete set is there already; or, at the end, the set is empty or has no box.
@@ -104,15 +118,14 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         info_path = f"{self._path}/{INFO_FILE}"
-        if self._filesystem.get_file_info(info_path).type != pafs.FileType.NotFound:
-            if not self._overwrite:
-                raise DataError(
-                    f"{self.uri}: holds a complete data set already; give another folder, or ask "
-                    "to overwrite it"
-                )
-            self._filesystem.delete_file(info_path)
+        exists = self._filesystem.get_file_info(info_path).type != pafs.FileType.NotFound
+        if exists and not self._overwrite:
+            raise DataError(
+                f"{self.uri}: holds a complete data set already; give another folder, or ask to "
+                "overwrite it"
+            )
+        delete_dataset(self.uri)
         self._filesystem.create_dir(self._path, recursive=True)
-        self._delete_shards()
         return self
 
     def __exit__(
@@ -252,12 +265,7 @@ class ShardWriter:
             if stream is not None:
                 stream.close()
         self._parquet = self._sink = None
-        self._delete_shards()
-
-    def _delete_shards(self) -> None:
-        """Delete the shards of an earlier, unfinished or overwritten preparation."""
-        for info in list_shards(self._filesystem, self._path):
-            self._filesystem.delete_file(info.path)
+        delete_dataset(self.uri)
 
 
 def _shard_name(index: int) -> str:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def make_shapes(
     rows_per_group: int = 32,
     rows_per_shard: int = 2048,
     overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> PreparedDataset:
     """Draw a split and write it as a prepared data set.
 
@@ -123,6 +125,7 @@ def make_shapes(
         rows_per_group: pictures of a row group.
         rows_per_shard: pictures of a file.
         overwrite: replace a set that is there already.
+        on_progress: called with (pictures done, pictures in all).
 
     Returns:
         The prepared set.
@@ -147,6 +150,8 @@ def make_shapes(
     with writer:
         for index in range(num_images):
             writer.add(draw_image(stream, index, size_px=size_px))
+            if on_progress is not None:
+                on_progress(index + 1, num_images)
     return PreparedDataset.open(out_uri)
 
 

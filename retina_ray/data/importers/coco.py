@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from retina_ray.data.checks import (
+    MALFORMED_BOX,
     BadBoxPolicy,
     BadImagePolicy,
     ImportLog,
@@ -214,7 +215,7 @@ def _read_box(entry: dict, id_: int, label: int, log: ImportLog) -> RawBox:
     bbox, crowd = entry.get("bbox"), bool(entry.get("iscrowd", 0))
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
         nothing = (math.nan, math.nan, math.nan, math.nan)
-        problem = ("malformed box", f"bbox {bbox!r:.80} is not four numbers (x, y, width, height)")
+        problem = (MALFORMED_BOX, f"bbox {bbox!r:.80} is not four numbers (x, y, width, height)")
         return RawBox(id_, label, nothing, nothing, 0.0, crowd, problem)
     x, y, w, h = (float(v) for v in bbox)
     area = entry.get("area")

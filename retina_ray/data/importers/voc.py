@@ -22,6 +22,9 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from retina_ray.data.checks import (
+    MALFORMED_BOX,
+    UNKNOWN_CLASS,
+    ZERO_SIZE,
     BadBoxPolicy,
     BadImagePolicy,
     ImportLog,
@@ -214,13 +217,13 @@ def _read_object(
     problem = None
     if class_name not in labels:
         message = f"class {class_name!r} is not one of {', '.join(labels)}"
-        problem = ("label out of range", message)
+        problem = (UNKNOWN_CLASS, message)
     elif not all(math.isfinite(value) for value in corners):
         shown = ", ".join(f"{c} {obj.findtext(f'bndbox/{c}')!r}" for c in _CORNERS)
-        problem = ("malformed box", f"bndbox ({shown}) is not four numbers")
+        problem = (MALFORMED_BOX, f"bndbox ({shown}) is not four numbers")
     elif xmax <= xmin or ymax <= ymin:
         message = f"bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) has width {xmax - xmin:g}"
-        problem = ("box of zero or negative size", f"{message}, height {ymax - ymin:g}")
+        problem = (ZERO_SIZE, f"{message}, height {ymax - ymin:g}")
     x0, y0 = xmin - 1, ymin - 1
     width, height = xmax - x0, ymax - y0
     return RawBox(

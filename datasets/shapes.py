@@ -1,0 +1,46 @@
+"""Draw the synthetic shapes: `python datasets/shapes.py --out data/shapes`.
+
+Circles, squares and triangles over a textured ground. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+from summary import prepare_splits
+
+from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.synthetic import make_shapes
+
+
+def main(
+    out: Annotated[str, typer.Option(help="Folder or URI; train and val go below it.")],
+    num_train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 320,
+    num_val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 80,
+    size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the drawing; the same seed, the same set.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+) -> None:
+    """Draw a training and a validation set of shapes."""
+
+    def draw(split: str, num_images: int, on_progress: OnProgress) -> PreparedDataset:
+        return make_shapes(
+            f"{out}/{split}",
+            num_images=num_images,
+            size_px=size,
+            seed=seed,
+            split=split,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+    prepare_splits(
+        out, {"train": partial(draw, "train", num_train), "val": partial(draw, "val", num_val)}
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,64 @@
+"""Prepare a Pascal VOC data set: `python datasets/voc.py --source VOC2007 --out data/voc`.
+
+The source holds `Annotations/*.xml`, `JPEGImages/*.jpg` and `ImageSets/Main/<split>.txt`. VOC itself
+is at http://host.robots.ox.ac.uk/pascal/VOC/; many smaller sets come in the same layout, among them
+BCCD (blood cells, https://github.com/Shenggan/BCCD_Dataset).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from summary import prepare_splits
+
+from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy
+from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.importers.voc import DifficultPolicy, import_voc
+from retina_ray.data.shards import PreparedDataset
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with Annotations, JPEGImages, ImageSets.")],
+    out: Annotated[str, typer.Option(help="Folder or URI; each split goes below it.")],
+    splits: Annotated[str, typer.Option(help="Files of ImageSets/Main, by comma.")] = "train,val",
+    name: Annotated[str, typer.Option(help="Name of the data set.")] = "voc",
+    classes: Annotated[
+        str | None, typer.Option(help="Class names by comma, in the order of the labels.")
+    ] = None,
+    difficult: Annotated[DifficultPolicy, typer.Option(help="Objects marked difficult.")] = "keep",
+    on_bad_box: Annotated[BadBoxPolicy, typer.Option(help="Boxes that cannot be used.")] = "error",
+    on_bad_image: Annotated[
+        BadImagePolicy, typer.Option(help="Images that cannot be used.")
+    ] = "error",
+    max_size: Annotated[
+        int | None, typer.Option(min=1, help="Shrink the longer side to this many pixels.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+) -> None:
+    """Turn a Pascal VOC data set into shards."""
+
+    def run(split: str, on_progress: OnProgress) -> PreparedDataset:
+        return import_voc(
+            source,
+            f"{out}/{split}",
+            split=split,
+            image_set=split,
+            name=name,
+            class_names=[c.strip() for c in classes.split(",")] if classes else None,
+            difficult=difficult,
+            on_bad_box=on_bad_box,
+            on_bad_image=on_bad_image,
+            max_size_px=max_size,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+    chosen = [split.strip() for split in splits.split(",") if split.strip()]
+    prepare_splits(out, {split: partial(run, split) for split in chosen})
+
+
+if __name__ == "__main__":
+    typer.run(main)
