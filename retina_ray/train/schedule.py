@@ -1,0 +1,91 @@
+"""The learning rate over a run: warm-up times steps, or warm-up times half a cosine.
+
+Each part is a pure function of the step, so a resumed run needs nothing but its step.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from retina_ray.config import ConfigError, ScheduleConfig
+
+__all__ = ["build_schedule", "lr_factor", "warmup_factor_at"]
+
+
+def warmup_factor_at(
+    step: int, *, warmup: Literal["linear", "constant"], warmup_steps: int, warmup_factor: float
+) -> float:
+    """The warm-up's factor ("Accurate, Large Minibatch SGD", Goyal et al. 2017, section 2.2).
+
+    Args:
+        step: 0 is the first step.
+        warmup: `constant` stays at `warmup_factor`; `linear` climbs from it to 1.
+        warmup_steps: steps before the factor is 1; 0 for no warm-up.
+        warmup_factor: the factor at step 0.
+    """
+    if step >= warmup_steps:
+        return 1.0
+    if warmup == "constant":
+        return warmup_factor
+    progress = step / warmup_steps
+    return warmup_factor * (1 - progress) + progress
+
+
+def lr_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
+    """The factor on the learning rate at a step (detectron2's WarmupMultiStepLR, WarmupCosineLR).
+
+    The warm-up multiplies the rest of the schedule, which starts at step 0 too: it may outlast a
+    milestone. A milestone's step, `round(fraction * num_steps)`, is the first with the lower rate;
+    the cosine is (1 + cos(pi * step / num_steps)) / 2 ("SGDR", Loshchilov and Hutter 2017,
+    equation 5, without restarts).
+
+    Args:
+        step: 0 is the first step, num_steps - 1 the last.
+        num_steps: steps of the run.
+        config: the `schedule` section.
+    """
+    warmup = warmup_factor_at(
+        step,
+        warmup=config.warmup,
+        warmup_steps=config.warmup_steps,
+        warmup_factor=config.warmup_factor,
+    )
+    if config.name == "cosine":
+        return warmup * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+    milestones = [round(fraction * num_steps) for fraction in config.milestones]
+    return warmup * config.gamma ** bisect_right(milestones, step)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int
+) -> LRScheduler:
+    """Make the scheduler; call its `step()` after each step of the optimizer.
+
+    Every parameter group keeps its own rate and takes the same factor. The state holds plain
+    numbers only, so it loads with `weights_only=True`.
+
+    Args:
+        optimizer: its groups hold the rates that the factor multiplies.
+        config: the `schedule` section.
+        num_steps: steps of the run.
+
+    Raises:
+        ConfigError: the run would end before its warm-up.
+    """
+    if config.warmup_steps >= num_steps:
+        raise ConfigError(
+            [
+                (
+                    "schedule.warmup_steps",
+                    f"{config.warmup_steps} steps of warm-up, but the run has only {num_steps}: "
+                    f"set it below {num_steps} (a tenth of the run is plenty), or train longer "
+                    "(train.epochs)",
+                )
+            ]
+        )
+    return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, config))

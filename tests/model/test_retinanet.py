@@ -1,0 +1,235 @@
+"""The whole model: parameter counts, normalisation and padding, gradients, autocast."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from retina_ray.config import AnchorConfig, ConfigError, ModelConfig
+from retina_ray.model import RetinaNet
+from retina_ray.model.fpn import FPN
+from retina_ray.model.head import RetinaNetHead
+from retina_ray.ops.anchors import AnchorGenerator
+from retina_ray.structures import ImageBatch
+
+TINY = {"backbone": "resnet18", "num_classes": 3, "fpn_channels": 32, "head_num_convs": 1}
+
+
+def _model(**changes) -> RetinaNet:
+    return RetinaNet.from_config(ModelConfig(**(TINY | changes)))
+
+
+def _images(height, width, sizes) -> ImageBatch:
+    pixels = torch.randint(0, 256, (len(sizes), 3, height, width), dtype=torch.uint8)
+    return ImageBatch(pixels, torch.tensor(sizes))
+
+
+def _count(parameters) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def test_parameter_counts_of_detectron2s_r50():
+    """By hand: ResNet-50's convolutions, FPN and P6 from C5, head; frozen norms do not count."""
+    model = RetinaNet.from_config(ModelConfig(num_classes=80, freeze_stages=2))
+    fpn = (512 + 1024 + 2048 + 3) * 256 + 3 * (256 * 256 * 9 + 256)
+    extra = 2048 * 256 * 9 + 256 + 256 * 256 * 9 + 256
+    assert _count(model.backbone.parameters()) == 23_454_912
+    assert _count(model.fpn.parameters()) == fpn + extra
+    assert _count(model.head.parameters()) == 6_463_220
+    assert _count(model.parameters()) == 37_915_572
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert _count(trained) == 37_693_172
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"]
+)
+def test_forward_of_every_backbone(backbone):
+    model = _model(backbone=backbone).eval()
+    with torch.no_grad():
+        outputs = model(_images(40, 72, [(40, 72), (20, 33)]))
+    cells = [(5, 9), (3, 5), (2, 3), (1, 2), (1, 1)]
+    assert [tuple(x.shape) for x in outputs.logits] == [(2, 27, h, w) for h, w in cells]
+    assert [tuple(x.shape) for x in outputs.deltas] == [(2, 36, h, w) for h, w in cells]
+    assert [tuple(x.shape) for x in outputs.anchors] == [(h * w * 9, 4) for h, w in cells]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 33), (128, 32)])
+def test_any_size_works(size):
+    outputs = _model()(_images(*size, [size]))
+    assert outputs.logits[0].shape[-2:] == (-(-size[0] // 8), -(-size[1] // 8))
+    for logits, deltas, anchors in zip(
+        outputs.logits, outputs.deltas, outputs.anchors, strict=True
+    ):
+        assert logits[0].numel() // 3 == deltas[0].numel() // 4 == len(anchors)
+
+
+def test_output_is_the_same_in_training_and_evaluation():
+    model = _model()
+    images = _images(64, 64, [(64, 64)])
+    train, evaluation = model.train()(images), model.eval()(images)
+    assert type(train) is type(evaluation)
+    for a, b in zip(train.logits, evaluation.logits, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_normalize_by_hand():
+    model = _model(pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 5.0))
+    pixels = torch.tensor([10, 30, 80], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 3, 4)
+    x = model.normalize(ImageBatch(pixels, torch.tensor([[2, 3]])))
+    assert x.dtype == torch.float32
+    for channel, value in enumerate((0.0, 5.0, 10.0)):
+        row = [value] * 3 + [0.0]
+        assert x[0, channel].tolist() == [row, row, [0.0] * 4]
+
+
+def test_what_the_padding_holds_does_not_matter():
+    model = _model().eval()
+    images = _images(96, 64, [(96, 64), (50, 64), (96, 33), (1, 1)])
+    other = images.pixels.clone()
+    for i, (height, width) in enumerate(images.sizes.tolist()):
+        other[i, :, height:] = 255 - other[i, :, height:]
+        other[i, :, :, width:] = 7
+    assert not torch.equal(other, images.pixels)
+    a, b = model(images), model(ImageBatch(other, images.sizes))
+    for x, y in zip(a.logits + a.deltas, b.logits + b.deltas, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_an_image_in_a_batch_is_normalised_as_alone():
+    model = _model().eval()
+    alone = _images(40, 48, [(40, 48)])
+    pixels = torch.full((2, 3, 64, 96), 99, dtype=torch.uint8)
+    pixels[0, :, :40, :48] = alone.pixels[0]
+    batch = ImageBatch(pixels, torch.tensor([[40, 48], [64, 96]]))
+    x = model.normalize(batch)
+    assert torch.equal(x[:1, :, :40, :48], model.normalize(alone))
+    assert not x[0, :, 40:].any()
+    assert not x[0, :, :, 48:].any()
+    # Through the network: alone in the same frame against beside another image.
+    same_frame = ImageBatch(pixels[:1], batch.sizes[:1])
+    for a, b in zip(model(batch).logits, model(same_frame).logits, strict=True):
+        torch.testing.assert_close(a[:1], b, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_stays_channels_last():
+    model = _model().to(memory_format=torch.channels_last)
+    images = _images(64, 64, [(64, 64), (32, 64)])
+    images = ImageBatch(images.pixels.to(memory_format=torch.channels_last), images.sizes)
+    assert model.normalize(images).is_contiguous(memory_format=torch.channels_last)
+    c5 = model.backbone(model.normalize(images))[5]
+    assert c5.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_bf16():
+    model = _model(head_norm="gn")
+    images = _images(64, 64, [(64, 64)])
+    exact = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images)
+        assert model.normalize(images).dtype == torch.float32
+    assert {x.dtype for x in outputs.logits + outputs.deltas} == {torch.bfloat16}
+    assert {x.dtype for x in outputs.anchors} == {torch.float32}
+    for x, y in zip(outputs.logits, exact.logits, strict=True):
+        torch.testing.assert_close(x.float(), y, rtol=0.05, atol=0.05)
+    sum(x.float().square().mean() for x in outputs.logits + outputs.deltas).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("freeze", [0, 2, 5])
+@pytest.mark.parametrize(
+    "norms",
+    [
+        {},
+        {"backbone_norm": "bn", "fpn_norm": "bn", "head_norm": "bn"},
+        {"backbone_norm": "sync_bn", "fpn_norm": "sync_bn", "head_norm": "sync_bn"},
+        {"backbone_norm": "gn", "fpn_norm": "gn", "head_norm": "gn"},
+    ],
+)
+def test_gradient_reaches_every_trained_parameter(freeze, norms):
+    torch.manual_seed(0)
+    model = _model(freeze_stages=freeze, min_level=2, max_level=7, anchors=_anchors(6), **norms)
+    outputs = model.train()(_images(128, 128, [(128, 128), (100, 128)]))
+    sum(x.square().sum() for x in outputs.logits + outputs.deltas).backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None}
+    assert without == {n for n, p in model.named_parameters() if not p.requires_grad}
+    stages = ("conv1.", "layer1.", "layer2.", "layer3.", "layer4.")
+    frozen = tuple(f"backbone.{s}" for s in stages[:freeze]) + ("backbone.bn1.",) * (freeze > 0)
+    assert all(name.startswith(frozen) for name in without) if frozen else not without
+
+
+def _anchors(num_levels: int) -> AnchorConfig:
+    return AnchorConfig(sizes=tuple(2.0 ** (n + 4) for n in range(num_levels)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 5), (4, 6), (3, 7)])
+def test_levels_of_the_config(low, high):
+    num_levels = high - low + 1
+    model = _model(min_level=low, max_level=high, anchors=_anchors(num_levels))
+    outputs = model(_images(64, 64, [(64, 64)]))
+    assert [x.shape[-1] for x in outputs.logits] == [-(-64 // 2**n) for n in range(low, high + 1)]
+
+
+def test_config_reaches_what_is_built():
+    changes = {
+        "backbone_norm": "gn",
+        "freeze_stages": 1,
+        "fpn_norm": "bn",
+        "fpn_fuse": "avg",
+        "top_input": "p5",
+        "head_num_convs": 2,
+        "head_channels": 64,
+        "head_norm": "gn",
+        "prior_prob": 0.2,
+        "pixel_mean": (1.0, 2.0, 3.0),
+        "pixel_std": (4.0, 5.0, 6.0),
+    }
+    model = _model(**changes)
+    assert isinstance(model.backbone.bn1, nn.GroupNorm)
+    assert model.backbone.freeze_stages == 1
+    assert isinstance(model.fpn.laterals["p3"].norm, nn.BatchNorm2d)
+    assert (model.fpn.fuse, model.fpn.top_input) == ("avg", "p5")
+    assert len(model.head.cls_tower.convs) == 2
+    assert model.head.cls_score.in_channels == 64
+    assert isinstance(model.head.box_tower.norms[1], nn.GroupNorm)
+    assert model.head.cls_score.bias.sigmoid().mean().item() == pytest.approx(0.2)
+    assert model.pixel_mean.flatten().tolist() == [1, 2, 3]
+    assert model.pixel_std.flatten().tolist() == [4, 5, 6]
+    assert (model.num_classes, model.size_divisibility) == (3, 32)
+    r50 = RetinaNet.from_config(ModelConfig(backbone_stride_in_1x1=True))
+    assert r50.backbone.stride_in_1x1
+
+
+def test_pixel_statistics_are_not_in_the_checkpoint():
+    names = _model().state_dict()
+    assert not any("pixel" in name or "anchor" in name for name in names)
+
+
+def test_num_classes_of_the_data_set_must_be_filled_in():
+    with pytest.raises(ConfigError, match="take the number from the data set") as error:
+        _model(num_classes=None)
+    assert error.value.faults[0][0] == "model.num_classes"
+
+
+def test_random_frozen_backbone_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        _model(backbone_norm="gn", freeze_stages=0)
+        _model(backbone_weights="some.pth")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        _model(backbone_norm="frozen_bn", freeze_stages=2)
+    assert "will not learn well" in caplog.text
+    assert "freeze_stages 2" in caplog.text
+
+
+def test_parts_that_do_not_fit_are_refused():
+    backbone = _model().backbone
+    fpn = FPN(backbone.channels, out_channels=32)
+    anchors = AnchorGenerator([(32.0,)] * 5, (1.0,), (8, 16, 32, 64, 128), 0.5)
+    head = RetinaNetHead(32, num_levels=4, num_anchors=1, num_classes=2)
+    with pytest.raises(ValueError, match="'head': 4"):
+        RetinaNet(backbone=backbone, fpn=fpn, head=head, anchors=anchors)
+    head = RetinaNetHead(32, num_levels=5, num_anchors=9, num_classes=2)
+    with pytest.raises(ValueError, match="1 anchors a cell for a head of 9"):
+        RetinaNet(backbone=backbone, fpn=fpn, head=head, anchors=anchors)

@@ -1,0 +1,408 @@
+"""Weights of torchvision and detectron2: same outputs, same names, and honest refusals."""
+
+import copy
+import pickle
+from urllib.error import URLError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import get_model
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+
+from retina_ray.config import AnchorConfig, ConfigError, ModelConfig
+from retina_ray.model import RetinaNet
+from retina_ray.model.backbone import ResNetBackbone
+from retina_ray.model.weights import (
+    load_backbone,
+    load_detectron2_retinanet,
+    load_torchvision_retinanet,
+    to_detectron2,
+)
+from retina_ray.structures import ImageBatch
+
+K = 7
+OFFSET = {"anchors": AnchorConfig(offset=0.0)}
+V1 = {"num_classes": K, "top_input": "p5", **OFFSET}
+V2 = {"num_classes": K, "head_norm": "gn", **OFFSET}
+
+
+def _theirs(builder) -> nn.Module:
+    """torchvision's detector with weights whose every output channel differs."""
+    torch.manual_seed(0)
+    model = builder(weights=None, weights_backbone=None, num_classes=K)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # running statistics become those of the one pass below
+    for name, parameter in model.head.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    with torch.no_grad():
+        model.backbone.train()(torch.randn(2, 3, 96, 96))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def theirs_v1():
+    return _theirs(retinanet_resnet50_fpn)
+
+
+@pytest.fixture(scope="module")
+def theirs_v2():
+    return _theirs(retinanet_resnet50_fpn_v2)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=generator)
+    return ImageBatch(pixels, torch.tensor([[64, 96], [40, 70]]))
+
+
+def _model(**changes) -> RetinaNet:
+    return RetinaNet.from_config(ModelConfig(**changes)).eval()
+
+
+def _size_major(x: torch.Tensor) -> torch.Tensor:
+    """(..., 9 anchors ratio by ratio, C) to size by size."""
+    return x.unflatten(-2, (3, 3)).transpose(-3, -2).flatten(-3, -2)
+
+
+@torch.no_grad()
+def _assert_same_outputs(model: RetinaNet, theirs: nn.Module, images: ImageBatch) -> None:
+    features = list(theirs.backbone(model.normalize(images)).values())
+    expected = theirs.head(features)
+    outputs = model(images)
+    num_images = len(images)
+    for ours, key, channels in (
+        (outputs.logits, "cls_logits", model.num_classes),
+        (outputs.deltas, "bbox_regression", 4),
+    ):
+        found = torch.cat(
+            [x.permute(0, 2, 3, 1).reshape(num_images, x[0, 0].numel(), 9, channels) for x in ours],
+            1,
+        )
+        want = _size_major(expected[key].view(num_images, -1, 9, channels))
+        assert want.std() > 0.5  # else nothing would be compared
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_torchvision_v1_gives_the_same_outputs(theirs_v1, images):
+    model = _model(**V1)
+    load_torchvision_retinanet(model, theirs_v1.state_dict())
+    _assert_same_outputs(model, theirs_v1, images)
+
+
+def test_torchvision_v2_gives_the_same_outputs(theirs_v2, images):
+    model = _model(**V2)
+    with torch.no_grad():
+        model.head.cls_tower.convs[0].bias.fill_(5)  # must be reset: theirs has none
+    load_torchvision_retinanet(model, theirs_v2.state_dict())
+    _assert_same_outputs(model, theirs_v2, images)
+
+
+def test_anchors_are_torchvisions_to_a_pixel(theirs_v1):
+    model = _model(**V1)
+    theirs = theirs_v1.anchor_generator.cell_anchors
+    for ours, level in zip(model.anchors.cell_anchors, theirs, strict=True):
+        want = level.view(3, 3, 4).transpose(0, 1).reshape(9, 4)
+        assert (ours - want).abs().max() <= 1.0
+
+
+def test_torchvision_names_before_014(theirs_v1):
+    old = {}
+    for name, tensor in theirs_v1.state_dict().items():
+        parts = name.split(".")
+        if "_head.conv." in name:
+            name = ".".join([*parts[:3], str(2 * int(parts[3])), parts[5]])
+        elif "_blocks." in name and "extra" not in name:
+            name = ".".join([*parts[:4], parts[5]])
+        old[name] = tensor
+    assert "head.classification_head.conv.6.weight" in old
+    assert "backbone.fpn.inner_blocks.2.bias" in old
+    a, b = _model(**V1), _model(**V1)
+    load_torchvision_retinanet(a, theirs_v1.state_dict())
+    load_torchvision_retinanet(b, old)
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def test_eps_of_the_published_weights_is_folded_in(theirs_v1, images, tmp_path):
+    theirs = copy.deepcopy(theirs_v1)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var *= 1e-4  # so that an eps of 1e-5 matters
+            module.weight.data *= 1e-2
+    state = copy.deepcopy(theirs.state_dict())
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    model = _model(**V1)
+    load_torchvision_retinanet(model, state, norm_eps=0.0)
+    _assert_same_outputs(model, theirs, images)
+    # The published file is known by its name.
+    path = tmp_path / "retinanet_resnet50_fpn_coco-eeacb38b.pth"
+    torch.save(state, path)
+    again = _model(**V1)
+    load_torchvision_retinanet(again, path)
+    weight = "backbone.layer1.0.bn1.weight"
+    assert torch.equal(again.state_dict()[weight], model.state_dict()[weight])
+    assert not torch.equal(again.state_dict()[weight], state["backbone.body.layer1.0.bn1.weight"])
+
+
+def test_class_indices_choose_rows(theirs_v1, images):
+    whole, chosen = _model(**V1), _model(**V1 | {"num_classes": 2})
+    load_torchvision_retinanet(whole, theirs_v1.state_dict())
+    load_torchvision_retinanet(chosen, theirs_v1.state_dict(), class_indices=[5, 1])
+    with torch.no_grad():
+        a, b = whole(images).logits[0], chosen(images).logits[0]
+    a, b = a.unflatten(1, (9, K)), b.unflatten(1, (9, 2))
+    torch.testing.assert_close(b, a[:, :, [5, 1]])
+
+
+def _refusal(call) -> str:
+    with pytest.raises(ConfigError) as error:
+        call()
+    return str(error.value)
+
+
+def test_torchvision_mismatches_are_refused_all_at_once(theirs_v1):
+    model = _model(num_classes=80, **OFFSET)
+    before = copy.deepcopy(model.state_dict())
+    state = dict(theirs_v1.state_dict())
+    state["surprise"] = torch.zeros(1)
+    del state["backbone.body.conv1.weight"]
+    state["backbone.fpn.extra_blocks.p7.bias"] = torch.full((256,), float("nan"))
+    message = _refusal(lambda: load_torchvision_retinanet(model, state))
+    for part in (
+        "it has 7 classes (7 chosen), the model has 80",
+        "91 for COCO",
+        "set model.top_input to p5",
+        "1 missing in the file: backbone.body.conv1.weight",
+        "1 not known to the model: surprise",
+        "1 with NaN or infinite values: backbone.fpn.extra_blocks.p7.bias",
+        "cls_logits.weight (63, 256, 3, 3), the model has (720, 256, 3, 3)",
+    ):
+        assert part in message
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    message = _refusal(
+        lambda: load_torchvision_retinanet(model, theirs_v1.state_dict(), class_indices=[9])
+    )
+    assert "class_indices [9] are not among its 7 classes" in message
+
+
+def test_anchor_offset_is_warned_of(theirs_v1, caplog):
+    load_torchvision_retinanet(_model(num_classes=K, top_input="p5"), theirs_v1.state_dict())
+    assert "Set model.anchors.offset to 0.0" in caplog.text
+
+
+def test_unknown_detector_name_is_refused():
+    message = _refusal(lambda: load_torchvision_retinanet(_model(**V1), "COCO_V7"))
+    assert "neither a file nor weights of torchvision" in message
+
+
+# The names below are written out from detectron2's modules (ResNet, FPN, LastLevelP6P7,
+# RetinaNetHead, CycleBatchNormList), not from ours.
+def _detectron2_names(head_norms: list[str]) -> set[str]:
+    norm = ["weight", "bias", "running_mean", "running_var"]
+    names = {"stem.conv1.weight"} | {f"stem.conv1.norm.{n}" for n in norm}
+    for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
+        for block in range(blocks):
+            convs = ["conv1", "conv2", "conv3"] + ["shortcut"] * (block == 0)
+            for conv in convs:
+                prefix = f"res{stage}.{block}.{conv}"
+                names |= {f"{prefix}.weight"} | {f"{prefix}.norm.{n}" for n in norm}
+    names = {f"backbone.bottom_up.{n}" for n in names}
+    for part in ("weight", "bias"):
+        names |= {f"backbone.fpn_lateral{n}.{part}" for n in (3, 4, 5)}
+        names |= {f"backbone.fpn_output{n}.{part}" for n in (3, 4, 5)}
+        names |= {f"backbone.top_block.p{n}.{part}" for n in (6, 7)}
+        names |= {f"head.cls_score.{part}", f"head.bbox_pred.{part}"}
+        step = 3 if head_norms else 2
+        for subnet in ("cls_subnet", "bbox_subnet"):
+            names |= {f"head.{subnet}.{step * n}.{part}" for n in range(4)}
+    for subnet in ("cls_subnet", "bbox_subnet"):
+        names |= {f"head.{subnet}.{3 * n + 1}.{x}" for n in range(4) for x in head_norms}
+    return names
+
+
+STATISTICS = [
+    f"{level}.{name}"
+    for level in range(5)
+    for name in ("running_mean", "running_var", "num_batches_tracked")
+]
+
+
+@pytest.mark.parametrize(
+    ("norm", "head_norms"),
+    [("none", []), ("gn", ["weight", "bias"]), ("bn", ["weight", "bias", *STATISTICS])],
+)
+def test_detectron2_names_and_round_trip(norm, head_norms):
+    torch.manual_seed(0)
+    model = _model(num_classes=3, head_norm=norm, **OFFSET)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    weights = to_detectron2(model)
+    assert set(weights) == _detectron2_names(head_norms)
+    stem = weights["backbone.bottom_up.stem.conv1.weight"]
+    assert torch.equal(stem[:, 0], model.backbone.conv1.weight[:, 2])  # blue first
+    assert torch.equal(stem[:, 1], model.backbone.conv1.weight[:, 1])
+    assert not any(t.requires_grad for t in weights.values())
+
+    other = _model(num_classes=3, head_norm=norm, **OFFSET)
+    load_detectron2_retinanet(other, weights)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_detectron2_places_of_a_few_tensors():
+    model = _model(num_classes=3, fpn_norm="gn", **OFFSET)
+    for tensor in model.state_dict().values():
+        tensor.uniform_()
+    ours, theirs = model.state_dict(), to_detectron2(model, input_format="RGB")
+    for name, same in {
+        "backbone.conv1.weight": "backbone.bottom_up.stem.conv1.weight",
+        "backbone.layer4.0.downsample.1.running_var": (
+            "backbone.bottom_up.res5.0.shortcut.norm.running_var"
+        ),
+        "backbone.layer1.2.bn3.bias": "backbone.bottom_up.res2.2.conv3.norm.bias",
+        "fpn.laterals.p3.conv.weight": "backbone.fpn_lateral3.weight",
+        "fpn.outputs.p5.norm.bias": "backbone.fpn_output5.norm.bias",
+        "head.box_tower.convs.3.weight": "head.bbox_subnet.6.weight",
+    }.items():
+        assert torch.equal(ours[name], theirs[same]), name
+
+
+def test_detectron2_checkpoint_with_its_statistics_and_anchors():
+    model = _model(num_classes=3, pixel_std=(1.0, 1.0, 1.0), **OFFSET)
+    stated = {
+        "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1),
+        "pixel_std": torch.ones(3, 1, 1),
+        **{
+            f"anchor_generator.cell_anchors.{n}": anchors.clone()
+            for n, anchors in enumerate(model.anchors.cell_anchors)
+        },
+    }
+    weights = to_detectron2(model)
+    load_detectron2_retinanet(model, {"model": weights | stated, "iteration": 3})  # type: ignore[dict-item]
+
+    stated["pixel_std"] = torch.tensor([57.375, 57.12, 58.395]).view(3, 1, 1)
+    stated["anchor_generator.cell_anchors.1"] = torch.zeros(9, 4)
+    message = _refusal(
+        lambda: load_detectron2_retinanet(model, weights | stated, stride_in_1x1=True)
+    )
+    assert "set model.pixel_std to (58.395, 57.12, 57.375) (RGB)" in message
+    assert "anchors of level 1 differ" in message
+    assert "set model.backbone_stride_in_1x1 to true" in message
+
+
+def test_detectron2_pickles_are_refused_without_running_them(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": Bomb()}}))
+    message = _refusal(lambda: load_detectron2_retinanet(_model(num_classes=3), path))
+    assert "convert it once" in message
+    assert "torch.save" in message
+    torch.save({"model": {"a": Bomb()}}, tmp_path / "model_final.pth")
+    _refusal(lambda: load_detectron2_retinanet(_model(num_classes=3), tmp_path / "model_final.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- backbones
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    torch.manual_seed(0)
+    state = get_model("resnet18", weights=None).state_dict()
+    return {k: torch.rand_like(v) + 0.5 if v.is_floating_point() else v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("layout", ["plain", "model", "state_dict", "module", "safetensors"])
+@pytest.mark.parametrize("norm", ["frozen_bn", "bn"])
+def test_backbone_from_files(imagenet, tmp_path, layout, norm):
+    path = tmp_path / "weights.pth"
+    if layout == "safetensors":
+        path = tmp_path / "weights.safetensors"
+        save_file({k: v.contiguous() for k, v in imagenet.items()}, path)
+    elif layout == "module":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in imagenet.items()}}, path)
+    elif layout == "plain":
+        torch.save(imagenet, path)
+    else:
+        torch.save({layout: imagenet, "epoch": 3}, path)
+    backbone = ResNetBackbone("resnet18", norm=norm, freeze_stages=2)
+    load_backbone(backbone, str(path))
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, imagenet[name]), name
+    assert not backbone.conv1.weight.requires_grad
+
+
+def test_backbone_without_counters(imagenet):
+    state = {k: v for k, v in imagenet.items() if "num_batches_tracked" not in k}
+    backbone = ResNetBackbone("resnet18", norm="bn")
+    load_backbone(backbone, state)
+    assert torch.equal(backbone.bn1.running_var, imagenet["bn1.running_var"])
+
+
+def test_backbone_of_another_depth_or_norm_is_refused(imagenet):
+    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet34"), imagenet))
+    assert message.startswith("model.backbone_weights: the state dict does not fit the model:")
+    assert "missing in the file: layer1.2.conv1.weight" in message
+    assert "more" in message  # a long list is cut, with its count
+    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet18", norm="gn"), imagenet))
+    assert "choose a model.backbone_norm with bn" in message
+
+
+def test_backbone_names_are_checked(tmp_path):
+    backbone = ResNetBackbone("resnet18")
+    message = _refusal(lambda: load_backbone(backbone, "IMAGENET1K_V9"))
+    assert "ResNet18_Weights.IMAGENET1K_V1" in message
+    assert "neither a file nor" in message
+    message = _refusal(lambda: load_backbone(backbone, "ResNet50_Weights.IMAGENET1K_V2"))
+    assert "for resnet18" in message
+    message = _refusal(lambda: load_backbone(backbone, str(tmp_path / "none.pth")))
+    assert "no such file" in message
+    assert message.startswith("model.backbone_weights: ")
+
+
+def test_backbone_by_name_without_a_network(monkeypatch):
+    calls = []
+
+    def fail(url, **kwargs):
+        calls.append((url, kwargs))
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet18"), "IMAGENET1K_V1"))
+    assert "cannot download ResNet18_Weights.IMAGENET1K_V1" in message
+    assert "give its path instead" in message
+    assert calls[0][1]["weights_only"] is True
+    assert calls[0][1]["check_hash"] is True
+
+
+def test_backbone_by_name(monkeypatch, imagenet):
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda url, **_: dict(imagenet)
+    )
+    for name in ("IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"):
+        backbone = ResNetBackbone("resnet18")
+        load_backbone(backbone, name)
+        assert torch.equal(backbone.conv1.weight, imagenet["conv1.weight"])
+
+
+def test_files_that_hold_no_state_dict(tmp_path):
+    path = tmp_path / "list.pth"
+    torch.save([1, 2], path)
+    assert "holds list" in _refusal(lambda: load_backbone(ResNetBackbone("resnet18"), path))
+    torch.save({"epoch": 3}, path)
+    assert "no tensors: epoch" in _refusal(lambda: load_backbone(ResNetBackbone("resnet18"), path))
+    path.write_bytes(b"not a checkpoint")
+    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet18"), path))
+    assert "cannot be read" in message

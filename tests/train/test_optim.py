@@ -1,0 +1,167 @@
+"""Parameter groups, the two optimizers and clipping, with numbers by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from retina_ray.config import ConfigError, OptimizerConfig
+from retina_ray.model.norms import FrozenBatchNorm2d, PerLevelBatchNorm2d, SyncBatchNorm2d
+from retina_ray.train.optim import build_optimizer, clip_gradients, parameter_groups
+
+
+def _net() -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(2, 2, 1),
+            "bn": nn.BatchNorm2d(2),
+            "sync": SyncBatchNorm2d(2),
+            "gn": nn.GroupNorm(1, 2),
+            "level": PerLevelBatchNorm2d(2, num_levels=3),
+            "fixed": FrozenBatchNorm2d(2),
+            "free": nn.Conv2d(2, 2, 1, bias=False),
+        }
+    )
+
+
+def _hyperparameters(net, config):
+    groups = parameter_groups(net, config, lr=config.lr)
+    by_id = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    return {name: by_id[id(p)] for name, p in net.named_parameters() if id(p) in by_id}, groups
+
+
+NORMS = ("bn", "sync", "gn", "level")
+
+
+def test_groups_of_norms_and_biases():
+    config = OptimizerConfig(
+        lr=0.1,
+        weight_decay=0.5,
+        weight_decay_norm=0.25,
+        weight_decay_bias=0.125,
+        bias_lr_factor=2.0,
+    )
+    found, groups = _hyperparameters(_net(), config)
+    expected = {
+        "conv.weight": (0.1, 0.5),
+        "free.weight": (0.1, 0.5),
+        "conv.bias": (0.2, 0.125),
+        **{f"{name}.weight": (0.1, 0.25) for name in NORMS},
+        **{f"{name}.bias": (0.2, 0.125) for name in NORMS},  # the bias rule wins over the norm's
+    }
+    assert found == expected
+    assert len(groups) == 3
+
+
+def test_biases_without_overrides_follow_their_module():
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, weight_decay_norm=0.25)
+    found, groups = _hyperparameters(_net(), config)
+    assert found["conv.bias"] == (0.1, 0.5)
+    assert found["bn.bias"] == (0.1, 0.25)
+    assert len(groups) == 2
+
+
+def test_equal_hyperparameters_make_one_group():
+    config = OptimizerConfig(weight_decay=0.5, weight_decay_norm=0.5)
+    net = _net()
+    _, groups = _hyperparameters(net, config)
+    assert len(groups) == 1
+    assert len(groups[0]["params"]) == len(list(net.parameters()))
+
+
+def test_frozen_and_shared_parameters():
+    net = _net()
+    net["conv"].requires_grad_(False)
+    net["again"] = net["free"]
+    found, groups = _hyperparameters(net, OptimizerConfig())
+    assert "conv.weight" not in found
+    assert "conv.bias" not in found
+    assert sum(p is net["free"].weight for g in groups for p in g["params"]) == 1
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="nothing can be trained"):
+        build_optimizer(_net().requires_grad_(False), OptimizerConfig(), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("lr_batch_size", "batch_size", "expected"), [(None, 4, 0.01), (16, 4, 0.0025), (16, 32, 0.02)]
+)
+def test_linear_rule(lr_batch_size, batch_size, expected):
+    config = OptimizerConfig(lr=0.01, lr_batch_size=lr_batch_size, bias_lr_factor=3.0)
+    optimizer = build_optimizer(nn.Conv2d(1, 1, 1), config, batch_size=batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([expected, 3 * expected])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_two_steps_of_sgd_by_hand(nesterov):
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    config = OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=0.25, nesterov=nesterov)
+    optimizer = build_optimizer(layer, config, batch_size=1)
+    weight, velocity = 2.0, 0.0
+    for gradient in (1.0, -3.0):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        d = gradient + 0.25 * weight
+        velocity = 0.5 * velocity + d
+        weight -= 0.1 * (d + 0.5 * velocity if nesterov else velocity)
+    assert layer.weight.item() == pytest.approx(weight)
+
+
+def test_adamw_takes_its_betas_and_decouples_the_decay():
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    config = OptimizerConfig(name="adamw", lr=0.1, betas=(0.8, 0.9), weight_decay=0.5)
+    optimizer = build_optimizer(layer, config, batch_size=1)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    layer.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    # 2 * (1 - lr * decay), then a step of lr: the first bias-corrected update is g / |g|.
+    assert layer.weight.item() == pytest.approx(2 * (1 - 0.05) - 0.1, rel=1e-5)
+
+
+def _with_gradients(*gradients) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(len(g))) for g in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.tensor(gradient)
+    return [*parameters, nn.Parameter(torch.zeros(2))]  # the last has no gradient
+
+
+def test_clip_by_value():
+    parameters = _with_gradients([3.0, -0.5], [-2.0])
+    config = OptimizerConfig(clip="value", clip_threshold=1.0)
+    assert clip_gradients(iter(parameters), config) is None
+    assert [p.grad.tolist() for p in parameters[:2]] == [[1.0, -0.5], [-1.0]]
+
+
+@pytest.mark.parametrize(("norm_type", "norm", "factor"), [(2.0, 5.0, 0.2), (1.0, 7.0, 1 / 7)])
+def test_clip_by_global_norm(norm_type, norm, factor):
+    parameters = _with_gradients([3.0, 0.0], [-4.0])
+    config = OptimizerConfig(clip="norm", clip_threshold=1.0, clip_norm_type=norm_type)
+    result = clip_gradients(parameters, config)
+    assert result is not None
+    assert result.item() == pytest.approx(norm)
+    assert parameters[0].grad.tolist() == pytest.approx([3 * factor, 0], rel=1e-4)
+    assert parameters[1].grad.tolist() == pytest.approx([-4 * factor], rel=1e-4)
+
+
+def test_small_gradients_are_left_alone():
+    for clip in ("none", "value", "norm"):
+        parameters = _with_gradients([0.3], [-0.4])
+        clip_gradients(parameters, OptimizerConfig(clip=clip, clip_threshold=1.0))
+        assert parameters[0].grad.item() == pytest.approx(0.3)
+    parameters = _with_gradients([300.0])
+    assert clip_gradients(parameters, OptimizerConfig(clip="none")) is None
+    assert parameters[0].grad.item() == 300
+
+
+def test_nan_gradient_is_not_hidden_by_clipping():
+    parameters = _with_gradients([float("nan")], [1.0])
+    norm = clip_gradients(parameters, OptimizerConfig(clip="norm"))
+    assert norm is not None
+    assert norm.isnan()
+    parameters = _with_gradients([float("nan")], [1.0])
+    clip_gradients(parameters, OptimizerConfig(clip="value"))
+    assert parameters[0].grad.isnan().all()
