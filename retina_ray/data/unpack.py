@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -12,7 +13,7 @@ from retina_ray.structures import Batch, ImageBatch, Targets
 
 __all__ = ["PlannedBatch", "unpack_batch"]
 
-_HEAVY = frozenset({"pixels", "sizes", "boxes", "labels"})
+_HEAVY = frozenset({"sizes", "boxes", "labels"})
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def unpack_batch(table: pa.Table | pa.RecordBatch, *, pin_memory: bool = False) 
     """
     if table.num_rows != 1:
         raise ValueError(f"expected a table of one batch, got {table.num_rows} rows")
-    value = {name: table.column(name)[0] for name in table.schema.names}
+    value = {name: table.column(name)[0] for name in table.schema.names if name != "pixels"}
     light = {name: scalar.as_py() for name, scalar in value.items() if name not in _HEAVY}
     num_images, height, width = light["num_images"], light["height"], light["width"]
 
-    pixels = _bytes_tensor(value["pixels"].as_buffer())
+    pixels = _bytes_tensor(_buffer(table.column("pixels")))
     pixels = pixels.view(num_images, height, width, 3).permute(0, 3, 1, 2)
     sizes = _tensor(value["sizes"], torch.int64).view(-1, 2)
     counts = light["box_counts"]
@@ -90,6 +91,15 @@ def unpack_batch(table: pa.Table | pa.RecordBatch, *, pin_memory: bool = False) 
 def _tensor(value: pa.Scalar, dtype: torch.dtype) -> torch.Tensor:
     """Copy a list of numbers to a tensor."""
     return torch.tensor(value.values.to_numpy(), dtype=dtype)
+
+
+def _buffer(column: pa.ChunkedArray | pa.Array) -> pa.Buffer:
+    """Slice the bytes of a column's one value out of its memory; a scalar's would be a copy."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    array = next(chunk for chunk in chunks if len(chunk))
+    _, offsets, data = array.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2].tolist()
+    return pa.py_buffer(b"") if data is None else data.slice(start, end - start)
 
 
 def _bytes_tensor(buffer: pa.Buffer) -> torch.Tensor:
