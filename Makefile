@@ -44,7 +44,7 @@ test: $(INSTALLED) ## Run the tests
 lint: $(INSTALLED) ## Check style, format and types
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
-	"$(PY)" -m pyright
+	"$(PY)" -m pyright --pythonpath "$(PY)"
 
 bench: $(INSTALLED) ## Run every benchmark
 	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do \

@@ -7,10 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from ray.autoscaler._private.util import (  # pyright: ignore[reportMissingImports]
-    prepare_config,
-    validate_config,
-)
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "ray_cluster.yaml").read_text()
