@@ -12,6 +12,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,7 +20,7 @@ import numpy as np
 
 from retina_ray.structures import Detections
 
-__all__ = ["Picture", "contact_sheet", "draw_boxes"]
+__all__ = ["Picture", "contact_sheet", "draw_boxes", "write_png"]
 
 Colour = tuple[int, int, int]
 
@@ -162,6 +163,18 @@ def contact_sheet(
         x = gap + i % num_columns * width + (width - gap - w) // 2
         sheet[y : y + h, x : x + w] = cell
     return sheet
+
+
+def write_png(path: str | Path, image: np.ndarray) -> Path:
+    """Write an (H, W, 3) uint8 RGB picture as a PNG; its folder is made.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+    return path
 
 
 @dataclass(frozen=True)

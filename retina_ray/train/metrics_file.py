@@ -1,0 +1,102 @@
+"""The metrics of a run as lines of JSON: the record that needs no service and no network.
+
+Each line is an object `{"step": int, "time": float, "metrics": {key: number or null}}`, with the
+time in seconds since 1970. JSON has no NaN, so what is not finite is written as null. The line
+that ends a run (or a part of it) has no metrics but a `status`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsFile", "read_metrics"]
+
+_log = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """Appends to a file of metrics, and continues the one of an interrupted run."""
+
+    def __init__(self, path: Path, *, resume: bool = False, resume_step: int | None = None):
+        """Open the file.
+
+        Args:
+            path: where it lies; its folder is made.
+            resume: continue what is there. Otherwise a file that is there is kept under the name
+                `<stem>.<number><suffix>`, and a new one started.
+            resume_step: the last step that counts: the run goes on from its checkpoint, so lines
+                of later steps are dropped. They are of steps that are done again.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if resume:
+                _cut(path, resume_step)
+            else:
+                _set_aside(path)
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float], *, status: str | None = None) -> None:
+        """Append a line; it is on its way to the disk when this returns."""
+        line: dict[str, Any] = {
+            "step": step,
+            "time": round(time.time(), 3),
+            "metrics": {key: _json_number(value) for key, value in metrics.items()},
+        }
+        if status is not None:
+            line["status"] = status
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; twice is fine."""
+        self._file.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read the lines of a metrics file; one that was cut off by a crash is left out."""
+    lines = []
+    num_bad = 0
+    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+        else:
+            num_bad += 1
+    if num_bad:
+        _log.warning("%s: left out %d lines that are not whole", path, num_bad)
+    return lines
+
+
+def _cut(path: Path, last_step: int | None) -> None:
+    """Drop torn lines and those after a step; the file is replaced in one go."""
+    lines = read_metrics(path)
+    kept = [line for line in lines if last_step is None or line["step"] <= last_step]
+    if len(kept) < len(lines):
+        _log.info("%s: dropped %d lines after step %s", path, len(lines) - len(kept), last_step)
+    rewritten = path.with_name(path.name + ".tmp")
+    rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(rewritten, path)
+
+
+def _set_aside(path: Path) -> None:
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    os.replace(path, kept)
+
+
+def _json_number(value: float) -> int | float | None:
+    """A number as JSON can hold it; tensors and NumPy scalars of one element are numbers too."""
+    number = value if type(value) is int else float(value)
+    return number if math.isfinite(number) else None
