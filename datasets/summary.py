@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
+import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
@@ -22,9 +23,11 @@ __all__ = ["prepare_splits"]
 _EXIT_BAD_DATA = 2
 
 
-def prepare_splits(
-    out: str, imports: Mapping[str, Callable[[OnProgress], PreparedDataset]]
-) -> None:
+Import = Callable[[OnProgress], PreparedDataset]
+"""Writes one split and reports its progress."""
+
+
+def prepare_splits(out: str, imports: Mapping[str, Import]) -> None:
     """Prepare the splits of a data set under one folder, all of them or none, and sum up.
 
     The faults of all splits are shown at once. When a split has faults, those that this call wrote
@@ -32,8 +35,13 @@ def prepare_splits(
 
     Args:
         out: folder or URI; each split goes to `out/<split>`.
-        imports: for each split, a function that writes it and reports its progress.
+        imports: for each split, what writes it.
+
+    Raises:
+        typer.BadParameter: no split at all.
     """
+    if not imports:
+        raise typer.BadParameter("name at least one split")
     prepared: list[PreparedDataset] = []
     faults: list[Fault] = []
     for split, run in imports.items():

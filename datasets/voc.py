@@ -1,8 +1,8 @@
 """Prepare a Pascal VOC data set: `python datasets/voc.py --source VOC2007 --out data/voc`.
 
-The source holds `Annotations/*.xml`, `JPEGImages/*.jpg` and `ImageSets/Main/<split>.txt`. VOC itself
-is at http://host.robots.ox.ac.uk/pascal/VOC/; many smaller sets come in the same layout, among them
-BCCD (blood cells, https://github.com/Shenggan/BCCD_Dataset).
+The source holds `Annotations/*.xml`, `JPEGImages/*.jpg` and `ImageSets/Main/<split>.txt`. VOC
+itself is at http://host.robots.ox.ac.uk/pascal/VOC/; many smaller sets come in the same layout,
+among them BCCD (blood cells, https://github.com/Shenggan/BCCD_Dataset).
 """
 
 from __future__ import annotations
