@@ -86,7 +86,8 @@ def check_space(space: Space, base: ExperimentConfig) -> None:
     if not space:
         raise ConfigError("the space is empty: there is nothing to sweep")
     faults = [fault for path, domain in space.items() for fault in _domain_faults(path, domain)]
-    probes = {path: _probes(domain) for path, domain in space.items()}
+    sound = space.keys() - {path for path, _ in faults}
+    probes = {path: _probes(domain) for path, domain in space.items() if path in sound}
     for path, values in probes.items():
         for value in values:
             try:
