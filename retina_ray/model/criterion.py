@@ -241,7 +241,7 @@ def _rows_of_anchors(deltas: list[Tensor]) -> Tensor:
     for level in deltas:
         num_images, channels, height, width = level.shape
         by_anchor = level.reshape(num_images, channels // 4, 4, height, width)
-        rows.append(by_anchor.permute(0, 3, 4, 1, 2).reshape(num_images, -1, 4))
+        rows.append(by_anchor.permute(0, 3, 4, 1, 2).flatten(1, 3))
     return torch.cat(rows, 1)
 
 

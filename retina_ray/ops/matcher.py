@@ -112,8 +112,8 @@ class Matcher:
         step = max(1, rows_at_once // num_images)
         best, index, claimed = self._reduce(anchors.new_zeros(num_images, 0, len(anchors)))
         for start in range(0, num_boxes, step):
-            rows = boxes[:, start : start + step].reshape(-1, 4)
-            iou = box_iou(rows, anchors).view(num_images, -1, len(anchors))
+            rows = boxes[:, start : start + step]
+            iou = box_iou(rows.reshape(-1, 4), anchors).view(*rows.shape[:2], len(anchors))
             block_best, block_index, block_claimed = self._reduce(iou)
             # Strictly better only: of equal boxes the first one stays.
             better = block_best > best

@@ -1,0 +1,461 @@
+"""Shapes: N images, M boxes, A anchors a cell, K classes, R anchors in all."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torchvision
+from torchvision.models.detection._utils import BoxCoder as TorchvisionCoder
+from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
+
+from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.model.criterion import RetinaNetCriterion, _neutralise, _rows_of_anchors
+from retina_ray.ops.anchors import AnchorGenerator
+from retina_ray.ops.box_coder import BoxCoder
+from retina_ray.ops.matcher import Matcher
+from retina_ray.structures import HeadOutputs, Targets
+
+NAN, INF = float("nan"), float("inf")
+NUM_CLASSES = 3
+GRIDS = [(6, 8), (3, 4)]
+ANCHORS = AnchorGenerator([(12, 16), (24, 32)], (0.5, 1, 2), (8, 16))
+BOX_LOSSES = ["smooth_l1", "giou", "diou", "ciou"]
+
+
+def make_criterion(**options) -> RetinaNetCriterion:
+    options = {"num_classes": NUM_CLASSES, "matcher": Matcher(), "coder": BoxCoder()} | options
+    return RetinaNetCriterion(**options)
+
+
+def make_outputs(num_images=2, seed=0, dtype=torch.float32) -> HeadOutputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def maps(channels, scale):
+        return [
+            (torch.randn(num_images, 6 * channels, h, w, generator=generator) * scale)
+            .to(dtype)
+            .requires_grad_()
+            for h, w in GRIDS
+        ]
+
+    return HeadOutputs(maps(NUM_CLASSES, 2.0), maps(4, 0.3), ANCHORS(GRIDS))
+
+
+def make_targets() -> Targets:
+    """Three boxes in the first image, one in the second."""
+    return Targets.from_lists(
+        [
+            torch.tensor([[3.0, 4, 20, 18], [30, 10, 60, 40], [31, 11, 58, 42]]),
+            torch.tensor([[10.0, 5, 22, 30]]),
+        ],
+        [torch.tensor([0, 2, 1]), torch.tensor([1])],
+    )
+
+
+def image(outputs: HeadOutputs, i: int) -> HeadOutputs:
+    part = slice(i, i + 1)
+    return HeadOutputs(
+        [x[part] for x in outputs.logits], [x[part] for x in outputs.deltas], outputs.anchors
+    )
+
+
+def leaves(outputs: HeadOutputs) -> list[torch.Tensor]:
+    return [*outputs.logits, *outputs.deltas]
+
+
+def torchvisions_sums(outputs, targets, box_loss="smooth_l1", alpha=0.25, gamma=2.0, beta=0.1):
+    """Loss sums and number of positives, from torchvision's parts, image by image."""
+    anchors = torch.cat(outputs.anchors)
+    rows = [torch.cat([_rows(x, n) for x in levels], 1) for levels, n in _per_anchor(outputs)]
+    loss_cls, loss_box, count = torch.zeros(()), torch.zeros(()), 0
+    for i in range(len(targets)):
+        used = targets.labels[i] >= 0
+        boxes, labels = targets.boxes[i][used], targets.labels[i][used]
+        matches = torch.full((len(anchors),), -1)
+        if len(boxes):
+            iou = torchvision.ops.box_iou(boxes, anchors)
+            matches = TorchvisionMatcher(0.5, 0.4, True)(iou)
+        one_hot = torch.zeros(len(anchors), NUM_CLASSES)
+        positive = matches >= 0
+        one_hot[positive, labels[matches[positive]]] = 1
+        kept = matches != TorchvisionMatcher.BETWEEN_THRESHOLDS
+        loss_cls = loss_cls + torchvision.ops.sigmoid_focal_loss(
+            rows[0][i][kept], one_hot[kept], alpha, gamma, "sum"
+        )
+        loss_box = loss_box + _torchvisions_box_loss(
+            rows[1][i][positive], anchors[positive], boxes[matches[positive]], box_loss, beta
+        )
+        count += int(positive.sum())
+    return loss_cls, loss_box, count
+
+
+def _per_anchor(outputs):
+    return (outputs.logits, NUM_CLASSES), (outputs.deltas, 4)
+
+
+def _rows(level: torch.Tensor, per_anchor: int) -> torch.Tensor:
+    """As torchvision's head does it: (N, A * C, H, W) to (N, H * W * A, C)."""
+    n, _, h, w = level.shape
+    by_anchor = level.view(n, -1, per_anchor, h, w).permute(0, 3, 4, 1, 2)
+    return by_anchor.reshape(n, -1, per_anchor)
+
+
+def _torchvisions_box_loss(deltas, anchors, boxes, box_loss, beta):
+    coder = TorchvisionCoder((1.0, 1.0, 1.0, 1.0))
+    if box_loss == "smooth_l1":
+        target = coder.encode_single(boxes, anchors)
+        return torch.nn.functional.smooth_l1_loss(deltas, target, reduction="sum", beta=beta)
+    loss = {
+        "giou": torchvision.ops.generalized_box_iou_loss,
+        "diou": torchvision.ops.distance_box_iou_loss,
+        "ciou": torchvision.ops.complete_box_iou_loss,
+    }[box_loss]
+    return loss(coder.decode_single(deltas, anchors), boxes, "sum")
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+@pytest.mark.parametrize(("alpha", "gamma", "beta"), [(0.25, 2.0, 0.1), (0.6, 1.0, 0.0)])
+def test_values_and_gradients_equal_torchvisions_parts(box_loss, alpha, gamma, beta):
+    outputs, targets = make_outputs(), make_targets()
+    criterion = make_criterion(
+        box_loss=box_loss,
+        focal_alpha=alpha,
+        focal_gamma=gamma,
+        smooth_l1_beta=beta,
+        box_loss_weight=3.0,
+        normalizer="batch",
+    )
+    losses = criterion(outputs, targets)
+    assert list(losses) == ["loss_cls", "loss_box_reg"]
+    expected_cls, expected_box, count = torchvisions_sums(
+        outputs, targets, box_loss, alpha, gamma, beta
+    )
+    assert count > 5
+    torch.testing.assert_close(losses["loss_cls"], expected_cls / count)
+    torch.testing.assert_close(losses["loss_box_reg"], 3 * expected_box / count)
+    ours = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+    theirs = torch.autograd.grad((expected_cls + 3 * expected_box) / count, leaves(outputs))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_assignment_by_hand():
+    # Two boxes, four anchors: a hit, a miss, an ignored one, and a box's best anchor below 0.4.
+    anchors = [
+        torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 22]]),
+        torch.tensor([[100.0, 0, 120, 20]]),
+    ]
+    targets = Targets.from_lists(
+        [torch.tensor([[0.0, 0, 10, 10], [100, 0, 110, 10]]), torch.zeros(0, 4)],
+        [torch.tensor([2, 1]), torch.zeros(0, dtype=torch.int64)],
+    )
+    labels, boxes = make_criterion().assign(anchors, targets)
+    assert labels.tolist() == [[2, 3, -1, 1], [3, 3, 3, 3]]
+    assert boxes[0, 0].tolist() == [0, 0, 10, 10]
+    assert boxes[0, 3].tolist() == [100, 0, 110, 10]
+    assert boxes.shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [5.0, 5, 5, 20],
+        [5, 20, 20, 20],
+        [20, 20, 5, 5],
+        [0, 0, 0, 0],
+        [NAN, 0, 10, 10],
+        [NAN] * 4,
+        [0, 0, INF, 10],
+    ],
+)
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_degenerate_boxes_are_treated_as_padding(bad, box_loss):
+    good = make_targets()
+    boxes = torch.cat((torch.tensor([[bad], [bad]]), good.boxes), 1)
+    labels = torch.cat((torch.tensor([[0], [1]]), good.labels), 1)
+    outputs = make_outputs()
+    expected = make_criterion(box_loss=box_loss)(outputs, good)
+    losses = make_criterion(box_loss=box_loss)(outputs, Targets(boxes, labels))
+    assert torch.equal(losses["loss_cls"], expected["loss_cls"])
+    assert torch.equal(losses["loss_box_reg"], expected["loss_box_reg"])
+    for gradient in torch.autograd.grad(sum(losses.values()), leaves(outputs)):
+        assert torch.isfinite(gradient).all()
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    good = make_targets()
+    boxes = good.boxes.clone()
+    boxes[good.labels < 0] = torch.tensor([30.0, 10, 60, 40])
+    outputs = make_outputs()
+    expected = make_criterion()(outputs, good)
+    losses = make_criterion()(outputs, Targets(boxes, good.labels))
+    assert torch.equal(losses["loss_cls"], expected["loss_cls"])
+    assert torch.equal(losses["loss_box_reg"], expected["loss_box_reg"])
+
+
+def test_one_pixel_boxes_and_boxes_outside_all_anchors():
+    targets = Targets.from_lists(
+        [torch.tensor([[9.0, 9, 10, 10]]), torch.tensor([[5000.0, 5000, 5100, 5100]])],
+        [torch.tensor([0]), torch.tensor([1])],
+    )
+    labels, _ = make_criterion().assign(ANCHORS(GRIDS), targets)
+    assert (labels[0] == 0).any()  # the best anchors of the pixel
+    assert (labels[1] == NUM_CLASSES).all()  # and not every anchor for the one outside
+    losses = make_criterion()(make_outputs(), targets)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("normalizer", ["ema", "batch"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_batches_without_boxes(normalizer, box_loss):
+    outputs = make_outputs()
+    criterion = make_criterion(normalizer=normalizer, box_loss=box_loss)
+    losses = criterion(outputs, Targets.from_lists([torch.zeros(0, 4)] * 2, [torch.zeros(0)] * 2))
+    assert torch.isfinite(losses["loss_cls"])
+    assert losses["loss_cls"] > 0
+    assert losses["loss_box_reg"] == 0
+    gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+    assert all(g.abs().min() > 0 for g in gradients[: len(GRIDS)])
+    assert not any(g.any() for g in gradients[len(GRIDS) :])
+    assert criterion.normalizer.item() == pytest.approx(90.1 if normalizer == "ema" else 1)
+
+
+def test_an_image_without_boxes_beside_one_with():
+    outputs, targets = make_outputs(), make_targets()
+    half = Targets(targets.boxes.clone(), targets.labels.clone())
+    half.labels[1] = -1
+    both = make_criterion(normalizer="batch")(outputs, half)
+    count = torchvisions_sums(outputs, half)[2]
+    single = make_criterion(normalizer="batch")
+    first = single(image(outputs, 0), Targets(half.boxes[:1], half.labels[:1]))
+    second = single(image(outputs, 1), Targets(half.boxes[1:], half.labels[1:]))
+    torch.testing.assert_close(both["loss_box_reg"], first["loss_box_reg"])
+    torch.testing.assert_close(
+        both["loss_cls"] * count, first["loss_cls"] * count + second["loss_cls"]
+    )
+
+
+def test_no_images():
+    outputs = make_outputs(num_images=0)
+    losses = make_criterion()(outputs, Targets.from_lists([], []))
+    sum(losses.values()).backward()
+    assert sum(losses.values()).item() == 0
+
+
+def test_the_normaliser_is_smoothed_saved_and_only_changed_in_training():
+    outputs, targets = make_outputs(), make_targets()
+    sum_cls, _, count = torchvisions_sums(outputs, targets)
+    criterion = make_criterion()
+    first, second = (criterion(outputs, targets)["loss_cls"] for _ in range(2))
+    after_one = 0.9 * 100 + 0.1 * count
+    after_two = 0.9 * after_one + 0.1 * count
+    torch.testing.assert_close(first, sum_cls / after_one)
+    torch.testing.assert_close(second, sum_cls / after_two)
+    assert criterion.normalizer.item() == pytest.approx(after_two)
+    criterion.eval()
+    evaluated = criterion(outputs, targets)["loss_cls"]
+    assert torch.equal(evaluated, second)
+    assert criterion.normalizer.item() == pytest.approx(after_two)
+    other = make_criterion()
+    other.load_state_dict(criterion.state_dict())
+    assert torch.equal(other.normalizer, criterion.normalizer)
+    assert list(criterion.state_dict()) == ["normalizer"]
+
+
+def test_a_backward_after_the_next_step_is_not_disturbed():
+    """The buffer changes in place; a loss computed before must keep its own divisor."""
+    outputs, targets = make_outputs(), make_targets()
+    criterion = make_criterion(normalizer_momentum=0.1)
+    expected = torch.autograd.grad(
+        make_criterion(normalizer_momentum=0.1)(outputs, targets)["loss_cls"], outputs.logits
+    )
+    loss = criterion(outputs, targets)["loss_cls"]
+    criterion(outputs, targets)
+    for a, b in zip(torch.autograd.grad(loss, outputs.logits), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_batch_normaliser_in_evaluation_is_that_of_the_batch():
+    outputs, targets = make_outputs(), make_targets()
+    criterion = make_criterion(normalizer="batch").eval()
+    sum_cls, _, count = torchvisions_sums(outputs, targets)
+    torch.testing.assert_close(criterion(outputs, targets)["loss_cls"], sum_cls / count)
+    assert criterion.normalizer.item() == 100
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_what_a_gpu_does_equals_the_gathered_box_loss(box_loss):
+    outputs, targets = make_outputs(), make_targets()
+    criterion = make_criterion(box_loss=box_loss)
+    labels, matched = criterion.assign(outputs.anchors, targets)
+    positive = (labels >= 0) & (labels != NUM_CLASSES)
+    gathered = criterion._box_loss_sum(outputs, matched, positive)
+    deltas = _rows_of_anchors(outputs.deltas)
+    anchors = torch.cat(outputs.anchors).expand_as(deltas)
+    matched = matched.masked_fill(~positive[..., None], NAN)  # of no meaning there
+    everywhere = criterion._paired_box_loss(
+        *_neutralise(deltas, anchors, matched, positive[..., None])
+    )
+    torch.testing.assert_close(everywhere, gathered)
+    for a, b in zip(
+        torch.autograd.grad(everywhere, outputs.deltas),
+        torch.autograd.grad(gathered, outputs.deltas),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    nothing = torch.zeros_like(positive)[..., None]
+    deltas = (deltas * 1e6).detach().masked_fill(deltas > 1, NAN)
+    assert criterion._paired_box_loss(*_neutralise(deltas, anchors, matched, nothing)) == 0
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+@pytest.mark.parametrize("normalizer", ["ema", "batch"])
+def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(box_loss, normalizer):
+    # Meta tensors have no values, so anything that looked at one would raise here.
+    outputs, targets = make_outputs(), make_targets().to("meta")
+    on_meta = HeadOutputs(
+        *(
+            [x.detach().to("meta").requires_grad_() for x in levels]
+            for levels in (outputs.logits, outputs.deltas, outputs.anchors)
+        )
+    )
+    criterion = make_criterion(box_loss=box_loss, normalizer=normalizer).to("meta")
+    sum(criterion(on_meta, targets).values()).backward()
+    assert on_meta.deltas[0].grad.shape == outputs.deltas[0].shape
+
+
+def test_half_precision_outputs():
+    outputs, targets = make_outputs(dtype=torch.bfloat16), make_targets()
+    wide = HeadOutputs(
+        [x.detach().float() for x in outputs.logits],
+        [x.detach().float() for x in outputs.deltas],
+        outputs.anchors,
+    )
+    for box_loss in BOX_LOSSES:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = make_criterion(box_loss=box_loss)(outputs, targets)
+        expected = make_criterion(box_loss=box_loss)(wide, targets)
+        for name, loss in losses.items():
+            assert loss.dtype == torch.float32
+            torch.testing.assert_close(loss, expected[name])
+
+
+def test_a_flipped_batch_has_the_same_loss():
+    outputs, targets = make_outputs(), make_targets()
+    width = 8 * 8
+    flipped_boxes = targets.boxes.clone()
+    flipped_boxes[..., 0], flipped_boxes[..., 2] = (
+        width - targets.boxes[..., 2],
+        width - targets.boxes[..., 0],
+    )
+    sign = torch.tensor([-1.0, 1, 1, 1]).repeat(6).view(1, 24, 1, 1)
+    flipped = HeadOutputs(
+        [x.flip(-1) for x in outputs.logits],
+        [x.flip(-1) * sign for x in outputs.deltas],
+        outputs.anchors,
+    )
+    expected = make_criterion()(outputs, targets)
+    losses = make_criterion()(flipped, Targets(flipped_boxes, targets.labels))
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+def test_from_config_takes_every_value():
+    changes = {
+        "model.num_classes": 7,
+        "model.box_weights": (10.0, 10.0, 5.0, 5.0),
+        "matcher.low": 0.3,
+        "matcher.high": 0.6,
+        "matcher.allow_low_quality": False,
+        "loss.focal_alpha": 0.4,
+        "loss.focal_gamma": 1.5,
+        "loss.box_loss": "ciou",
+        "loss.smooth_l1_beta": 0.2,
+        "loss.box_loss_weight": 2.5,
+        "loss.normalizer": "batch",
+        "loss.normalizer_momentum": 0.8,
+        "loss.normalizer_initial": 33.0,
+    }
+    criterion = RetinaNetCriterion.from_config(with_overrides(ExperimentConfig(), changes))
+    built = {
+        "model.num_classes": criterion.num_classes,
+        "model.box_weights": criterion.coder.weights,
+        "matcher.low": criterion.matcher.low,
+        "matcher.high": criterion.matcher.high,
+        "matcher.allow_low_quality": criterion.matcher.allow_low_quality,
+        "loss.focal_alpha": criterion.focal_alpha,
+        "loss.focal_gamma": criterion.focal_gamma,
+        "loss.box_loss": criterion.box_loss,
+        "loss.smooth_l1_beta": criterion.smooth_l1_beta,
+        "loss.box_loss_weight": criterion.box_loss_weight,
+        "loss.normalizer": "ema" if criterion.is_smoothed else "batch",
+        "loss.normalizer_momentum": criterion.normalizer_momentum,
+        "loss.normalizer_initial": criterion.normalizer.item(),
+    }
+    assert built == changes
+
+
+def test_faults_are_named():
+    with pytest.raises(ConfigError, match=r"model\.num_classes"):
+        RetinaNetCriterion.from_config(
+            with_overrides(ExperimentConfig(), {"model.num_classes": None})
+        )
+    with pytest.raises(ValueError, match=r"box_loss.*smooth_l1, giou, diou, ciou.*'iou'"):
+        make_criterion(box_loss="iou")
+    with pytest.raises(ValueError, match=r"normalizer.*ema, batch.*'mean'"):
+        make_criterion(normalizer="mean")
+    targets = make_targets()
+    targets.labels[0, 0] = NUM_CLASSES
+    with pytest.raises(ValueError, match=r"label 3 found, expected 0 to 2"):
+        make_criterion()(make_outputs(), targets)
+
+
+def _worker(rank: int, folder: str) -> None:
+    """Two steps on one image a worker, for both normalisers; stores what came out."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    targets = make_targets()
+    own = Targets(targets.boxes[rank : rank + 1], targets.labels[rank : rank + 1])
+    stored = {}
+    for normalizer in ("ema", "batch"):
+        criterion = make_criterion(normalizer=normalizer)
+        steps = []
+        for seed in range(2):
+            outputs = make_outputs(seed=seed)
+            losses = criterion(image(outputs, rank), own)
+            gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+            steps.append({"losses": losses, "gradients": gradients})
+        stored[normalizer] = {"steps": steps, "normalizer": criterion.normalizer}
+        if rank == 0:  # evaluation needs no other worker: rank 1 has none of these batches
+            criterion.eval()(image(make_outputs(), rank), own)
+    torch.save(stored, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    """What each of two workers stored."""
+    folder = tmp_path_factory.mktemp("workers")
+    mp.spawn(_worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("normalizer", ["ema", "batch"])
+def test_the_mean_over_two_workers_is_one_worker_on_the_union(two_workers, normalizer):
+    workers = [stored[normalizer] for stored in two_workers]
+    criterion, targets = make_criterion(normalizer=normalizer), make_targets()
+    for step in range(2):
+        outputs = make_outputs(seed=step)
+        losses = criterion(outputs, targets)
+        gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+        first, second = (worker["steps"][step] for worker in workers)
+        for name, loss in losses.items():
+            mean = (first["losses"][name] + second["losses"][name]) / 2
+            torch.testing.assert_close(mean, loss.detach())
+        for a, b, gradient in zip(first["gradients"], second["gradients"], gradients, strict=True):
+            torch.testing.assert_close((a + b) / 2, gradient)
+    for worker in workers:
+        torch.testing.assert_close(worker["normalizer"], criterion.normalizer)
+    assert not math.isclose(criterion.normalizer.item(), 100.0)

@@ -1,0 +1,145 @@
+"""Shapes: A anchors a cell, H and W cells."""
+
+import copy
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionGenerator
+
+from retina_ray.config import AnchorConfig, ModelConfig
+from retina_ray.ops.anchors import AnchorGenerator
+
+
+def small(offset: float = 0.5) -> AnchorGenerator:
+    return AnchorGenerator(sizes=[(32, 64)], aspect_ratios=(0.25, 1, 4), strides=[4], offset=offset)
+
+
+def test_cell_anchors_by_hand():
+    expected = [  # ratio is height / width: 0.25 is wide
+        [-32.0, -8, 32, 8],
+        [-16, -16, 16, 16],
+        [-8, -32, 8, 32],
+        [-64, -16, 64, 16],
+        [-32, -32, 32, 32],
+        [-16, -64, 16, 64],
+    ]
+    assert small().cell_anchors[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("offset", "shift"), [(0.0, 0.0), (0.5, 2.0), (0.25, 1.0)])
+def test_grid_rows_and_offset(offset, shift):
+    generator = small(offset)
+    (grid,) = generator([(2, 3)])
+    assert grid.shape == (2 * 3 * 6, 4)
+    assert grid.dtype == torch.float32
+    for y in range(2):
+        for x in range(3):
+            for a in range(6):
+                move = torch.tensor([4 * x, 4 * y] * 2) + shift
+                expected = generator.cell_anchors[0][a] + move
+                assert torch.equal(grid[(y * 3 + x) * 6 + a], expected)
+
+
+def test_equals_torchvision_up_to_its_order_and_rounding_of_cell_anchors():
+    sizes, ratios, strides = ((32, 48), (64, 96)), (0.5, 1.0, 2.0), (8, 16)
+    ours = AnchorGenerator(sizes, ratios, strides, 0.0)
+    theirs = TorchvisionGenerator(sizes, (ratios,) * 2)
+    for a, b in zip(ours.cell_anchors, theirs.cell_anchors, strict=True):
+        by_size = b.view(3, 2, 4).transpose(0, 1).reshape(6, 4)  # theirs: ratio, then size
+        assert torch.equal(a.round(), by_size)
+    theirs.cell_anchors = ours.cell_anchors
+    theirs_exact = theirs.grid_anchors([[3, 5], [2, 3]], [[8, 8], [16, 16]])
+    for a, b in zip(ours([(3, 5), (2, 3)]), theirs_exact, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_half_a_stride_is_symmetric_under_a_flip():
+    width = 3 * 4
+    (grid,) = small(0.5)([(2, 3)])
+    flipped = torch.stack((width - grid[:, 2], grid[:, 1], width - grid[:, 0], grid[:, 3]), 1)
+    order = flipped.view(2, 3, 6, 4).flip(1).reshape(-1, 4)
+    assert torch.equal(order, grid)
+
+
+def test_from_config_multiplies_sizes_scale_and_octaves():
+    config = ModelConfig(
+        anchors=AnchorConfig(
+            sizes=(10, 20, 30, 40, 50),
+            octave_scales=(1, 1.5),
+            aspect_ratios=(1,),
+            scale=2,
+            offset=0.25,
+        )
+    )
+    generator = AnchorGenerator.from_config(config)
+    assert generator.strides == (8, 16, 32, 64, 128)
+    assert generator.offset == 0.25
+    assert generator.num_anchors == config.num_anchors == 2
+    sides = [(cells[:, 2] - cells[:, 0]).tolist() for cells in generator.cell_anchors]
+    assert sides == [[20, 30], [40, 60], [60, 90], [80, 120], [100, 150]]
+
+
+def test_the_default_config_has_the_papers_anchors():
+    generator = AnchorGenerator.from_config(ModelConfig())
+    areas = (generator.cell_anchors[0][:, 2:] * 2).prod(1)
+    octaves = torch.tensor([32.0**2 * 2 ** (2 * i / 3) for i in range(3)]).repeat_interleave(3)
+    torch.testing.assert_close(areas, octaves)
+
+
+def test_empty_grid():
+    (grid,) = small()([(0, 3)])
+    assert grid.shape == (0, 4)
+
+
+def test_grids_are_cached_by_size_and_bounded():
+    generator = small()
+    first = generator([(2, 3)])[0]
+    assert generator([(2, 3)])[0] is first
+    assert not torch.equal(generator([(3, 2)])[0], first)
+    for width in range(1, 200):
+        generator([(1, width)])
+    assert len(generator._grids) <= 64
+    assert torch.equal(generator([(2, 3)])[0], first)
+
+
+def test_recently_used_grids_stay():
+    generator = small()
+    first = generator([(2, 3)])[0]
+    for width in range(1, 60):
+        generator([(1, width)])
+    generator([(2, 3)])
+    for width in range(60, 70):
+        generator([(1, width)])
+    assert generator([(2, 3)])[0] is first
+
+
+def test_grids_made_in_inference_mode_can_be_trained_with():
+    generator = small()
+    with torch.inference_mode():
+        generator([(2, 3)])
+    deltas = torch.zeros(36, 4, requires_grad=True)
+    (deltas * generator([(2, 3)])[0]).sum().backward()
+    assert deltas.grad is not None
+
+
+def test_casting_and_moving():
+    exact = [cells.clone() for cells in AnchorGenerator.from_config(ModelConfig()).cell_anchors]
+    generator = AnchorGenerator.from_config(ModelConfig()).bfloat16()
+    for cells, expected in zip(generator.cell_anchors, exact, strict=True):
+        assert torch.equal(cells, expected)
+    assert generator([(1, 1)] * 5)[0].dtype == torch.float32
+    generator.to("meta")
+    assert generator([(1, 1)] * 5)[0].device.type == "meta"
+    generator.to_empty(device="cpu")
+    assert torch.equal(generator.cell_anchors[0], exact[0])
+    assert torch.equal(copy.deepcopy(generator)([(1, 1)] * 5)[0], exact[0] + 4)
+    assert generator.state_dict() == {}
+
+
+def test_errors_name_everything_that_is_wrong():
+    with pytest.raises(ValueError, match=r"sizes.*aspect_ratios.*offset") as error:
+        AnchorGenerator(sizes=[(32,), (64, 0)], aspect_ratios=(), strides=[8], offset=1.0)
+    assert "one per level" in str(error.value)
+    assert "positive" in str(error.value)
+    with pytest.raises(ValueError, match="2 feature maps for 1 levels"):
+        small()([(1, 1), (2, 2)])

@@ -1,0 +1,281 @@
+"""Shapes: N images, A anchors a cell, K classes."""
+
+import math
+from collections import OrderedDict
+
+import pytest
+import torch
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.ops import nms
+
+from retina_ray.ops.anchors import AnchorGenerator
+from retina_ray.ops.box_coder import BoxCoder
+from retina_ray.ops.postprocess import select_detections
+from retina_ray.structures import HeadOutputs
+
+NAN = float("nan")
+NUM_ANCHORS, NUM_CLASSES = 6, 4
+GRIDS = [(6, 8), (3, 4), (2, 2)]
+SIZES = torch.tensor([[48, 64], [40, 50]])
+
+
+def make_outputs(seed=0, num_images=2, shift=-2.0, num_classes=NUM_CLASSES) -> HeadOutputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def maps(channels, scale):
+        return [
+            torch.randn(num_images, NUM_ANCHORS * channels, h, w, generator=generator) * scale
+            for h, w in GRIDS
+        ]
+
+    anchors = AnchorGenerator([(12, 18), (24, 36), (48, 60)], (0.5, 1, 2), (8, 16, 32))
+    logits = [level + shift for level in maps(num_classes, 1.5)]
+    return HeadOutputs(logits, maps(4, 0.3), anchors(GRIDS))
+
+
+def rows(level: torch.Tensor, per_anchor: int) -> torch.Tensor:
+    """(A * C, H, W) of one image to rows of anchors (H * W * A, C)."""
+    _, h, w = level.shape
+    return level.view(-1, per_anchor, h, w).permute(2, 3, 0, 1).reshape(-1, per_anchor)
+
+
+def reference(outputs, i, size, threshold=0.05, topk=1000, nms_threshold=0.5, limit=100):
+    """The same in the plainest way: all sigmoids, rows of anchors, one class at a time."""
+    found = []
+    for logits, deltas, anchors in zip(
+        outputs.logits, outputs.deltas, outputs.anchors, strict=True
+    ):
+        num_classes = logits.shape[1] // NUM_ANCHORS
+        scores = rows(logits[i], num_classes).sigmoid()
+        boxes = BoxCoder().decode(rows(deltas[i], 4), anchors)
+        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, float(size[1]))
+        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, float(size[0]))
+        pairs = [
+            (scores[r, k].item(), boxes[r], k)
+            for r in range(len(scores))
+            for k in range(num_classes)
+            if scores[r, k] > threshold
+        ]
+        found += sorted(pairs, key=lambda pair: -pair[0])[:topk]
+    found = [p for p in found if p[1][2] > p[1][0] and p[1][3] > p[1][1]]
+    kept = []
+    for label in range(NUM_CLASSES):
+        of_class = [p for p in found if p[2] == label]
+        if of_class:
+            best = nms(
+                torch.stack([p[1] for p in of_class]),
+                torch.tensor([p[0] for p in of_class]),
+                nms_threshold,
+            )
+            kept += [of_class[j] for j in best]
+    return sorted(kept, key=lambda pair: -pair[0])[:limit]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"threshold": 0.4},
+        {"topk": 25},
+        {"limit": 7},
+        {"nms_threshold": 0.2},
+        {"threshold": 0.0, "nms_threshold": 1.0, "limit": 5000},
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_the_plain_way(options, seed):
+    outputs = make_outputs(seed)
+    names = {"threshold": "score_threshold", "topk": "topk_per_level", "limit": "max_detections"}
+    keywords = {names.get(name, name): value for name, value in options.items()}
+    results = select_detections(outputs, SIZES, coder=BoxCoder(), **keywords)
+    assert len(results) == 2
+    for i, result in enumerate(results):
+        expected = reference(outputs, i, SIZES[i], **options)
+        assert len(result) == len(expected) > 0
+        torch.testing.assert_close(result.scores, torch.tensor([p[0] for p in expected]))
+        assert result.labels.tolist() == [p[2] for p in expected]
+        torch.testing.assert_close(result.boxes, torch.stack([p[1] for p in expected]))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_equals_torchvisions_postprocessing(channels_last):
+    outputs = make_outputs(3)
+    # Boxes well inside a large image: torchvision keeps those that clipping empties.
+    sizes = [(480, 640), (400, 500)]
+    anchors = [level + 200 for level in outputs.anchors]
+    model = TorchvisionRetinaNet(
+        _Backbone(),
+        NUM_CLASSES,
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        topk_candidates=50,
+    )
+    by_rows = {
+        "cls_logits": [torch.stack([rows(x, NUM_CLASSES) for x in lv]) for lv in outputs.logits],
+        "bbox_regression": [torch.stack([rows(x, 4) for x in lv]) for lv in outputs.deltas],
+    }
+    theirs = model.postprocess_detections(by_rows, [anchors, anchors], sizes)
+    logits, deltas = outputs.logits, outputs.deltas
+    if channels_last:
+        logits, deltas = (
+            [x.contiguous(memory_format=torch.channels_last) for x in y] for y in (logits, deltas)
+        )
+    ours = select_detections(
+        HeadOutputs(logits, deltas, anchors),
+        torch.tensor(sizes),
+        coder=BoxCoder(),
+        topk_per_level=50,
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a) > 20
+        torch.testing.assert_close(a.scores, b["scores"])
+        torch.testing.assert_close(a.boxes, b["boxes"])
+        assert torch.equal(a.labels, b["labels"])
+
+
+class _Backbone(torch.nn.Module):
+    out_channels = 8
+
+    def forward(self, x):
+        return OrderedDict(x=x)
+
+
+def one_anchor(logits, deltas=(0.0, 0.0, 0.0, 0.0), box=(10.0, 10, 30, 20)) -> HeadOutputs:
+    """One image, one cell, one anchor."""
+    return HeadOutputs(
+        [torch.tensor(logits, dtype=torch.float32).view(1, -1, 1, 1)],
+        [torch.tensor(deltas, dtype=torch.float32).view(1, 4, 1, 1)],
+        [torch.tensor([box])],
+    )
+
+
+def select_one(outputs, size=(100, 200), **options):
+    (result,) = select_detections(outputs, torch.tensor([size]), coder=BoxCoder(), **options)
+    return result
+
+
+def test_one_detection_by_hand():
+    outputs = one_anchor([math.log(3), -9.0], (0.5, -0.5, math.log(2), 0.0))
+    result = select_one(outputs)
+    torch.testing.assert_close(result.boxes, torch.tensor([[10.0, 5, 50, 15]]))
+    assert result.scores.tolist() == pytest.approx([0.75])
+    assert result.labels.tolist() == [0]
+    assert result.boxes.dtype == result.scores.dtype == torch.float32
+    assert result.labels.dtype == torch.int64
+
+
+def test_classes_do_not_suppress_each_other():
+    assert select_one(one_anchor([2.0, 1.0])).labels.tolist() == [0, 1]
+
+
+def test_the_threshold_is_exclusive():
+    assert len(select_one(one_anchor([0.0]), score_threshold=0.5)) == 0
+    assert len(select_one(one_anchor([1e-6]), score_threshold=0.5)) == 1
+    assert len(select_one(one_anchor([40.0]), score_threshold=1.0)) == 0
+    assert len(select_one(one_anchor([-80.0]), score_threshold=0.0)) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.9, 0.999])
+def test_the_threshold_is_that_of_the_float32_score(threshold):
+    near = math.log(threshold / (1 - threshold)) + torch.linspace(-3e-4, 3e-4, 301)
+    expected = (near.sigmoid() > threshold).sum().item()
+    result = select_one(one_anchor(near.tolist()), score_threshold=threshold, max_detections=1000)
+    assert len(result) == expected
+    assert 0 < expected < len(near)
+
+
+def test_bfloat16_logits_are_judged_by_their_float32_score():
+    logits = torch.linspace(-3.2, -2.7, 60).bfloat16()
+    outputs = one_anchor(logits.float().tolist())
+    halved = HeadOutputs(
+        [outputs.logits[0].bfloat16()], [outputs.deltas[0].bfloat16()], outputs.anchors
+    )
+    expected = (logits.float().sigmoid() > 0.05).sum().item()
+    for case in (outputs, halved):
+        result = select_one(case)
+        assert len(result) == expected
+        assert result.scores.dtype == result.boxes.dtype == torch.float32
+
+
+def test_clipping_uses_height_for_y_and_drops_what_is_outside():
+    inside = select_one(one_anchor([2.0], box=(-5.0, -5, 500, 500)), size=(30, 60))
+    assert inside.boxes.tolist() == [[0, 0, 60, 30]]
+    for outside in ((70.0, 5, 90, 20), (5.0, 40, 20, 50), (-9.0, -9, -1, -1), (60.0, 0, 61, 9)):
+        assert len(select_one(one_anchor([2.0], box=outside), size=(30, 60))) == 0
+
+
+def test_nan_never_becomes_a_detection():
+    result = select_one(one_anchor([NAN, 1.0, NAN]), score_threshold=0.0)
+    assert result.labels.tolist() == [1]
+    assert len(select_one(one_anchor([2.0], (NAN, 0, 0, 0)))) == 0
+    assert len(select_one(one_anchor([2.0], (0, 0, NAN, 0)))) == 0
+    everything = make_outputs()
+    broken = [torch.full_like(level, NAN) for level in everything.logits]
+    results = select_detections(
+        HeadOutputs(broken, everything.deltas, everything.anchors), SIZES, coder=BoxCoder()
+    )
+    assert [len(result) for result in results] == [0, 0]
+
+
+def test_infinite_values():
+    huge = select_one(one_anchor([math.inf], (0, 0, 1e30, 1e30)), size=(30, 60))
+    assert huge.scores.tolist() == [1]
+    assert torch.isfinite(huge.boxes).all()
+    assert len(select_one(one_anchor([-math.inf]), score_threshold=0.0)) == 0
+
+
+def test_no_detections_and_no_images():
+    outputs = make_outputs(shift=-60.0)
+    for result in select_detections(outputs, SIZES, coder=BoxCoder()):
+        assert result.boxes.shape == (0, 4)
+        assert result.scores.shape == result.labels.shape == (0,)
+    none = make_outputs(num_images=0)
+    assert select_detections(none, torch.zeros(0, 2), coder=BoxCoder()) == []
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    outputs = make_outputs(5)
+    both = select_detections(outputs, SIZES, coder=BoxCoder())
+    second = HeadOutputs(
+        [x[1:] for x in outputs.logits], [x[1:] for x in outputs.deltas], outputs.anchors
+    )
+    (alone,) = select_detections(second, SIZES[1:], coder=BoxCoder())
+    assert torch.equal(alone.boxes, both[1].boxes)
+    assert torch.equal(alone.scores, both[1].scores)
+
+
+def test_equal_scores_are_cut_in_a_fixed_order():
+    outputs = make_outputs()
+    equal = HeadOutputs(
+        [torch.zeros_like(x) for x in outputs.logits], outputs.deltas, outputs.anchors
+    )
+    options = {"coder": BoxCoder(), "topk_per_level": 10, "max_detections": 20}
+    first, again = (select_detections(equal, SIZES, **options) for _ in range(2))
+    assert len(first[0]) > 0
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.labels, b.labels)
+    assert all(result.labels.max() == 0 for result in first)  # channels come first
+
+
+def test_no_gradient_is_tracked():
+    outputs = make_outputs()
+    outputs.logits[0].requires_grad_()
+    (result, _) = select_detections(outputs, SIZES, coder=BoxCoder())
+    assert not result.scores.requires_grad
+
+
+def test_arguments_are_checked_all_at_once():
+    with pytest.raises(ValueError, match="score_threshold") as error:
+        select_detections(
+            make_outputs(),
+            SIZES[:1],
+            coder=BoxCoder(),
+            score_threshold=1.5,
+            nms_threshold=-1,
+            topk_per_level=0,
+            max_detections=0,
+        )
+    for name in ("nms_threshold", "topk_per_level", "max_detections", "2 images"):
+        assert name in str(error.value)
