@@ -197,9 +197,9 @@ class BatchLoader:
         raise DataError(
             [
                 Fault(
-                    f"no image of plan row {row['plan_index']} can be decoded, nor the "
-                    f"{NUM_SPARES} that follow it; repair or remove the images",
-                    str(error),
+                    "image that cannot be decoded",
+                    f"{error}; nothing in plan row {row['plan_index']} can be decoded, nor the "
+                    f"{NUM_SPARES} images after it: repair or remove them",
                     image.file_name,
                     image.image_id,
                 )

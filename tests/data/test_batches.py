@@ -269,9 +269,11 @@ def test_a_row_of_bad_images_takes_a_spare(damaged):
 
 
 def test_when_no_spare_helps_the_images_are_named(damaged):
-    with pytest.raises(DataError, match=r"plan row 11(.|\n)*012\.png(.|\n)*013\.png") as caught:
+    with pytest.raises(DataError, match=r"012\.png(.|\n)*plan row 11(.|\n)*013\.png") as caught:
         make_loader(damaged).load(train_row([12, 13]))
     assert "empty" in str(caught.value)
+    with pytest.raises(DataError, match=r"012\.png.*empty.*plan row 11"):
+        make_loader(damaged).load(train_row([12]))
 
 
 def test_bad_validation_images_stay_as_black_pictures(damaged):

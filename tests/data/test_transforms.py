@@ -216,7 +216,7 @@ def test_paint_is_found_where_the_box_says(data):
     assert sample.image.shape == (*target, 3)
     weight = sample.image[..., 0] / 255.0
     box = sample.boxes[0]
-    # A bright pixel counts by its brightness, so the rectangle's area and centre are found within a pixel.
+    # A pixel counts by its brightness: edges between pixels are found, too.
     area = (box[2] - box[0]) * (box[3] - box[1])
     scale = max(target[0] / height, target[1] / width, 1)
     edge = 2 * scale * (box[2] - box[0] + box[3] - box[1])
