@@ -59,9 +59,8 @@ class ResNetBackbone(nn.Module):
         known = [n for n in list_models(torchvision.models) if n.startswith(_FAMILIES)]
         if name not in known:
             raise ValueError(f"{name} is not one of torchvision's ResNets: {', '.join(known)}")
-        trunk: ResNet = get_model(
-            name, weights=None, num_classes=1, norm_layer=partial(make_norm, norm)
-        )
+        trunk = get_model(name, weights=None, num_classes=1, norm_layer=partial(make_norm, norm))
+        assert isinstance(trunk, ResNet)
         self.name = name
         self.channels: Mapping[int, int] = {
             level: trunk.inplanes // 2 ** (5 - level) for level in (2, 3, 4, 5)

@@ -59,9 +59,10 @@ def test_frozen_stages_have_no_gradient_and_fixed_statistics(freeze, norm):
         [backbone.layer4],
     ]
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 64)).values()).backward() if (
-        freeze < 5
-    ) else backbone(torch.randn(2, 3, 64, 64))
+    loss = sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 64)).values())
+    assert loss.requires_grad is (freeze < 5)
+    if freeze < 5:
+        loss.backward()
     for number, modules in enumerate(stages):
         frozen = number < freeze
         for module in modules:

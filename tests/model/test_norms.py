@@ -151,7 +151,9 @@ def test_sync_batch_norm_of_two_cpu_processes_is_batch_norm_of_the_whole_batch()
     with context.Manager() as manager:
         results = manager.dict()
         workers = [
-            context.Process(target=_sync_worker, args=(rank, port, x, weights, results))
+            context.Process(
+                target=_sync_worker, args=(rank, port, x, weights, results), daemon=True
+            )
             for rank in range(2)
         ]
         for worker in workers:

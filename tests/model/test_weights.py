@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_model
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina_ray.config import AnchorConfig, ConfigError, ModelConfig
 from retina_ray.model import RetinaNet
@@ -25,11 +28,24 @@ from retina_ray.structures import ImageBatch
 K = 7
 OFFSET = {"anchors": AnchorConfig(offset=0.0)}
 V1 = {"num_classes": K, "top_input": "p5", **OFFSET}
+SMALL = V1 | {"backbone": "resnet18"}
 V2 = {"num_classes": K, "head_norm": "gn", **OFFSET}
 
 
+def _small(*, num_classes, **_) -> nn.Module:
+    """torchvision's detector, first version, on ResNet-18."""
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    return TorchvisionRetinaNet(backbone, num_classes)
+
+
 def _theirs(builder) -> nn.Module:
-    """torchvision's detector with weights whose every output channel differs."""
+    """A detector of torchvision with weights whose every output channel differs."""
     torch.manual_seed(0)
     model = builder(weights=None, weights_backbone=None, num_classes=K)
     for module in model.modules():
@@ -46,6 +62,11 @@ def _theirs(builder) -> nn.Module:
 @pytest.fixture(scope="module")
 def theirs_v1():
     return _theirs(retinanet_resnet50_fpn)
+
+
+@pytest.fixture(scope="module")
+def theirs_small():
+    return _theirs(_small)
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +123,17 @@ def test_torchvision_v2_gives_the_same_outputs(theirs_v2, images):
     _assert_same_outputs(model, theirs_v2, images)
 
 
-def test_anchors_are_torchvisions_to_a_pixel(theirs_v1):
-    model = _model(**V1)
-    theirs = theirs_v1.anchor_generator.cell_anchors
+def test_anchors_are_torchvisions_to_a_pixel(theirs_small):
+    model = _model(**SMALL)
+    theirs = theirs_small.anchor_generator.cell_anchors
     for ours, level in zip(model.anchors.cell_anchors, theirs, strict=True):
         want = level.view(3, 3, 4).transpose(0, 1).reshape(9, 4)
         assert (ours - want).abs().max() <= 1.0
 
 
-def test_torchvision_names_before_014(theirs_v1):
+def test_torchvision_names_before_014(theirs_small):
     old = {}
-    for name, tensor in theirs_v1.state_dict().items():
+    for name, tensor in theirs_small.state_dict().items():
         parts = name.split(".")
         if "_head.conv." in name:
             name = ".".join([*parts[:3], str(2 * int(parts[3])), parts[5]])
@@ -121,15 +142,15 @@ def test_torchvision_names_before_014(theirs_v1):
         old[name] = tensor
     assert "head.classification_head.conv.6.weight" in old
     assert "backbone.fpn.inner_blocks.2.bias" in old
-    a, b = _model(**V1), _model(**V1)
-    load_torchvision_retinanet(a, theirs_v1.state_dict())
+    a, b = _model(**SMALL), _model(**SMALL)
+    load_torchvision_retinanet(a, theirs_small.state_dict())
     load_torchvision_retinanet(b, old)
     for name, tensor in a.state_dict().items():
         assert torch.equal(tensor, b.state_dict()[name]), name
 
 
-def test_eps_of_the_published_weights_is_folded_in(theirs_v1, images, tmp_path):
-    theirs = copy.deepcopy(theirs_v1)
+def test_eps_of_the_published_weights_is_folded_in(theirs_small, images, tmp_path):
+    theirs = copy.deepcopy(theirs_small)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var *= 1e-4  # so that an eps of 1e-5 matters
@@ -138,23 +159,23 @@ def test_eps_of_the_published_weights_is_folded_in(theirs_v1, images, tmp_path):
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
-    model = _model(**V1)
+    model = _model(**SMALL)
     load_torchvision_retinanet(model, state, norm_eps=0.0)
     _assert_same_outputs(model, theirs, images)
     # The published file is known by its name.
     path = tmp_path / "retinanet_resnet50_fpn_coco-eeacb38b.pth"
     torch.save(state, path)
-    again = _model(**V1)
+    again = _model(**SMALL)
     load_torchvision_retinanet(again, path)
     weight = "backbone.layer1.0.bn1.weight"
     assert torch.equal(again.state_dict()[weight], model.state_dict()[weight])
     assert not torch.equal(again.state_dict()[weight], state["backbone.body.layer1.0.bn1.weight"])
 
 
-def test_class_indices_choose_rows(theirs_v1, images):
-    whole, chosen = _model(**V1), _model(**V1 | {"num_classes": 2})
-    load_torchvision_retinanet(whole, theirs_v1.state_dict())
-    load_torchvision_retinanet(chosen, theirs_v1.state_dict(), class_indices=[5, 1])
+def test_class_indices_choose_rows(theirs_small, images):
+    whole, chosen = _model(**SMALL), _model(**SMALL | {"num_classes": 2})
+    load_torchvision_retinanet(whole, theirs_small.state_dict())
+    load_torchvision_retinanet(chosen, theirs_small.state_dict(), class_indices=[5, 1])
     with torch.no_grad():
         a, b = whole(images).logits[0], chosen(images).logits[0]
     a, b = a.unflatten(1, (9, K)), b.unflatten(1, (9, 2))
@@ -167,10 +188,10 @@ def _refusal(call) -> str:
     return str(error.value)
 
 
-def test_torchvision_mismatches_are_refused_all_at_once(theirs_v1):
-    model = _model(num_classes=80, **OFFSET)
+def test_torchvision_mismatches_are_refused_all_at_once(theirs_small):
+    model = _model(backbone="resnet18", num_classes=80, **OFFSET)
     before = copy.deepcopy(model.state_dict())
-    state = dict(theirs_v1.state_dict())
+    state = dict(theirs_small.state_dict())
     state["surprise"] = torch.zeros(1)
     del state["backbone.body.conv1.weight"]
     state["backbone.fpn.extra_blocks.p7.bias"] = torch.full((256,), float("nan"))
@@ -188,29 +209,35 @@ def test_torchvision_mismatches_are_refused_all_at_once(theirs_v1):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     message = _refusal(
-        lambda: load_torchvision_retinanet(model, theirs_v1.state_dict(), class_indices=[9])
+        lambda: load_torchvision_retinanet(model, theirs_small.state_dict(), class_indices=[9])
     )
     assert "class_indices [9] are not among its 7 classes" in message
 
 
-def test_anchor_offset_is_warned_of(theirs_v1, caplog):
-    load_torchvision_retinanet(_model(num_classes=K, top_input="p5"), theirs_v1.state_dict())
+def test_anchor_offset_is_warned_of(theirs_small, caplog):
+    load_torchvision_retinanet(
+        _model(backbone="resnet18", num_classes=K, top_input="p5"), theirs_small.state_dict()
+    )
     assert "Set model.anchors.offset to 0.0" in caplog.text
 
 
 def test_unknown_detector_name_is_refused():
-    message = _refusal(lambda: load_torchvision_retinanet(_model(**V1), "COCO_V7"))
+    message = _refusal(lambda: load_torchvision_retinanet(_model(**SMALL), "COCO_V7"))
     assert "neither a file nor weights of torchvision" in message
 
 
 # The names below are written out from detectron2's modules (ResNet, FPN, LastLevelP6P7,
 # RetinaNetHead, CycleBatchNormList), not from ours.
-def _detectron2_names(head_norms: list[str]) -> set[str]:
+def _detectron2_names(depth: int, head_norms: list[str]) -> set[str]:
+    convs_of_block = ["conv1", "conv2"] if depth == 18 else ["conv1", "conv2", "conv3"]
+    blocks_of_stage = (2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3)
     norm = ["weight", "bias", "running_mean", "running_var"]
     names = {"stem.conv1.weight"} | {f"stem.conv1.norm.{n}" for n in norm}
-    for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
+    for stage, blocks in enumerate(blocks_of_stage, start=2):
         for block in range(blocks):
-            convs = ["conv1", "conv2", "conv3"] + ["shortcut"] * (block == 0)
+            # A projection where the width changes: not in the first stage of ResNet-18.
+            has_shortcut = block == 0 and (depth, stage) != (18, 2)
+            convs = convs_of_block + ["shortcut"] * has_shortcut
             for conv in convs:
                 prefix = f"res{stage}.{block}.{conv}"
                 names |= {f"{prefix}.weight"} | {f"{prefix}.norm.{n}" for n in norm}
@@ -236,23 +263,28 @@ STATISTICS = [
 
 
 @pytest.mark.parametrize(
-    ("norm", "head_norms"),
-    [("none", []), ("gn", ["weight", "bias"]), ("bn", ["weight", "bias", *STATISTICS])],
+    ("depth", "norm", "head_norms"),
+    [
+        (50, "none", []),
+        (18, "gn", ["weight", "bias"]),
+        (18, "bn", ["weight", "bias", *STATISTICS]),
+    ],
 )
-def test_detectron2_names_and_round_trip(norm, head_norms):
+def test_detectron2_names_and_round_trip(depth, norm, head_norms):
     torch.manual_seed(0)
-    model = _model(num_classes=3, head_norm=norm, **OFFSET)
+    config = {"backbone": f"resnet{depth}", "num_classes": 3, "head_norm": norm, **OFFSET}
+    model = _model(**config)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
     weights = to_detectron2(model)
-    assert set(weights) == _detectron2_names(head_norms)
+    assert set(weights) == _detectron2_names(depth, head_norms)
     stem = weights["backbone.bottom_up.stem.conv1.weight"]
     assert torch.equal(stem[:, 0], model.backbone.conv1.weight[:, 2])  # blue first
     assert torch.equal(stem[:, 1], model.backbone.conv1.weight[:, 1])
     assert not any(t.requires_grad for t in weights.values())
 
-    other = _model(num_classes=3, head_norm=norm, **OFFSET)
+    other = _model(**config)
     load_detectron2_retinanet(other, weights)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
@@ -277,7 +309,7 @@ def test_detectron2_places_of_a_few_tensors():
 
 
 def test_detectron2_checkpoint_with_its_statistics_and_anchors():
-    model = _model(num_classes=3, pixel_std=(1.0, 1.0, 1.0), **OFFSET)
+    model = _model(backbone="resnet18", num_classes=3, pixel_std=(1.0, 1.0, 1.0), **OFFSET)
     stated = {
         "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1),
         "pixel_std": torch.ones(3, 1, 1),
@@ -305,12 +337,13 @@ def test_detectron2_pickles_are_refused_without_running_them(tmp_path):
             return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
 
     path = tmp_path / "model_final.pkl"
-    path.write_bytes(pickle.dumps({"model": {"a": Bomb()}}))
-    message = _refusal(lambda: load_detectron2_retinanet(_model(num_classes=3), path))
+    path.write_bytes(pickle.dumps({"model": {"a": Bomb()}}, protocol=2))
+    message = _refusal(lambda: load_detectron2_retinanet(_model(backbone="resnet18"), path))
     assert "convert it once" in message
     assert "torch.save" in message
-    torch.save({"model": {"a": Bomb()}}, tmp_path / "model_final.pth")
-    _refusal(lambda: load_detectron2_retinanet(_model(num_classes=3), tmp_path / "model_final.pth"))
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": {"a": Bomb()}}, path)
+    _refusal(lambda: load_detectron2_retinanet(_model(backbone="resnet18"), path))
     assert not (tmp_path / "ran").exists()
 
 
