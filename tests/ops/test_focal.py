@@ -131,13 +131,14 @@ def test_a_confident_positive_costs_nothing():
     assert 0 <= loss.item() < 1e-12
 
 
-def test_an_ignored_nan_is_still_seen_and_ignored_anchors_are_not():
+def test_ignored_anchors_cost_nothing_but_do_not_hide_a_nan():
     logits, labels = make_case()
     loss = pyramid_focal_loss(logits, torch.full_like(labels, -1), num_classes=5)
     assert loss.item() == 0
     for gradient in gradients(loss, logits):
         assert not gradient.any()
     broken = [x.detach().clone() for x in logits]
+    labels[0, 0] = -1
     broken[0][0, 0, 0, 0] = float("nan")
     assert pyramid_focal_loss(broken, labels, num_classes=5).isnan()
 
@@ -235,3 +236,14 @@ def test_shapes_are_checked():
         pyramid_focal_loss(logits, labels[:, 1:], num_classes=5)
     with pytest.raises(ValueError, match="2 images, the labels 1"):
         pyramid_focal_loss(logits, labels[:1], num_classes=5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2, 5])
+def test_gradients_of_confident_mistakes_are_exact(gamma):
+    # Where p rounds to 1, 1 - p must not come from a subtraction: softplus multiplies its error.
+    logits = torch.linspace(-15, 15, 301).view(1, 1, 1, 301).requires_grad_()
+    wide = logits.detach().double().requires_grad_()
+    labels = torch.ones(1, 301, dtype=torch.int64)
+    (ours,) = gradients(pyramid_focal_loss([logits], labels, num_classes=1, gamma=gamma), [logits])
+    (theirs,) = gradients(dense([wide], labels, 1, 0.25, gamma), [wide])
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-30)
