@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
@@ -73,16 +74,16 @@ def _progress(split: str) -> Iterator[OnProgress]:
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(split, total=None)
+        task = progress.add_task(escape(split), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _print_summary(out: str, prepared: list[PreparedDataset]) -> None:
     """A table with a column for each split: images, boxes by class, what was changed."""
-    table = Table(title=out)
+    table = Table(title=escape(out))
     table.add_column("")
     for dataset in prepared:
-        table.add_column(dataset.info.split, justify="right")
+        table.add_column(escape(dataset.info.split), justify="right")
     rows: dict[str, list[object]] = {
         "images": [d.info.num_images for d in prepared],
         "boxes": [d.info.num_boxes for d in prepared],
@@ -93,7 +94,7 @@ def _print_summary(out: str, prepared: list[PreparedDataset]) -> None:
     for key in ("dropped_boxes", "clipped_boxes", "rounded_boxes", "dropped_images"):
         rows[key.replace("_", " ")] = [d.report.get(key, 0) for d in prepared]
     for name, values in rows.items():
-        table.add_row(name, *(str(value) for value in values))
+        table.add_row(escape(name), *(str(value) for value in values))
     console = Console(soft_wrap=True)
     console.print(table)
     for dataset in prepared:

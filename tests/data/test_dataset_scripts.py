@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from retina_ray.data.shards import PreparedDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
+
+
+def run(script: str, *options) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user does: by its path, from the root of the repository."""
+    command = [sys.executable, f"datasets/{script}.py", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_shapes(tmp_path):
+    done = run("shapes", "--out", tmp_path, "--num-train", 6, "--num-val", 4, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    assert PreparedDataset.open(tmp_path / "train").num_images == 6
+    assert PreparedDataset.open(tmp_path / "val").num_images == 4
+    assert "boxes of triangle" in done.stdout
+    again = run("shapes", "--out", tmp_path, "--num-train", 6, "--num-val", 4, "--size", 32)
+    assert again.returncode == 2
+    assert "complete data set already" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert PreparedDataset.open(tmp_path / "train").num_images == 6
+
+
+@needs_shared
+def test_voc_names_all_faults_of_all_splits_and_writes_nothing(tmp_path):
+    options = ("--source", SHARED / "bccd", "--out", tmp_path, "--splits", "train,val,test")
+    done = run("voc", *options)
+    assert done.returncode == 2
+    assert "BloodImage_00338" in done.stderr
+    assert "BloodImage_00343" in done.stderr
+    assert "--on-bad-box drop" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    done = run("voc", *options, "--on-bad-box", "drop", "--max-size", 160)
+    assert done.returncode == 0, done.stderr
+    assert "dropped boxes" in done.stdout
+    sets = [PreparedDataset.open(tmp_path / s) for s in ("train", "val", "test")]
+    assert [s.report["dropped_boxes"] for s in sets] == [1, 1, 0]
+    assert set(sets[0].index()["width"].to_pylist()) == {160}
+
+
+@needs_shared
+def test_coco_in_its_own_layout(tmp_path):
+    done = run("coco", "--source", SHARED / "coco_tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [PreparedDataset.open(tmp_path / s).num_images for s in ("train", "val")] == [80, 80]
+    assert "boxes of toothbrush" in done.stdout
+
+
+def test_coco_with_explicit_places(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 4, "bbox": [1, 1, 3, 3]}],
+        "categories": [{"id": 4, "name": "[red]dot[/red]"}],  # not the terminal's markup
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(data))
+    options = ("--annotations", file, "--images", images, "--split", "dev", "--out", tmp_path)
+    done = run("coco", *options)
+    assert done.returncode == 0, done.stderr
+    assert PreparedDataset.open(tmp_path / "dev").info.num_boxes == 1
+    assert "[red]dot[/red]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("coco", ["--source", "nowhere"], "no such folder of images"),
+        ("coco", [], "either --source"),
+        ("voc", ["--source", "nowhere"], "not a VOC data set"),
+        ("voc", ["--source", "nowhere", "--splits", ","], "at least one split"),
+        ("voc", ["--source", "nowhere", "--on-bad-box", "mend"], "mend"),
+    ],
+)
+def test_faults_end_with_code_2_and_without_a_traceback(tmp_path, script, options, message):
+    done = run(script, "--out", tmp_path, *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
