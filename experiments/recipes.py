@@ -64,13 +64,13 @@ def bccd_cpu() -> ExperimentConfig:
     Prepare the data with `python datasets/voc.py`; give `data.train` and `data.val`.
     """
     return ExperimentConfig(
-        model=_small_model(max_level=6, sizes=(16.0, 32.0, 64.0, 128.0)),
+        model=_small_model(max_level=6, sizes=(20.0, 40.0, 80.0, 160.0)),
         loss=LossConfig(box_loss="giou"),
         input=InputConfig(
-            train_sizes_px=(160,),
-            train_max_size_px=224,
-            eval_size_px=160,
-            eval_max_size_px=224,
+            train_sizes_px=(208,),
+            train_max_size_px=288,
+            eval_size_px=208,
+            eval_max_size_px=288,
             flip="both",
         ),
         optimizer=OptimizerConfig(
@@ -78,7 +78,7 @@ def bccd_cpu() -> ExperimentConfig:
         ),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50),
         train=TrainConfig(
-            epochs=30, batch_size=8, eval_batch_size=8, eval_every_epochs=2, log_every_steps=10
+            epochs=24, batch_size=8, eval_batch_size=8, eval_every_epochs=2, log_every_steps=10
         ),
     )
 

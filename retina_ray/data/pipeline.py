@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import ray
 import ray.data
 from ray.data import ExecutionOptions
@@ -54,13 +54,13 @@ def stream(
     Returns:
         A lazy dataset with one row per batch (`retina_ray.data.batches.BATCH_SCHEMA`).
     """
-    blocks = plan.blocks(rows_per_block(batch_bytes), start_step=start_step)
-    loader_ref = ray.put(loader)
-    plan_ref = ray.put(blocks)
+    blocks = list(plan.block_rows(rows_per_block(batch_bytes), start_step=start_step))
+    loader_ref, plan_ref = ray.put(loader), ray.put((plan.table, blocks))
 
     def load(batch: Any) -> Any:
-        rows = [_fetch(plan_ref.hex(), plan_ref)[i] for i in batch["id"]]
-        return _fetch(loader_ref.hex(), loader_ref).load_table(pa.concat_tables(rows))
+        table, rows = _fetch(plan_ref)
+        mine = np.concatenate([rows[block] for block in batch["id"]])
+        return _fetch(loader_ref).load_table(table.take(mine))
 
     dataset = ray.data.range(len(blocks), override_num_blocks=len(blocks)).map_batches(load)
     dataset.context.execution_options = execution_options()
@@ -68,13 +68,17 @@ def stream(
     return dataset
 
 
+MAX_HELD = 4
+"""Loaders and plans that a decoding process keeps: those of two runs at once."""
+
 _HELD: dict[str, Any] = {}
 
 
-def _fetch(key: str, ref: Any) -> Any:
-    """Fetch an object once per decoding process (the two that the newest stream needs)."""
+def _fetch(ref: Any) -> Any:
+    """Fetch an object once per decoding process, which serves stream after stream."""
+    key = ref.hex()
     if key not in _HELD:
-        while len(_HELD) > 3:
+        while len(_HELD) >= MAX_HELD:
             _HELD.pop(next(iter(_HELD)))
         _HELD[key] = ray.get(ref)
     return _HELD[key]

@@ -190,8 +190,6 @@ class TrainingLoop:
     def _wrap(self) -> None:
         if not distributed.is_active():
             return
-        if self.config.model.backbone_norm == "sync_bn" and self.device.type == "cpu":
-            logger.warning("sync_bn needs CUDA; on CPUs each worker normalises by its own batch")
         ids = [self.device.index] if self.device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(
             self.model, device_ids=ids, gradient_as_bucket_view=True

@@ -1,0 +1,145 @@
+"""Training on Ray Train's workers: two of them are one, a dead one is replaced."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+import ray.cloudpickle
+import torch
+from ray.train import DataConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from retina_ray.data.local import iterate
+from retina_ray.data.pipeline import execution_options
+from retina_ray.train import loop, trainer
+from retina_ray.train.checkpoints import load_checkpoint
+from retina_ray.train.metrics_file import read_metrics
+from retina_ray.train.resources import Footprint
+from retina_ray.train.spec import RunInputs, RunSpec
+from retina_ray.train.worker import run_worker
+
+pytestmark = pytest.mark.ray
+# Workers cannot import a test module: its functions travel by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def make_spec(config, data, folder, name):
+    return RunSpec(
+        config=config,
+        train_uri=data,
+        val_uri=data,
+        run_uri=str(folder / name),
+        name=name,
+        run_id=name,
+    )
+
+
+def recording_worker(config):
+    """The product's worker, leaving the weights and the rows that it saw beside the run."""
+    from retina_ray.train import distributed
+
+    run = loop.TrainingLoop.run
+
+    def recorded(self, batches):
+        seen = []
+
+        def watched():
+            for planned in batches:
+                seen.append(planned.batch.plan_index)
+                yield planned
+
+        run(self, watched())
+        rank = distributed.rank()
+        torch.save(self.model.state_dict(), f"{config['out']}/rank{rank}.pt")
+        with open(f"{config['out']}/rank{rank}.json", "w") as file:
+            json.dump(seen, file)
+
+    loop.TrainingLoop.run = recorded
+    try:
+        trainer._worker_in_group(config)
+    finally:
+        loop.TrainingLoop.run = run
+
+
+def losses_of(folder):
+    records = read_metrics(folder / "metrics.jsonl")
+    return [r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]]
+
+
+def run_alone(spec):
+    """The same run in this process, without Ray."""
+    inputs = RunInputs.open(spec)
+    run_worker(
+        spec,
+        inputs,
+        iterate(inputs.plan.worker_rows(0), inputs.loader),
+        start_step=0,
+        device=torch.device("cpu"),
+        report=lambda metrics, uri: None,
+    )
+
+
+def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
+    two = make_spec(tiny_config(**{"train.num_workers": 2}), pictures, tmp_path, "two")
+    out = tmp_path / "out"
+    out.mkdir()
+    TorchTrainer(
+        recording_worker,
+        train_loop_config={"spec": two, "out": str(out)},
+        datasets={trainer.SHARD: trainer._StreamOf(two)},
+        dataset_config=DataConfig(
+            execution_options=execution_options(), enable_shard_locality=False
+        ),
+        scaling_config=ScalingConfig(num_workers=2),
+        torch_config=TorchConfig(backend="gloo"),
+    ).fit()
+
+    weights = [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+    plan = RunInputs.open(two).plan
+    for rank in (0, 1):
+        seen = json.loads((out / f"rank{rank}.json").read_text())
+        assert seen == plan.worker_rows(rank).column("plan_index").to_pylist()
+
+    one = make_spec(tiny_config(), pictures, tmp_path, "one")
+    run_alone(one)
+    alone, together = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert len(alone) == len(together) == plan.num_steps
+    assert together == pytest.approx(alone, rel=1e-4)
+    for name, tensor in load_checkpoint(str(tmp_path / "one")).model.items():
+        torch.testing.assert_close(tensor, weights[0][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
+    local_ray, pictures, tiny_config, tmp_path, monkeypatch
+):
+    config = tiny_config(**{"train.epochs": 3, "train.max_failures": 1})
+    run_alone(make_spec(config, pictures, tmp_path, "whole"))
+    spec = make_spec(config, pictures, tmp_path, "killed")
+    marker = tmp_path / "died"
+    work = trainer._worker_in_group
+
+    def mortal(worker_config):
+        step = loop.TrainingLoop._train_step
+
+        def dying(self, planned):
+            if self.step == 4 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, planned)
+
+        loop.TrainingLoop._train_step = dying
+        work(worker_config)
+
+    monkeypatch.setattr(trainer, "_worker_in_group", mortal)
+    trainer.fit(spec, Footprint(num_workers=1, cpus_per_worker=1, use_gpu=False))
+    assert marker.exists()
+    whole, killed = (load_checkpoint(str(tmp_path / n)) for n in ("whole", "killed"))
+    assert killed.meta.step == whole.meta.step
+    for name, tensor in whole.model.items():
+        torch.testing.assert_close(tensor, killed.model[name], msg=name)
+    assert losses_of(tmp_path / "killed") == pytest.approx(losses_of(tmp_path / "whole"))
