@@ -92,7 +92,7 @@ def plot_parameters(
     paths = swept_paths(rows)
     num_columns = min(3, max(1, len(paths)))
     num_rows = max(1, math.ceil(len(paths) / num_columns))
-    figure = _figure(max(7.0, 3.9 * num_columns), 3.4 * num_rows + 1.0)
+    figure = _figure(max(7.5, 3.9 * num_columns), 3.4 * num_rows + 1.1)
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True)
     panels = list(grid.flat)
     epochs = Normalize(0, max(1, longest_run(rows)))
@@ -105,6 +105,8 @@ def plot_parameters(
         ax.set_axis_off()
     if not paths:
         _say(panels[0], "no setting was swept")
+    if all(map(_is_nan, rows)):
+        panels[0].set_ylim(0, 1)  # shared by all panels
     for line in grid:
         line[0].set_ylabel("AP, %")
     colour_bar = ScalarMappable(norm=epochs, cmap="viridis_r")
@@ -117,7 +119,7 @@ def plot_parameters(
 
 def _parameter_caption(rows: Sequence[TrialRow]) -> str:
     caption = (
-        "A point is one trial at its best evaluation; the orange ring marks the best trial. "
+        "A point is one trial at its best evaluation; the orange ring marks the best trial.\n"
         "Other settings vary too, so a trend here is no proof.\n"
     )
     longest = longest_run(rows)
@@ -125,7 +127,7 @@ def _parameter_caption(rows: Sequence[TrialRow]) -> str:
     if shorter:
         caption += (
             f"Small, pale points ran fewer than {longest} epochs ({shorter} trials): "
-            "they do not compare with the large, dark ones. "
+            "they do not compare with the large, dark ones.\n"
         )
     if missing := sum(map(_is_nan, rows)):
         caption += f"Red x at the bottom: no AP ({missing} trials)."
@@ -177,7 +179,8 @@ def _columns(ax: Axes, values: Sequence[Any]) -> list[float]:
         positions.append(different.index(label) + step * (number - (count - 1) / 2))
     room = max(8, 44 // max(1, len(different)))
     tall = any(len(label) > room for label in different)
-    shown = [format_value(label, limit=24 if tall else room) for label in different]
+    limit = 24 if tall else room
+    shown = [format_value(label, limit=limit).replace("$", r"\$") for label in different]
     ax.set_xticks(range(len(different)), shown, rotation=25 if tall else 0)
     if tall:
         for tick in ax.get_xticklabels():
@@ -251,7 +254,7 @@ def _curve_legend(rows: Sequence[TrialRow], colours: dict[str, str]) -> list[Lin
         line = Line2D([], [], color=colours[row.trial_id], linewidth=2, label=_plain(label))
         handles.append(line)
     statuses = {row.status for row in rows}
-    if len(rows) > len(colours):
+    if any(_curve(row, "AP", 1.0) for row in rows if row.trial_id not in colours):
         handles.append(Line2D([], [], color=_REST, label="other trials"))
     for status, colour, text in (
         ("stopped", "#555555", "stopped early by the scheduler"),
