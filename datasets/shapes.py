@@ -1,6 +1,6 @@
 """Draw the synthetic shapes: `python datasets/shapes.py --out data/shapes`.
 
-Circles, squares and triangles over a textured ground. Nothing is downloaded.
+Discs, rings and bars over a textured ground. Nothing is downloaded.
 """
 
 from __future__ import annotations

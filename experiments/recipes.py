@@ -22,7 +22,9 @@ from retina_ray.config import (
 )
 
 
-def _small_model(*, max_level: int, sizes: tuple[float, ...]) -> ModelConfig:
+def _small_model(
+    *, max_level: int, sizes: tuple[float, ...], fpn_channels: int = 64
+) -> ModelConfig:
     """ResNet-18 from scratch with a narrow pyramid and head: what a CPU can train."""
     return ModelConfig(
         num_classes=None,
@@ -30,7 +32,7 @@ def _small_model(*, max_level: int, sizes: tuple[float, ...]) -> ModelConfig:
         backbone_norm="bn",
         freeze_stages=0,
         max_level=max_level,
-        fpn_channels=64,
+        fpn_channels=fpn_channels,
         head_num_convs=2,
         head_norm="gn",
         anchors=AnchorConfig(sizes=sizes),
@@ -40,7 +42,7 @@ def _small_model(*, max_level: int, sizes: tuple[float, ...]) -> ModelConfig:
 def shapes() -> ExperimentConfig:
     """The embedded set of drawn shapes on two CPU cores; the default of every script."""
     return ExperimentConfig(
-        model=_small_model(max_level=6, sizes=(12.0, 24.0, 48.0, 96.0)),
+        model=_small_model(max_level=6, sizes=(12.0, 24.0, 48.0, 96.0), fpn_channels=128),
         loss=LossConfig(box_loss="giou"),
         data=DataConfig(synthetic=SyntheticConfig()),
         input=InputConfig(
@@ -51,10 +53,10 @@ def shapes() -> ExperimentConfig:
             flip="both",
         ),
         optimizer=OptimizerConfig(
-            name="adamw", lr=1e-3, weight_decay=0.05, clip="norm", clip_threshold=1.0
+            name="adamw", lr=2e-3, weight_decay=0.05, clip="norm", clip_threshold=1.0
         ),
         schedule=ScheduleConfig(name="cosine", warmup_steps=20),
-        train=TrainConfig(epochs=8, batch_size=16, eval_batch_size=16, log_every_steps=10),
+        train=TrainConfig(epochs=6, batch_size=8, eval_batch_size=16, log_every_steps=10),
     )
 
 

@@ -62,7 +62,7 @@ def main(
     ] = None,
     grace_epochs: Annotated[
         int, typer.Option(min=1, help="ASHA stops no trial before this many epochs.")
-    ] = 3,
+    ] = 2,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     resume: Annotated[bool, typer.Option(help="Carry on the sweep --name.")] = False,
 ) -> None:

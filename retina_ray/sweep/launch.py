@@ -28,7 +28,7 @@ def prepare_sweep(
     scheduler: Literal["asha", "fifo"] = "asha",
     search: Literal["random", "optuna"] = "random",
     max_concurrent: int | None = None,
-    grace_epochs: int = 3,
+    grace_epochs: int = 2,
     seed: int = 0,
 ) -> SweepPlan:
     """Check the space, the data and the folder, and write the sweep's plan.

@@ -25,7 +25,7 @@ def test_shapes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert PreparedDataset.open(tmp_path / "train").num_images == 6
     assert PreparedDataset.open(tmp_path / "val").num_images == 4
-    assert "boxes of triangle" in done.stdout
+    assert "boxes of ring" in done.stdout
     again = run("shapes", "--out", tmp_path, "--num-train", 6, "--num-val", 4, "--size", 32)
     assert again.returncode == 2
     assert "complete data set already" in again.stderr

@@ -36,9 +36,9 @@ def test_records_are_valid(size_px):
     assert boxes.max() <= size_px
     scale = size_px / 128
     longer = sides.max(axis=1)
-    assert 12 * scale - 1e-3 <= longer.min() < 15 * scale
-    assert 56 * scale < longer.max() <= 64 * scale + 1e-3
-    assert sides.min() > 7 * scale
+    assert 18 * scale - 1e-3 <= longer.min() < 20 * scale
+    assert 48 * scale < longer.max() <= 51 * scale + 1e-3
+    assert sides.min() > 5 * scale
     areas = np.concatenate([r.area for r in records])
     assert (areas <= sides.prod(axis=1) * 1.001).all()
     counts = np.array([len(r.labels) for r in records])
@@ -53,18 +53,18 @@ def test_records_are_valid(size_px):
 
 
 def test_areas_by_kind():
-    """A circle fills pi/4 of its box; a triangle about half of it."""
+    """A disc fills pi/4 of its box, a ring less by its hole; a turned bar no fixed share."""
     for i in range(30):
         record = draw_image(1, i, size_px=128)
         sides = record.boxes[:, 2:] - record.boxes[:, :2]
         share = record.area / sides.prod(axis=1)
         for label, value in zip(record.labels, share, strict=True):
-            if SHAPE_NAMES[label] == "circle":
+            if SHAPE_NAMES[label] == "disc":
                 assert value == pytest.approx(np.pi / 4, abs=0.01)
-            elif SHAPE_NAMES[label] == "square":
-                assert 0.6 < value <= 1.0001
+            elif SHAPE_NAMES[label] == "ring":
+                assert (1 - 0.65**2) * 0.77 < value < (1 - 0.45**2) * np.pi / 4
             else:
-                assert 0.35 < value < 0.55
+                assert 0.4 < value <= 1.0001
 
 
 def test_boxes_are_tight_around_what_is_drawn(monkeypatch):
@@ -115,7 +115,7 @@ def test_make_shapes_and_its_splits(tmp_path):
     assert train.fingerprint == again.fingerprint
     pictures = [set(d.read_row_group(0, 0)["image"].to_pylist()) for d in (train, val)]
     assert not pictures[0] & pictures[1]
-    assert train.class_names == ("circle", "square", "triangle")
+    assert train.class_names == ("disc", "ring", "bar")
     assert train.info.shards[0].row_group_rows == (5, 5, 2)
     with pytest.raises(ValueError, match="split = 'dev'"):
         make_shapes(tmp_path / "d", split="dev", **options)
