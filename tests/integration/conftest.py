@@ -1,7 +1,7 @@
 """Runs on a real Ray of this machine; each module of tests shares one."""
 
-import ray
 import pytest
+import ray
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
 from retina_ray.data.synthetic import make_shapes
@@ -25,7 +25,7 @@ def pictures(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_config():
     """Make a config that trains for seconds; group norm, so that batches do not mix images."""
 

@@ -85,7 +85,7 @@ class Harness:
         )
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - not an error, the end of a process
     """Stands for the end of the process."""
 
 

@@ -1,0 +1,88 @@
+"""`ray start --head`, then `ray job submit`: the sweep as a cluster's users run it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from retina_ray.sweep.report import read_results
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A head node of its own, with the dashboard's job server; yields the server's address."""
+    log = tmp_path_factory.mktemp("head") / "log"
+    dashboard = free_port()
+    command = [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=4"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += ["--ray-client-server-port=0", "--disable-usage-stats"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            wait_for(f"{address}/api/version", process, log)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(url, process, log, seconds=120):
+    for _ in range(seconds):
+        if process.poll() is not None:
+            pytest.fail(f"ray start ended: {log.read_text()}")
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            time.sleep(1)
+    pytest.fail(f"no job server after {seconds} s: {log.read_text()}")
+
+
+def test_a_submitted_sweep_runs_on_the_cluster(head, tmp_path):
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--"]
+    command += ["python", "experiments/sweep.py", "--storage", str(tmp_path), "--name", "job"]
+    command += ["--space", "losses", "--num-samples", "2", "--grace-epochs", "1"]
+    settings = {
+        "train.epochs": 1,
+        "data.synthetic.num_train": 16,
+        "data.synthetic.num_val": 8,
+        "schedule.warmup_steps": 1,
+        "tracking.wandb": "disabled",
+    }
+    for path, value in settings.items():
+        command += ["--set", f"{path}={value}"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best checkpoint:" in done.stdout
+    rows = read_results(tmp_path / "job" / "results.json")
+    assert [row.status for row in rows] == ["finished", "finished"]
+    for row in rows:
+        config = json.loads((tmp_path / "job/trials" / row.trial_id / "config.json").read_text())
+        assert config["loss"]["focal_gamma"] == row.params["loss.focal_gamma"]
+        assert config["loss"]["box_loss"] == row.params["loss.box_loss"]
