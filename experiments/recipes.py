@@ -80,7 +80,12 @@ def bccd_cpu() -> ExperimentConfig:
         ),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50),
         train=TrainConfig(
-            epochs=24, batch_size=8, eval_batch_size=8, eval_every_epochs=2, log_every_steps=10
+            epochs=24,
+            batch_size=8,
+            cpus_per_worker=2,
+            eval_batch_size=8,
+            eval_every_epochs=2,
+            log_every_steps=10,
         ),
     )
 

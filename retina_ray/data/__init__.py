@@ -1,0 +1,1 @@
+"""Data sets: import, check, plan, stream. Nothing heavy is imported here."""

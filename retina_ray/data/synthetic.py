@@ -43,7 +43,7 @@ _MIN_VISIBLE = 0.75
 _HUE_SPREAD = 0.06
 """Standard deviation of a class's hue in turns of the colour circle; the classes lie 1/3 apart."""
 _TINT = 12.0
-"""How far the ground's channels lie from its tone, in levels: the ground is muted, shapes are not."""
+"""How far the channels of the ground lie from its tone, in levels: muted, unlike the shapes."""
 _MIN_CONTRAST = 110.0
 """Least distance of a shape's colour from the ground and from the other shapes, in RGB levels."""
 _OVERSAMPLING = 8
