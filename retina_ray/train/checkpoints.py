@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ class CheckpointStore:
 
         Args:
             checkpoint: what to write; `state` must be there.
-            metric: what "best" means, higher is better; None is never the best.
+            metric: what "best" means, higher is better; None or NaN is never the best.
 
         Returns:
             URI of the checkpoint.
@@ -113,6 +114,8 @@ class CheckpointStore:
         name = f"step-{checkpoint.meta.step:08d}"
         index = self._index()
         best_metric = index.get("best_metric")
+        if metric is not None and not math.isfinite(metric):
+            metric = None
         is_best = metric is not None and (best_metric is None or metric > best_metric)
         if name in (index.get("last"), index.get("best")):
             name += "-again"
@@ -165,6 +168,10 @@ class CheckpointStore:
                     self._fs.delete_dir(info.path)
 
 
+class _NewerFormatError(ConfigError):
+    """A format that this version cannot know."""
+
+
 def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
     """Read a checkpoint folder, or the last checkpoint of a run's folder.
 
@@ -179,10 +186,11 @@ def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
     with _local_copy(uri) as folder:
         try:
             meta_tree = json.loads((folder / "meta.json").read_text())
-            if meta_tree["version"] > FORMAT_VERSION:
-                raise ConfigError(
-                    f"{uri}: checkpoint format {meta_tree['version']} is newer than this "
-                    f"version of retina_ray reads ({FORMAT_VERSION}): update retina_ray"
+            version = meta_tree["version"]
+            if version > FORMAT_VERSION:
+                raise _NewerFormatError(
+                    f"{uri}: checkpoint format {version} is newer than this version of "
+                    f"retina_ray reads ({FORMAT_VERSION}): update retina_ray"
                 )
             meta_tree["categories"] = [tuple(c) for c in meta_tree["categories"]]
             return Checkpoint(
@@ -193,7 +201,7 @@ def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
                 config=from_json(ExperimentConfig, (folder / "config.json").read_text()),
                 meta=CheckpointMeta(**meta_tree),
             )
-        except ConfigError:
+        except _NewerFormatError:
             raise
         except Exception as error:
             raise ConfigError(

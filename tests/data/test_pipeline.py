@@ -1,0 +1,35 @@
+from types import SimpleNamespace
+
+import pytest
+
+from retina_ray.data.pipeline import MAX_ROWS_PER_BLOCK, expect_order, rows_per_block
+
+
+def planned(*indices):
+    return [SimpleNamespace(batch=SimpleNamespace(plan_index=i)) for i in indices]
+
+
+def test_batches_in_the_plans_order_pass():
+    assert [p.batch.plan_index for p in expect_order(planned(3, 5, 7), [3, 5, 7])] == [3, 5, 7]
+    assert list(expect_order([], [])) == []
+
+
+@pytest.mark.parametrize("got", [(3, 7, 5), (3, 3, 5), (4, 5, 7)])
+def test_another_order_is_an_error(got):
+    with pytest.raises(RuntimeError, match="lost the plan's order"):
+        list(expect_order(planned(*got), [3, 5, 7]))
+
+
+def test_a_stream_that_ends_early_is_an_error():
+    batches = expect_order(planned(3, 5), [3, 5, 7])
+    assert [next(batches).batch.plan_index for _ in range(2)] == [3, 5]
+    with pytest.raises(RuntimeError, match="expected plan row 7, got the end of the stream"):
+        next(batches)
+
+
+def test_blocks_stay_far_below_the_size_at_which_ray_cuts_them():
+    assert rows_per_block(1000) == MAX_ROWS_PER_BLOCK
+    assert rows_per_block(16 * 800 * 1333 * 3) == 1
+    for batch_bytes in (10**5, 10**6, 5 * 10**6, 3 * 10**7):
+        rows = rows_per_block(batch_bytes)
+        assert rows == 1 or rows * batch_bytes <= 32 * 2**20
