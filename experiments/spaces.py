@@ -30,6 +30,12 @@ def losses(base: ExperimentConfig) -> Space:
     }
 
 
+def seeds(base: ExperimentConfig) -> Space:
+    """Nothing but the seed: how far apart runs lie that differ by chance alone."""
+    first = base.train.seed
+    return {"train.seed": Choice(first, first + 1, first + 2)}
+
+
 SPACES: dict[str, Callable[[ExperimentConfig], Space]] = {
-    space.__name__: space for space in (default, losses)
+    space.__name__: space for space in (default, losses, seeds)
 }
