@@ -55,7 +55,7 @@ def main(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name and folder.")] = None,
     storage: Annotated[
-        str, typer.Option(help="Folder (or URI) of all runs; every node must see it.")
+        str, typer.Option(help="Folder of all runs; every node must see it.")
     ] = "results",
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at once; default: what the cluster holds.")

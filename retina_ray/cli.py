@@ -18,11 +18,15 @@ from rich.console import Console
 from retina_ray.config import ConfigError, ExperimentConfig, from_json, with_overrides
 from retina_ray.data.schema import DataError
 from retina_ray.overrides import parse_assignments
+from retina_ray.train.failures import RunError
 
 Named = TypeVar("Named")
 
 USER_FAULT = 2
 """Exit code where the user can mend it: config, data, a cluster that is too small."""
+
+FAILED = 1
+"""Exit code of a run that its workers could not bring to its end."""
 
 INTERRUPTED = 130
 
@@ -79,13 +83,20 @@ def run_name(given: str | None, recipe: str) -> str:
 
 @contextlib.contextmanager
 def clean_exit(console: Console) -> Iterator[None]:
-    """Turn a user's fault into its message and exit code 2, Ctrl-C into 130; no traceback."""
+    """Turn a user's fault into its message and exit code 2, Ctrl-C into 130; no traceback.
+
+    A run that failed ends with its cause and exit code 1. Anything else is a fault of this package
+    and keeps its traceback.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         yield
     except (ConfigError, DataError) as error:
         Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
         raise typer.Exit(USER_FAULT) from None
+    except RunError as error:
+        Console(stderr=True).print(f"the run failed: {error}", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         console.print("interrupted")
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.report import TrialRow
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.checkpoints import CheckpointStore
+from retina_ray.train.failures import FailureNote
 
 __all__ = ["collect_rows"]
 
@@ -29,13 +30,14 @@ def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:
 
 def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
     params = decode_params(plan.space, trial.config)
-    history = _history(plan, trial.trial_id)
+    name = str(trial)
+    history = _history(plan, name)
     best = max(history, key=lambda record: record["AP"], default={})
     epochs_run = max((record["epoch"] for record in history), default=0)
     status, reason = _outcome(plan, trial, epochs_run)
     idle = idle_paths(with_overrides(plan.config, params))
     return TrialRow(
-        trial_id=trial.trial_id,
+        trial_id=name,
         params={path: None if path in idle else value for path, value in params.items()},
         status=status,
         reason=reason,
@@ -43,7 +45,7 @@ def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
         best_epoch=best.get("epoch", 0),
         epochs_run=epochs_run,
         time_s=float(trial.last_result.get("time_total_s", 0.0) if trial.last_result else 0.0),
-        checkpoint=CheckpointStore(f"{plan.trial_uri(trial.trial_id)}/checkpoints").best,
+        checkpoint=CheckpointStore(f"{plan.trial_uri(name)}/checkpoints").best,
         history=history,
         seed=plan.config.train.seed,
     )
@@ -52,9 +54,9 @@ def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
 def _outcome(plan: SweepPlan, trial: Trial, epochs_run: int) -> tuple[str, str]:
     """How a trial ended, and why."""
     if trial.status == Trial.ERROR:
-        text = plan.read_trial_file(trial.trial_id, "failure.json")
-        if text is not None:
-            return "failed", json.loads(text)["reason"]
+        reason = FailureNote(plan.trial_uri(str(trial))).read()
+        if reason is not None:
+            return "failed", reason
         error = trial.get_error() or RuntimeError("its process died")
         return "failed", str(error).strip().splitlines()[-1]
     if trial.status != Trial.TERMINATED:

@@ -53,7 +53,7 @@ class SweepPlan:
     seed: int = 0
 
     def trial_uri(self, trial_id: str) -> str:
-        """Folder of a trial."""
+        """Folder of a trial (`trial_00`, ...)."""
         return f"{self.uri}/trials/{trial_id}"
 
     def write_trial_file(self, trial_id: str, name: str, text: str) -> None:

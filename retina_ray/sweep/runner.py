@@ -1,16 +1,16 @@
 """A sweep: Ray Tune draws configurations, each becomes a training run, the report compares them.
 
-A trial is an ordinary run in `<sweep>/trials/<trial id>`, with its own checkpoints. A trial of one
+A trial is an ordinary run in `<sweep>/trials/<trial>`, with its own checkpoints. A trial of one
 worker trains in its own process (Ray Train's local mode); one of several workers drives a
 `TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,9 +23,11 @@ from ray.tune.search.optuna import OptunaSearch
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.sweep.collect import collect_rows
 from retina_ray.sweep.plan import METRIC, SweepPlan
+from retina_ray.sweep.quiet import quiet_tune
 from retina_ray.sweep.report import TrialRow
 from retina_ray.sweep.space import baseline_point, decode_params, to_tune
 from retina_ray.sweep.watch import Watcher
+from retina_ray.train.failures import FailureNote, name_cause
 from retina_ray.train.resources import Footprint, connect
 from retina_ray.train.spec import RunSpec
 from retina_ray.train.trainer import fit, fit_in_process
@@ -61,6 +63,7 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
     Raises:
         ConfigError: the cluster cannot hold a single trial; the folder holds no sweep to resume.
     """
+    quiet_tune()
     concurrent = plan.max_concurrent or _trials_for_this_machine(plan.config)
     cluster = connect(plan.config, concurrent=min(concurrent, plan.num_samples))
     footprint = Footprint.of(plan.config, cluster)
@@ -89,21 +92,25 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
                 num_samples=plan.num_samples,
                 search_alg=_search(plan, concurrent),
                 scheduler=_scheduler(plan),
-                max_concurrent_trials=concurrent if plan.search == "random" else None,
+                trial_name_creator=_TrialNames(f"{plan.uri}/trials"),
+                trial_dirname_creator=str,
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=plan.uri, verbose=0, callbacks=[Watcher(plan)]
             ),
         )
-    results = tuner.fit()
-    rows = collect_rows(plan, results._experiment_analysis.trials)
+    tuner.fit()
+    # As the disk has them, which is what a resume starts from: in memory, a trial that Ctrl-C cut
+    # short looks like one that the scheduler stopped.
+    rows = collect_rows(plan, tune.ExperimentAnalysis(tune_folder).trials or [])
     left = len(rows) < plan.num_samples or any(row.status == "pending" for row in rows)
     return SweepOutcome(rows=rows, interrupted=left)
 
 
 def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> None:
     """One trial, in the process that Tune started for it."""
-    trial_id = tune.get_context().get_trial_id()
+    context = tune.get_context()
+    trial_id = context.get_trial_name()
     config = with_overrides(plan.config, decode_params(plan.space, params))
     folder = plan.trial_uri(trial_id)
     spec = RunSpec(
@@ -112,7 +119,8 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> 
         val_uri=plan.val_uri,
         run_uri=folder,
         name=f"{plan.name}-{trial_id}",
-        run_id=f"{plan.name}-{trial_id}",
+        # Tune's own id is unique in the world, as W&B needs it; the name only in the sweep.
+        run_id=f"{plan.name}-{context.get_trial_id()}",
         group=plan.name,
     )
     plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
@@ -122,9 +130,29 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> 
         else:
             fit(spec, footprint, callbacks=[TuneReportCallback()])
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        plan.write_trial_file(trial_id, "failure.json", json.dumps({"reason": reason}))
+        FailureNote(folder).write(name_cause(error))
         raise
+
+
+class _TrialNames:
+    """Names trials `trial_00`, `trial_01`, ... as they are drawn, also after a resume.
+
+    The name's folder is made at once: it is the memory of which names are taken.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __call__(self, trial: Any) -> str:
+        number = 0
+        while True:
+            name = f"trial_{number:02d}"
+            try:
+                Path(self._folder, name).mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return name
 
 
 def _report_to_tune(metrics: dict[str, Any], checkpoint_uri: str) -> None:
@@ -155,7 +183,9 @@ def _scheduler(plan: SweepPlan) -> Any:
 def _search(plan: SweepPlan, concurrent: int) -> Any:
     points = [p] if (p := baseline_point(plan.space, plan.config)) is not None else None
     if plan.search == "random":
-        return BasicVariantGenerator(points_to_evaluate=points, random_state=plan.seed)
+        return BasicVariantGenerator(
+            points_to_evaluate=points, random_state=plan.seed, max_concurrent=concurrent
+        )
     searcher = OptunaSearch(points_to_evaluate=points, seed=plan.seed)
     return ConcurrencyLimiter(searcher, max_concurrent=concurrent)
 

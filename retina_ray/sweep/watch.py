@@ -19,8 +19,15 @@ class Watcher(Callback):
         """Watch the trials of `plan`."""
         self._epochs = plan.config.train.epochs
         self._num_samples = plan.num_samples
-        self._ended: set[str] = set()
         self._best = (float("-inf"), "")
+
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed sweep still needs to know."""
+        return {"best": self._best}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where the interrupted sweep was."""
+        self._best = tuple(state["best"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -30,25 +37,24 @@ class Watcher(Callback):
         if ap is None:
             return
         if ap > self._best[0]:
-            self._best = (ap, trial.trial_id)
+            self._best = (ap, str(trial))
+        ended = sum(other.is_finished() for other in trials)
         _say(
-            f"{trial.trial_id}  epoch {result.get('epoch', 0)}/{self._epochs}  AP {ap:.3f}  "
+            f"{trial}  epoch {result.get('epoch', 0)}/{self._epochs}  AP {ap:.3f}  "
             f"AP50 {result.get('val/AP50', float('nan')):.3f}   "
-            f"({len(self._ended)}/{self._num_samples} trials ended, best AP {self._best[0]:.3f} "
+            f"({ended}/{self._num_samples} trials ended, best AP {self._best[0]:.3f} "
             f"by {self._best[1]})"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial is done, or was stopped."""
-        self._ended.add(trial.trial_id)
         epoch = (trial.last_result or {}).get("epoch", 0)
         how = "finished" if epoch >= self._epochs else f"stopped early at epoch {epoch}"
-        _say(f"{trial.trial_id}  {how}")
+        _say(f"{trial}  {how}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial failed; the sweep goes on."""
-        self._ended.add(trial.trial_id)
-        _say(f"{trial.trial_id}  FAILED (the reason will stand in the table); the sweep goes on")
+        _say(f"{trial}  FAILED (the reason will stand in the table); the sweep goes on")
 
 
 def _say(text: str) -> None:

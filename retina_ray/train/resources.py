@@ -107,6 +107,8 @@ def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
         What the cluster has, or may grow to.
     """
     if not ray.is_initialized():
+        for name in ("ray._private.authentication.authentication_token_setup", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # hints on defaults that suit us
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False)
         else:

@@ -10,6 +10,8 @@ Two ways to host the same worker function:
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from typing import Any
 
 import ray.train
@@ -19,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from retina_ray.data.pipeline import execution_options, expect_order, iterate_shard, stream
 from retina_ray.train import distributed
+from retina_ray.train.failures import HOPELESS, FailureNote, RunError, cause_of, name_cause
 from retina_ray.train.resources import Footprint
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.worker import Report, run_worker
@@ -39,11 +42,13 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
         callbacks: Ray Train callbacks, e.g. the one that relays reports to Ray Tune.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed more than `train.max_failures` times, or for
-            a reason that a restart does not mend.
+        RunError: a worker failed more than `train.max_failures` times, or for a reason that a
+            restart does not mend; the message is the cause.
+        KeyboardInterrupt: Ctrl-C; the workers have ended, and the last checkpoint stays.
     """
-    train = spec.config.train
-    TorchTrainer(
+    train, note = spec.config.train, FailureNote(spec.run_uri)
+    note.clear()
+    trainer = TorchTrainer(
         _worker_in_group,
         train_loop_config={"spec": spec},
         datasets={SHARD: _StreamOf(spec)},
@@ -62,7 +67,15 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
             failure_config=FailureConfig(max_failures=train.max_failures),
             callbacks=callbacks or [],
         ),
-    ).fit()
+    )
+    try:
+        _fit(trainer)
+    except ray.train.TrainingFailedError as error:
+        note.write(cause_of(error))
+        raise RunError(cause_of(error)) from error
+    reason = note.read()
+    if reason is not None:
+        raise RunError(reason)
 
 
 def fit_in_process(spec: RunSpec, *, report: Report) -> None:
@@ -83,6 +96,24 @@ def fit_in_process(spec: RunSpec, *, report: Report) -> None:
     ).fit()
 
 
+def _fit(trainer: TorchTrainer) -> None:
+    """Let Ray Train run, and give Ctrl-C its usual meaning back.
+
+    Ray Train answers the signal by ending its workers, then raises SystemExit(0), as if all had
+    been done, and leaves its handler behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        trainer.fit()
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 class _StreamOf:
     """Makes the stream when a worker group starts: from the last checkpoint of that moment."""
 
@@ -101,7 +132,12 @@ class _StreamOf:
 
 def _worker_in_group(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker."""
-    _work(config["spec"], _report_to_train)
+    spec: RunSpec = config["spec"]
+    try:
+        _work(spec, _report_to_train)
+    except HOPELESS as error:
+        if distributed.rank() == 0:
+            FailureNote(spec.run_uri).write(name_cause(error))
 
 
 def _work(spec: RunSpec, report: Report) -> None:

@@ -75,6 +75,9 @@ def run_worker(
     try:
         loop.run(batches)
         status = "finished"
+    except SystemExit:  # how Ray Tune ends the thread of a trial that its scheduler stopped
+        status = "stopped"
+        raise
     finally:
         host.close(status)
 

@@ -25,7 +25,7 @@ def pictures(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
     """Make a config that trains for seconds; group norm, so that batches do not mix images."""
 
