@@ -119,12 +119,17 @@ def repeats(rows: Iterable[TrialRow]) -> dict[str, Repeats]:
     return spread
 
 
+VAGUE = frozenset({"name", "scale"})
+"""Settings that say nothing without their section: `schedule.name`, `anchors.scale`."""
+
+
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest tail of each dotted path that no other path ends in."""
+    """The shortest tail of each dotted path that says enough and that no other path ends in."""
     names = {}
     for path in paths:
         parts = path.split(".")
-        tails = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        least = 2 if parts[-1] in VAGUE and len(parts) > 1 else 1
+        tails = [".".join(parts[-n:]) for n in range(least, len(parts) + 1)]
         names[path] = next(
             (t for t in tails if not any(p != path and f".{p}".endswith(f".{t}") for p in paths)),
             path,

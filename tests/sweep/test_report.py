@@ -102,10 +102,13 @@ def test_equal_aps_keep_their_order():
 
 def test_short_names_stay_apart():
     paths = ["loss.gamma", "schedule.gamma", "optimizer.lr", "gamma", "a.b.gamma", "x.b.gamma"]
+    paths += ["schedule.name", "model.anchors.scale"]
     assert short_names(paths) == {
         "loss.gamma": "loss.gamma",
         "schedule.gamma": "schedule.gamma",
         "optimizer.lr": "lr",
+        "schedule.name": "schedule.name",
+        "model.anchors.scale": "anchors.scale",
         "gamma": "gamma",
         "a.b.gamma": "a.b.gamma",
         "x.b.gamma": "x.b.gamma",
