@@ -23,9 +23,10 @@ def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:
 
     Args:
         plan: the sweep.
-        trials: Tune's trials, in the order in which they were drawn.
+        trials: Tune's trials, in any order; the rows are in the order of their names.
     """
-    return [_row(plan, trial) for trial in trials]
+    rows = [_row(plan, trial) for trial in trials]
+    return sorted(rows, key=lambda row: (len(row.trial_id), row.trial_id))
 
 
 def _row(plan: SweepPlan, trial: Trial) -> TrialRow:

@@ -1,9 +1,4 @@
-"""A sweep: Ray Tune draws configurations, each becomes a training run, the report compares them.
-
-A trial is an ordinary run in `<sweep>/trials/<trial>`, with its own checkpoints. A trial of one
-worker trains in its own process (Ray Train's local mode); one of several workers drives a
-`TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint.
-"""
+"""A sweep: Ray Tune draws configurations, each becomes a training run, the report compares them."""
 
 from __future__ import annotations
 
@@ -13,24 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.sweep.collect import collect_rows
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.quiet import quiet_tune
 from retina_ray.sweep.report import TrialRow
-from retina_ray.sweep.space import baseline_point, decode_params, to_tune
+from retina_ray.sweep.space import baseline_point, to_tune
+from retina_ray.sweep.trial import trial_class
 from retina_ray.sweep.watch import Watcher
-from retina_ray.train.failures import FailureNote, name_cause
 from retina_ray.train.resources import Footprint, connect
-from retina_ray.train.spec import RunSpec
-from retina_ray.train.trainer import fit, fit_in_process
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +65,7 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
     concurrent = max(1, min(plan.max_concurrent or fitting, fitting, plan.num_samples))
     logger.info("%d of %d trials at once", concurrent, plan.num_samples)
 
-    trainable = tune.with_resources(
-        tune.with_parameters(_trial, plan=plan, footprint=footprint), _request(footprint)
-    )
+    trainable = tune.with_resources(trial_class(plan, footprint), _request(footprint))
     tune_folder = f"{plan.uri}/tune"
     if resume:
         if not tune.Tuner.can_restore(tune_folder):
@@ -107,33 +98,6 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
     return SweepOutcome(rows=rows, interrupted=left)
 
 
-def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> None:
-    """One trial, in the process that Tune started for it."""
-    context = tune.get_context()
-    trial_id = context.get_trial_name()
-    config = with_overrides(plan.config, decode_params(plan.space, params))
-    folder = plan.trial_uri(trial_id)
-    spec = RunSpec(
-        config=config,
-        train_uri=plan.train_uri,
-        val_uri=plan.val_uri,
-        run_uri=folder,
-        name=f"{plan.name}-{trial_id}",
-        # Tune's own id is unique in the world, as W&B needs it; the name only in the sweep.
-        run_id=f"{plan.name}-{context.get_trial_id()}",
-        group=plan.name,
-    )
-    plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
-    try:
-        if footprint.num_workers == 1:
-            fit_in_process(spec, report=_report_to_tune)
-        else:
-            fit(spec, footprint, callbacks=[TuneReportCallback()])
-    except Exception as error:
-        FailureNote(folder).write(name_cause(error))
-        raise
-
-
 class _TrialNames:
     """Names trials `trial_00`, `trial_01`, ... as they are drawn, also after a resume.
 
@@ -153,10 +117,6 @@ class _TrialNames:
                 number += 1
             else:
                 return name
-
-
-def _report_to_tune(metrics: dict[str, Any], checkpoint_uri: str) -> None:
-    tune.report({**metrics, "checkpoint_uri": checkpoint_uri})
 
 
 def _request(footprint: Footprint) -> dict[str, float]:
@@ -186,6 +146,7 @@ def _search(plan: SweepPlan, concurrent: int) -> Any:
         return BasicVariantGenerator(
             points_to_evaluate=points, random_state=plan.seed, max_concurrent=concurrent
         )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = OptunaSearch(points_to_evaluate=points, seed=plan.seed)
     return ConcurrencyLimiter(searcher, max_concurrent=concurrent)
 

@@ -76,7 +76,7 @@ def run_worker(
         loop.run(batches)
         status = "finished"
     except SystemExit:  # how Ray Tune ends the thread of a trial that its scheduler stopped
-        status = "stopped"
+        status = "finished" if loop.step >= inputs.plan.num_steps else "stopped"
         raise
     finally:
         host.close(status)

@@ -1,0 +1,88 @@
+"""One trial of a sweep, in the process that Ray Tune starts for it.
+
+A trial is an ordinary run in `<sweep>/trials/<trial>`, with its own checkpoints. A trial of one
+worker trains in its own process (Ray Train's local mode); one of several workers drives a
+`TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.trainable.function_trainable import wrap_function
+
+from retina_ray.config import with_overrides
+from retina_ray.sweep.plan import SweepPlan
+from retina_ray.sweep.space import decode_params
+from retina_ray.train.failures import FailureNote, name_cause
+from retina_ray.train.resources import Footprint
+from retina_ray.train.spec import RunSpec
+from retina_ray.train.trainer import fit, fit_in_process
+
+CLOSE_S = 120.0
+"""How long a stopped trial may take to close its records (W&B's upload)."""
+
+_reporting, _closed = threading.Event(), threading.Event()
+
+__all__ = ["trial_class"]
+
+
+def trial_class(plan: SweepPlan, footprint: Footprint) -> type:
+    """The trials of a sweep, as Ray Tune takes them.
+
+    Tune stops a trial by ending its thread where it reports, and then ends the process without
+    waiting for the thread: the trial's W&B run would count as crashed. This class waits.
+    """
+
+    class Trial(wrap_function(tune.with_parameters(_trial, plan=plan, footprint=footprint))):
+        def cleanup(self) -> None:
+            try:
+                super().cleanup()
+            finally:
+                _wait_until_closed()
+
+    return Trial
+
+
+def _wait_until_closed() -> None:
+    """Wait for a trial that was stopped where it reported; one in mid-step (Ctrl-C) is left."""
+    if _reporting.is_set():
+        _closed.wait(CLOSE_S)
+
+
+def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> None:
+    """One trial, in the process that Tune started for it."""
+    context = tune.get_context()
+    trial_id = context.get_trial_name()
+    config = with_overrides(plan.config, decode_params(plan.space, params))
+    folder = plan.trial_uri(trial_id)
+    spec = RunSpec(
+        config=config,
+        train_uri=plan.train_uri,
+        val_uri=plan.val_uri,
+        run_uri=folder,
+        name=f"{plan.name}-{trial_id}",
+        # Tune's own id is unique in the world, as W&B needs it; the name only in the sweep.
+        run_id=f"{plan.name}-{context.get_trial_id()}",
+        group=plan.name,
+    )
+    plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
+    try:
+        if footprint.num_workers == 1:
+            fit_in_process(spec, report=_report_to_tune)
+        else:
+            fit(spec, footprint, callbacks=[TuneReportCallback()])
+    except Exception as error:
+        FailureNote(folder).write(name_cause(error))
+        raise
+    finally:
+        _closed.set()
+
+
+def _report_to_tune(metrics: dict[str, Any], checkpoint_uri: str) -> None:
+    _reporting.set()
+    tune.report({**metrics, "checkpoint_uri": checkpoint_uri})
+    _reporting.clear()

@@ -1,0 +1,336 @@
+"""What the scripts say to bad input, and that they say it before Ray starts."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import ray
+import torch
+import typer
+from typer.testing import CliRunner
+
+from retina_ray.cli import clean_exit
+from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.synthetic import make_shapes
+from retina_ray.model import RetinaNet
+from retina_ray.train.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore
+from retina_ray.train.failures import FailureNote, RunError, cause_of
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "experiments"
+BOTH = pytest.mark.parametrize("script", ["train", "sweep"])
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    """Scripts are run from the root, with their own folder on the path."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.chdir(ROOT)
+    torch.set_num_threads(1)
+
+
+def run(script, *options):
+    """Run a script in this process."""
+    spec = importlib.util.spec_from_file_location(f"script_{script}", SCRIPTS / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = typer.Typer(add_completion=False)
+    app.command()(module.main)
+    result = CliRunner().invoke(app, [str(option) for option in options])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def refused(script, *options):
+    """Run a script that must refuse its options; returns what it said on stderr, in one line."""
+    result = run(script, *options)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert not ray.is_initialized()
+    assert result.stdout == ""
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A prepared set of 4 pictures of 64 px."""
+    folder = tmp_path_factory.mktemp("data") / "val"
+    make_shapes(str(folder), num_images=4, size_px=64, seed=1, split="val")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shapes, tmp_path_factory):
+    """An untrained network for the shapes, as a run would leave it; returns the run's folder."""
+    return save_checkpoint(
+        tmp_path_factory.mktemp("runs") / "trained", PreparedDataset.open(str(shapes))
+    )
+
+
+def save_checkpoint(folder, data, *, names=None):
+    categories = [(c.id, c.name) for c in data.info.categories]
+    if names is not None:
+        categories = list(enumerate(names, start=1))
+    config = with_overrides(
+        ExperimentConfig(
+            model=ModelConfig(
+                num_classes=len(categories),
+                backbone="resnet18",
+                backbone_norm="gn",
+                freeze_stages=0,
+                max_level=5,
+                fpn_channels=32,
+                head_num_convs=1,
+                head_norm="gn",
+                prior_prob=0.3,  # so that even without training something is found
+                anchors=AnchorConfig(sizes=(12.0, 24.0, 48.0)),
+            )
+        ),
+        {"input.eval_size_px": 64, "input.eval_max_size_px": 64},
+    )
+    torch.manual_seed(0)
+    saved = Checkpoint(
+        model=RetinaNet.from_config(config.model).state_dict(),
+        state={},
+        config=config,
+        meta=CheckpointMeta(1, 1, categories, data.info.fingerprint),
+    )
+    CheckpointStore(f"{folder}/checkpoints").save(saved, metric=0.5)
+    return folder
+
+
+# --- bad configurations, of train.py and sweep.py alike
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--recipe", "shape"], ["--recipe shape", "did you mean shapes?"]),
+        (["--recipe", "no/such.json"], ["no/such.json", "No such file"]),
+        (["--set", "loss.focal_gama=2"], ["loss.focal_gama", "did you mean loss.focal_gamma?"]),
+        (["--set", "loss.focal_gamma=much"], ["loss.focal_gamma", "'much'"]),
+        (["--set", "loss.focal_gamma=-1"], ["loss.focal_gamma", "greater than or equal to 0"]),
+        (["--set", "train.epochs=2.5"], ["train.epochs", "2.5"]),
+        (["--set", "loss.focal_gamma"], ["'loss.focal_gamma' is not of the form path=value"]),
+        (["--set", "model.anchors.sizes=[8,16]"], ["2 sizes for 4 pyramid levels"]),
+        (["--set", "matcher.low=0.9"], ["matcher.low", "above matcher.high"]),
+        (["--set", "schedule.warmup_steps=100000"], ["schedule.warmup_steps", "before the warm"]),
+        (["--set", "model.num_classes=7"], ["model.num_classes", "disc, ring, bar"]),
+        (["--name", "a/b"], ["--name 'a/b'", "plain folder name"]),
+    ],
+)
+def test_bad_options(script, options, said, tmp_path):
+    shapes = ["--set", "data.synthetic.num_train=8", "--set", "data.synthetic.num_val=4"]
+    message = refused(script, "--storage", tmp_path, *shapes, *options)
+    for part in said:
+        assert part in message
+    assert message.startswith("error: ")
+    assert not list(tmp_path.rglob("run.json"))
+    assert not list(tmp_path.rglob("sweep.json"))
+
+
+@BOTH
+def test_all_faults_at_once(script, tmp_path):
+    message = refused(
+        script,
+        "--storage",
+        tmp_path,
+        *("--set", "loss.focal_gama=2"),
+        *("--set", "optimizer.lr=fast"),
+        *("--set", "modle.backbone=resnet18"),
+        *("--set", "train.epochs=0"),
+    )
+    assert "did you mean loss.focal_gamma?" in message
+    assert "optimizer.lr: " in message
+    assert "did you mean model.backbone?" in message
+    assert "train.epochs: " in message
+
+
+@BOTH
+def test_missing_data_set(script, tmp_path, shapes):
+    base = ["--recipe", "bccd_cpu", "--storage", tmp_path]
+    assert "no data set: give --set data.train=DIR" in refused(script, *base)
+    given = ["--set", f"data.train={tmp_path / 'nowhere'}", "--set", f"data.val={shapes}"]
+    assert str(tmp_path / "nowhere") in refused(script, *base, *given)
+
+
+@BOTH
+def test_names_that_exist_and_resuming(script, tmp_path):
+    (tmp_path / "taken").mkdir()
+    storage = ["--storage", tmp_path]
+    message = refused(script, "--name", "taken", *storage)
+    assert f"{tmp_path / 'taken'} exists: choose another --name" in message
+    assert "give --name" in refused(script, "--resume", *storage)
+    changed = ["--set", "train.epochs=3"]
+    assert "give --name" in refused(script, "--resume", "--name", "taken", *storage, *changed)
+    assert "check --name and --storage" in refused(script, "--resume", "--name", "x", *storage)
+
+
+def test_sweep_options(tmp_path):
+    storage = ["--storage", tmp_path]
+    message = refused("sweep", "--space", "defaults", *storage)
+    assert "--space defaults: unknown; did you mean default?" in message
+    assert "a sweep needs a folder" in refused("sweep", "--storage", "s3://bucket/runs")
+    assert "'hyper'" in refused("sweep", "--scheduler", "hyper", *storage)
+    assert "--num-samples" in refused("sweep", "--num-samples", 0, *storage)
+    broken = ["--set", "model.min_level=2"]
+    assert "sizes for 5 pyramid levels" in refused("sweep", *broken, *storage)
+
+
+def test_train_from_a_missing_checkpoint(tmp_path):
+    message = refused("train", "--storage", tmp_path, "--init-from", tmp_path / "none")
+    assert f"{tmp_path / 'none'}: no checkpoint there" in message
+
+
+def test_the_stored_config_of_a_run_is_a_recipe(tmp_path):
+    from recipes import RECIPES
+
+    from retina_ray.cli import load_config
+    from retina_ray.train.launch import prepare_run
+
+    few = ["data.synthetic.num_train=8", "data.synthetic.num_val=4", "schedule.warmup_steps=1"]
+    config = load_config("shapes", [*few, "loss.focal_gamma=1.25"], RECIPES)
+    run_ = prepare_run(config, name="first", storage=str(tmp_path))
+    stored = tmp_path / "first" / "config.json"
+    again = load_config(str(stored), [], RECIPES)
+    assert again == run_.config
+    assert again.loss.focal_gamma == 1.25
+    assert again.model.num_classes == 3
+    changed = load_config(str(stored), ["loss.focal_gamma=2"], RECIPES)
+    assert changed == with_overrides(again, {"loss.focal_gamma": 2.0})
+
+    tree = json.loads(stored.read_text())
+    tree["loss"]["gamma"] = 1
+    stored.write_text(json.dumps(tree))
+    message = refused("train", "--recipe", stored, "--storage", tmp_path)
+    assert "loss.gamma" in message
+    stored.write_text("{")
+    assert "not valid JSON" in refused("train", "--recipe", stored, "--storage", tmp_path)
+
+
+# --- evaluate.py and predict.py
+
+
+def test_evaluate(checkpoint, shapes, tmp_path):
+    out = tmp_path / "out"
+    options = ["--checkpoint", checkpoint, "--dataset", shapes, "--out", out, "--device", "cpu"]
+    done = run("evaluate", *options)
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0 <= metrics["val/AP"] <= metrics["val/AP50"] <= 1
+    found = json.loads((out / "predictions.json").read_text())
+    ids = set(PreparedDataset.open(str(shapes)).index()["image_id"].to_pylist())
+    assert {one["image_id"] for one in found} == ids
+    assert "disc" in done.stdout
+
+
+def test_evaluate_refuses(checkpoint, shapes, tmp_path):
+    missing = tmp_path / "none"
+    message = refused("evaluate", "--checkpoint", missing, "--dataset", shapes)
+    assert f"{missing}: no checkpoint there" in message
+    message = refused("evaluate", "--checkpoint", checkpoint, "--dataset", missing)
+    assert str(missing) in message
+    data = PreparedDataset.open(str(shapes))
+    other = save_checkpoint(tmp_path / "cells", data, names=["RBC", "WBC", "Platelets"])
+    message = refused(
+        "evaluate", "--checkpoint", other, "--dataset", shapes, "--out", tmp_path, "--device", "cpu"
+    )
+    assert "RBC, WBC, Platelets" in message
+    assert "disc, ring, bar" in message
+    weights = next((checkpoint / "checkpoints").glob("step-*")) / "model.safetensors"
+    broken = tmp_path / "broken"
+    save_checkpoint(broken, data)
+    torn = next((broken / "checkpoints").glob("step-*")) / "model.safetensors"
+    torn.write_bytes(weights.read_bytes()[:1000])
+    assert "cannot be read" in refused("evaluate", "--checkpoint", broken, "--dataset", shapes)
+
+
+def test_predict(checkpoint, tmp_path):
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), np.full((60, 90, 3), 200, np.uint8))
+    out = tmp_path / "found"
+    options = ["--checkpoint", checkpoint, "--out", out, "--device", "cpu"]
+    done = run("predict", photo, *options)
+    assert done.exit_code == 0, done.output
+    records = json.loads((out / "predictions.json").read_text())
+    assert records
+    for record in records:
+        x1, y1, x2, y2 = record["box_xyxy"]
+        assert 0 <= x1 <= x2 <= 90 + 1e-3
+        assert 0 <= y1 <= y2 <= 60 + 1e-3
+        assert record["class"] in ("disc", "ring", "bar")
+    assert cv2.imread(str(out / "photo.png")) is not None
+
+
+def test_predict_names_what_it_cannot_read_and_does_the_rest(checkpoint, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not an image")
+    cv2.imwrite(str(folder / "good.png"), np.zeros((64, 64, 3), np.uint8))
+    out = tmp_path / "found"
+    options = ["--checkpoint", checkpoint, "--out", out, "--device", "cpu"]
+    done = run("predict", folder, *options)
+    assert done.exit_code == 2
+    assert "broken.jpg" in done.stderr
+    assert "good" not in done.stderr
+    assert (out / "good.png").exists()
+    assert "1 images" in done.stdout
+
+    assert "no such file or folder" in refused("predict", tmp_path / "nowhere", *options)
+
+
+# --- how a run's failure reaches the user
+
+
+def test_a_failed_run_ends_with_its_cause(capsys):
+    from rich.console import Console
+
+    with pytest.raises(typer.Exit) as end, clean_exit(Console()):
+        raise RunError("NonFiniteLossError: loss_cls became NaN")
+    assert end.value.exit_code == 1
+    assert "NonFiniteLossError: loss_cls became NaN" in capsys.readouterr().err
+
+
+def test_causes_out_of_ray_trains_error():
+    from ray.train import WorkerGroupError
+
+    class WrappedError(Exception):
+        def __init__(self, error):
+            self._base_exc = error
+
+    boom = WrappedError(RuntimeError("5 images could not be decoded"))
+    same = WorkerGroupError("pages of traceback", {1: boom, 0: boom})
+    assert cause_of(same) == "RuntimeError: 5 images could not be decoded"
+    two = WorkerGroupError("pages", {1: boom, 0: WrappedError(ValueError("closed by peer"))})
+    assert cause_of(two) == (
+        "worker 0: ValueError: closed by peer\n"
+        "worker 1: RuntimeError: 5 images could not be decoded"
+    )
+
+
+def test_the_note_of_a_failure(tmp_path):
+    note = FailureNote(str(tmp_path / "run"))
+    assert note.read() is None
+    note.clear()
+    note.write("ValueError: no")
+    assert note.read() == "ValueError: no"
+    note.clear()
+    assert note.read() is None
+
+
+def test_as_a_user_runs_it(tmp_path):
+    command = [sys.executable, "experiments/train.py", "--recipe", "shape"]
+    command += ["--storage", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean shapes?" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,297 @@
+"""Sweeps on a real Ray: what becomes of each trial, and what is left when the user stops one."""
+
+import csv
+import io
+import json
+import shlex
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from script_process import Script
+
+from retina_ray.config import ExperimentConfig, from_json
+from retina_ray.inference.predict import Predictor
+from retina_ray.sweep.launch import finish_sweep, prepare_sweep
+from retina_ray.sweep.report import read_results
+from retina_ray.sweep.runner import run_sweep
+from retina_ray.sweep.space import Choice
+from retina_ray.train.metrics_file import read_metrics
+
+pytestmark = pytest.mark.ray
+GOOD, IDLE, DIVERGING = 2e-3, 1e-9, 1e12
+"""Learning rates: one that learns in a few epochs, one that learns nothing, one that breaks."""
+SEED = 6
+"""With it Optuna draws GOOD, GOOD, DIVERGING, IDLE, IDLE (the first is the base config)."""
+
+
+def sweep_with(config, space, folder, **options):
+    """Prepare, run and finish a sweep; returns its plan, its rows and what was printed."""
+    plan = prepare_sweep(config, space, storage=str(folder), **options)
+    outcome = run_sweep(plan, resume=False)
+    assert not outcome.interrupted
+    shown = io.StringIO()
+    finish_sweep(plan, outcome, console=Console(file=shown, width=250))
+    return plan, outcome.rows, shown.getvalue()
+
+
+@pytest.fixture(scope="module")
+def five(local_ray, pictures, tiny_config, tmp_path_factory):
+    """Five trials under ASHA and Optuna, of which one fails and some are stopped."""
+    config = tiny_config(
+        **{
+            "data.train": pictures,
+            "data.val": pictures,
+            "optimizer.name": "adamw",
+            "optimizer.lr": GOOD,
+            "train.batch_size": 2,
+            "train.epochs": 8,
+            "train.eval_every_epochs": 4,
+            "tracking.wandb": "offline",
+        }
+    )
+    space = {
+        "optimizer.lr": Choice(GOOD, IDLE, DIVERGING),
+        "loss.box_loss": Choice("smooth_l1", "giou"),
+        "loss.smooth_l1_beta": Choice(0.1, 0.5),
+    }
+    return sweep_with(
+        config,
+        space,
+        tmp_path_factory.mktemp("sweeps"),
+        name="five",
+        num_samples=5,
+        scheduler="asha",
+        search="optuna",
+        max_concurrent=2,
+        grace_epochs=4,
+        seed=SEED,
+    )
+
+
+def folder_of(plan, row):
+    return Path(plan.uri) / "trials" / row.trial_id
+
+
+def test_each_trial_trains_what_its_row_says(five):
+    plan, rows, _ = five
+    assert [row.trial_id for row in rows] == [f"trial_{n:02d}" for n in range(5)]
+    assert sorted(p.name for p in (Path(plan.uri) / "trials").iterdir()) == [
+        row.trial_id for row in rows
+    ]
+    assert rows[0].params == {
+        "optimizer.lr": GOOD,
+        "loss.box_loss": "smooth_l1",
+        "loss.smooth_l1_beta": 0.1,
+    }
+    for row in rows:
+        config = json.loads((folder_of(plan, row) / "config.json").read_text())
+        assert config["optimizer"]["lr"] == row.params["optimizer.lr"]
+        assert config["loss"]["box_loss"] == row.params["loss.box_loss"]
+        idle = config["loss"]["box_loss"] == "giou"
+        beta = row.params["loss.smooth_l1_beta"]
+        assert beta == (None if idle else config["loss"]["smooth_l1_beta"])
+    assert any(row.params["loss.smooth_l1_beta"] is None for row in rows)
+
+
+def test_a_diverging_trial_is_a_row_with_its_reason(five):
+    _, rows, shown = five
+    failed = [row for row in rows if row.params["optimizer.lr"] == DIVERGING]
+    assert failed
+    for row in failed:
+        assert row.status == "failed"
+        assert row.reason.startswith("NonFiniteLossError: loss_")
+        assert "lower optimizer.lr" in row.reason
+        assert "\n" not in row.reason
+        assert row.checkpoint is None
+        assert row.metrics == {}
+        assert row.trial_id in shown
+    assert [row.status for row in rows].count("failed") == len(failed)
+    assert "NonFiniteLossError" in shown
+
+
+def test_asha_stops_what_does_not_learn(five):
+    _, rows, _ = five
+    assert rows[0].status == "finished"
+    assert rows[0].epochs_run == 8
+    stopped = [row for row in rows if row.status == "stopped"]
+    assert stopped
+    for row in stopped:
+        assert row.epochs_run == 4
+        assert len(row.history) == 1
+        assert row.reason == "asha stopped it after epoch 4"
+        assert row.checkpoint is not None  # what it had learnt is kept
+
+
+def test_figures_are_those_of_the_trials_own_records(five):
+    plan, rows, _ = five
+    judged = [row for row in rows if row.status != "failed"]
+    assert max(row.metrics["AP"] for row in judged) > 0
+    for row in judged:
+        records = read_metrics(folder_of(plan, row) / "metrics.jsonl")
+        scores = [r["metrics"]["val/AP"] for r in records if "val/AP" in r["metrics"]]
+        assert row.metrics["AP"] == max(scores)
+        assert [h["AP"] for h in row.history] == scores
+        assert row.best_epoch == 4 * (scores.index(max(scores)) + 1)
+        assert row.history[-1]["step"] == records[-1]["step"] == 5 * row.epochs_run
+        assert records[-1]["status"] == row.status
+
+
+def test_files_of_the_report(five):
+    plan, rows, _ = five
+    root = Path(plan.uri)
+    by_id = {row.trial_id: row for row in rows}
+    ranked = read_results(root / "results.json")
+    assert {row.trial_id: row for row in ranked} == by_id
+    with (root / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [line["trial_id"] for line in table] == [row.trial_id for row in ranked]
+    assert float(table[0]["AP"]) == max(row.metrics.get("AP", 0) for row in rows)
+    page = (root / "report.html").read_text()
+    assert all(row.trial_id in page for row in rows)
+    for name in ("learning_curves.png", "parameters.png"):
+        assert (root / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_checkpoint_loads_and_the_command_names_what_is_there(five):
+    _, rows, shown = five
+    command = next(line for line in shown.splitlines() if line.startswith("train on with it: "))
+    words = shlex.split(command.removeprefix("train on with it: "))
+    assert words[:2] == ["python", "experiments/train.py"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert set(options) == {"--recipe", "--init-from", "--storage"}
+    assert all(Path(path).exists() for path in options.values())
+    best = max(rows, key=lambda row: row.metrics.get("AP", -1))
+    assert options["--init-from"] == best.checkpoint
+
+    config = from_json(ExperimentConfig, Path(options["--recipe"]).read_text())
+    predictor = Predictor.from_checkpoint(options["--init-from"], device="cpu")
+    assert predictor.config == config
+    assert config.optimizer.lr == best.params["optimizer.lr"]
+    assert predictor.meta.metrics["val/AP"] == best.metrics["AP"]
+    assert all(torch.isfinite(tensor).all() for tensor in predictor.model.state_dict().values())
+
+
+def wandb_records(path):
+    """The protobuf records of a .wandb file: a LevelDB log after a 7-byte header."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, whole = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def test_every_trial_is_one_wandb_run_of_the_sweeps_group(five):
+    plan, rows, _ = five
+    ids = set()
+    for row in rows:
+        (path,) = folder_of(plan, row).glob("wandb/*run-*/*.wandb")
+        records = list(wandb_records(path))
+        run = next(r.run for r in records if r.HasField("run"))
+        assert (run.run_group, run.display_name) == ("five", f"five-{row.trial_id}")
+        ids.add(run.run_id)
+        keys = {
+            item.key or ".".join(item.nested_key)
+            for record in records
+            if record.HasField("history")
+            for item in record.history.item
+        }
+        assert ("val/AP" in keys) == (row.status != "failed")
+        exits = [r.exit.exit_code for r in records if r.HasField("exit")]
+        assert exits == [int(row.status == "failed")]
+    assert len(ids) == len(rows)
+
+
+def test_a_trial_of_two_workers_reports_to_tune(local_ray, pictures, tiny_config, tmp_path):
+    config = tiny_config(
+        **{
+            "data.train": pictures,
+            "data.val": pictures,
+            "train.num_workers": 2,
+            "train.epochs": 1,
+            "optimizer.lr": 1e-3,
+        }
+    )
+    space = {"loss.focal_gamma": Choice(2.0, 1.0)}
+    _, (row,), _ = sweep_with(
+        config, space, tmp_path, name="nested", num_samples=1, scheduler="fifo"
+    )
+    assert (row.status, row.reason) == ("finished", "")
+    assert row.params == {"loss.focal_gamma": 2.0}
+    assert row.time_s > 0  # Tune's own clock: it heard of the evaluation
+    assert (row.epochs_run, len(row.history)) == (1, 1)
+    assert row.metrics["AP"] >= 0
+    assert row.checkpoint is not None
+
+
+def test_ctrl_c_leaves_a_table_and_the_sweep_can_be_carried_on(pictures, tmp_path):
+    options = ["--name", "stopped", "--storage", tmp_path]
+    settings = {
+        "data.synthetic": "null",
+        "data.train": pictures,
+        "data.val": pictures,
+        "model.anchors.sizes": "[12, 24, 48, 96]",
+        "model.fpn_channels": 32,
+        "input.train_sizes_px": "[64]",
+        "input.train_max_size_px": 64,
+        "input.eval_size_px": 64,
+        "input.eval_max_size_px": 64,
+        "schedule.warmup_steps": 2,
+        "train.epochs": 3,
+        "train.batch_size": 5,
+        "tracking.wandb": "disabled",
+    }
+    new = ["--space", "losses", "--num-samples", 3, "--scheduler", "fifo", "--max-concurrent", 1]
+    for path, value in settings.items():
+        new += ["--set", f"{path}={value}"]
+    first = Script("experiments/sweep.py", *options, *new)
+    first.wait_for("trial_00  finished")
+    first.wait_for("trial_01  epoch 1/3")
+    first.interrupt()
+    assert first.end(60) == 130, first.output
+    assert "Traceback" not in first.output
+    assert "Tuner.restore" not in first.output
+    assert first.left_behind() == []
+    assert "pending" in first.output
+    (hint,) = [line for line in first.lines if "carry on with: " in line]
+    words = shlex.split(hint.partition("carry on with: ")[2])
+    assert words[0] == "python"
+    assert "--resume" in words
+
+    folder = tmp_path / "stopped"
+    done = read_results(folder / "results.json")
+    statuses = {row.trial_id: row.status for row in done}
+    assert statuses["trial_00"] == "finished"
+    assert statuses["trial_01"] == "pending"
+    trials = folder / "trials"
+    finished = (trials / "trial_00" / "metrics.jsonl").read_bytes()
+    begun = read_metrics(trials / "trial_01" / "metrics.jsonl")
+
+    second = Script(*words[1:])
+    assert second.end(180) == 0, second.output
+    assert not any(line.startswith("trial_00  epoch") for line in second.lines)
+    assert (trials / "trial_00" / "metrics.jsonl").read_bytes() == finished
+    rows = read_results(folder / "results.json")
+    assert {row.trial_id: (row.status, row.epochs_run) for row in rows} == {
+        f"trial_{n:02d}": ("finished", 3) for n in range(3)
+    }
+    again = read_metrics(trials / "trial_01" / "metrics.jsonl")
+    assert again[: len(begun) - 1] == begun[: len(begun) - 1]  # it went on, and did not start anew
+    assert "carry on with" not in second.output
+    assert second.left_behind() == []
+    assert "max_concurrent_trials" not in first.output + second.output
+    for banner in ("Configuration for experiment", "View detailed results", "Token auth"):
+        assert banner not in first.output + second.output
