@@ -36,6 +36,7 @@ def main(
         files = _image_files(inputs)
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
         records, unreadable = [], []
+        taken: set[Path] = set()
         for file in files:
             try:
                 image = decode_image(file.read_bytes())
@@ -52,7 +53,7 @@ def main(
                 caption=file.name,
                 score_threshold=score_threshold,
             )
-            write_png(out / f"{file.stem}.png", picture.draw())
+            write_png(_free_path(out, file, taken), picture.draw())
             records += [
                 {"file": str(file), "box_xyxy": box, "score": score, "class": name}
                 for box, score, name in zip(
@@ -67,6 +68,16 @@ def main(
         console.print(f"{len(files) - len(unreadable)} images -> {out}", soft_wrap=True)
         if unreadable:
             raise ConfigError([("", message) for message in unreadable])
+
+
+def _free_path(out: Path, file: Path, taken: set[Path]) -> Path:
+    """Where a file's picture goes; files of the same name in two folders get one each."""
+    path, number = out / f"{file.stem}.png", 1
+    while path in taken:
+        number += 1
+        path = out / f"{file.stem}-{number}.png"
+    taken.add(path)
+    return path
 
 
 def _image_files(inputs: list[Path]) -> list[Path]:
