@@ -17,7 +17,7 @@ from rich.console import Console
 
 from retina_ray.cli import clean_exit, load_config, run_name, storage_uri
 from retina_ray.config import ConfigError
-from retina_ray.train.failures import RunError
+from retina_ray.train.failures import HopelessRunError, RunError
 from retina_ray.train.launch import prepare_run, resume_run, run
 
 SCRIPTS = Path(__file__).parent.name
@@ -58,8 +58,9 @@ def main(
         carry_on = f"python {SCRIPTS}/train.py --name {spec.name} --storage {root} --resume"
         try:
             result = run(spec, console=console)
-        except (KeyboardInterrupt, RunError):
-            console.print(f"carry on with: {carry_on}", soft_wrap=True)
+        except (KeyboardInterrupt, RunError) as error:
+            if not isinstance(error, HopelessRunError):
+                console.print(f"carry on with: {carry_on}", soft_wrap=True)
             raise
         console.print(f"AP {result.metrics['val/AP']:.3f}  AP50 {result.metrics['val/AP50']:.3f}")
         console.print(f"best checkpoint: {result.best}\nrun: {spec.run_uri}", soft_wrap=True)

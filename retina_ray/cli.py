@@ -92,12 +92,16 @@ def clean_exit(console: Console) -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError) as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        _complain(f"error: {error}")
         raise typer.Exit(USER_FAULT) from None
     except RunError as error:
-        Console(stderr=True).print(f"the run failed: {error}", highlight=False, markup=False)
+        _complain(f"the run failed: {error}")
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         console.print("interrupted")
         sys.stdout.flush()
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)

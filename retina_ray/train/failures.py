@@ -9,7 +9,7 @@ from retina_ray.config import ConfigError
 from retina_ray.train.meters import NonFiniteLossError
 from retina_ray.train.storage import filesystem, read_text, write_text
 
-__all__ = ["HOPELESS", "FailureNote", "RunError", "cause_of", "name_cause"]
+__all__ = ["HOPELESS", "FailureNote", "HopelessRunError", "RunError", "cause_of", "name_cause"]
 
 HOPELESS = (NonFiniteLossError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
@@ -18,6 +18,10 @@ which does the same steps over the same data, would raise again."""
 
 class RunError(RuntimeError):
     """A run ended with an error of its workers; the message is the cause."""
+
+
+class HopelessRunError(RunError):
+    """A run that would end in the same way if it were carried on as it is."""
 
 
 class FailureNote:

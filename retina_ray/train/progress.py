@@ -92,7 +92,9 @@ class ProgressDisplay:
             self._printed = time.monotonic()
             epoch = self._latest.get("train/epoch", 0.0)
             self._console.print(
-                f"epoch {epoch:.1f}/{self._num_epochs}  {_figures(self._latest)}", highlight=False
+                f"epoch {epoch:.1f}/{self._num_epochs}  {_figures(self._latest)}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def _new_records(self) -> Iterator[dict[str, float]]:

@@ -21,7 +21,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from retina_ray.data.pipeline import execution_options, expect_order, iterate_shard, stream
 from retina_ray.train import distributed
-from retina_ray.train.failures import HOPELESS, FailureNote, RunError, cause_of, name_cause
+from retina_ray.train.failures import (
+    HOPELESS,
+    FailureNote,
+    HopelessRunError,
+    RunError,
+    cause_of,
+    name_cause,
+)
 from retina_ray.train.resources import Footprint
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.worker import Report, run_worker
@@ -75,7 +82,7 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
         raise RunError(cause_of(error)) from error
     reason = note.read()
     if reason is not None:
-        raise RunError(reason)
+        raise HopelessRunError(reason)
 
 
 def fit_in_process(spec: RunSpec, *, report: Report) -> None:
