@@ -2,11 +2,13 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from retina_ray.sweep.report import read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
+TOKEN = secrets.token_hex(32)
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -25,6 +28,13 @@ def free_port():
         return s.getsockname()[1]
 
 
+def secured():
+    """The activated environment of a cluster with token authentication, its users' alike."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return {**environment, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """A head node of its own, with the dashboard's job server; yields the server's address."""
@@ -32,8 +42,9 @@ def head(tmp_path_factory):
     dashboard = free_port()
     command = [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=4"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += ["--ray-client-server-port=0", "--disable-usage-stats"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    command += [f"--ray-client-server-port={free_port()}", "--disable-usage-stats"]
+    environment = secured()
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env=environment, start_new_session=True
@@ -57,9 +68,29 @@ def wait_for(url, process, log, seconds=120):
         try:
             urllib.request.urlopen(url, timeout=5)
             return
+        except urllib.error.HTTPError:
+            return  # it answers: 401, for want of the token
         except OSError:
             time.sleep(1)
     pytest.fail(f"no job server after {seconds} s: {log.read_text()}")
+
+
+def submit(command, patience_s=120):
+    """Run `ray job submit`; a head that has just started may have no agent for jobs yet."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=secured(),
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 def test_a_submitted_sweep_runs_on_the_cluster(head, tmp_path):
@@ -75,9 +106,7 @@ def test_a_submitted_sweep_runs_on_the_cluster(head, tmp_path):
     }
     for path, value in settings.items():
         command += ["--set", f"{path}={value}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
-    )
+    done = submit(command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best checkpoint:" in done.stdout
     rows = read_results(tmp_path / "job" / "results.json")
