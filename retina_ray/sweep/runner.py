@@ -20,7 +20,7 @@ from retina_ray.sweep.collect import collect_rows
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.quiet import quiet_tune
 from retina_ray.sweep.report import TrialRow
-from retina_ray.sweep.space import baseline_point, to_tune
+from retina_ray.sweep.space import baseline_point, first_points, to_tune
 from retina_ray.sweep.trial import trial_class
 from retina_ray.sweep.watch import Watcher
 from retina_ray.train.resources import Footprint, connect
@@ -141,13 +141,16 @@ def _scheduler(plan: SweepPlan) -> Any:
 
 
 def _search(plan: SweepPlan, concurrent: int) -> Any:
-    points = [p] if (p := baseline_point(plan.space, plan.config)) is not None else None
     if plan.search == "random":
+        points = first_points(plan.space, plan.config, num_samples=plan.num_samples, seed=plan.seed)
         return BasicVariantGenerator(
-            points_to_evaluate=points, random_state=plan.seed, max_concurrent=concurrent
+            points_to_evaluate=points or None, random_state=plan.seed, max_concurrent=concurrent
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    searcher = OptunaSearch(points_to_evaluate=points, seed=plan.seed)
+    baseline = baseline_point(plan.space, plan.config)
+    searcher = OptunaSearch(
+        points_to_evaluate=None if baseline is None else [baseline], seed=plan.seed
+    )
     return ConcurrencyLimiter(searcher, max_concurrent=concurrent)
 
 

@@ -7,8 +7,10 @@ A space is an ordinary dictionary of path to domain:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,7 @@ __all__ = [
     "Uniform",
     "check_space",
     "decode_params",
+    "first_points",
     "to_tune",
 ]
 
@@ -65,6 +68,9 @@ class IntUniform:
     low: int
     high: int
 
+
+MAX_ENUMERATED = 10_000
+"""Points of a space of choices that are listed to be drawn without repeats."""
 
 Domain = Choice | Uniform | LogUniform | IntUniform
 Space = Mapping[str, Domain]
@@ -167,6 +173,36 @@ def _changes(
             continue
         seen.append(effective_settings(config))
     return any(settings != seen[0] for settings in seen[1:])
+
+
+def first_points(
+    space: Space, base: ExperimentConfig, *, num_samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """The points of a random search that are settled beforehand, in Ray Tune's terms.
+
+    The base config's own values come first, where they lie in the space. Where every domain is a
+    choice, the others follow in a random order without repeats, so that no trial of a small space
+    is spent on settings that another one has.
+
+    Args:
+        space: what is swept.
+        base: the base config.
+        num_samples: trials of the sweep; no more points than these.
+        seed: of the order.
+    """
+    baseline = baseline_point(space, base)
+    points = [] if baseline is None else [baseline]
+    choices = [domain.values for domain in space.values() if isinstance(domain, Choice)]
+    size = math.prod(len(values) for values in choices)
+    if len(choices) < len(space) or size > MAX_ENUMERATED:
+        return points
+    grid = [
+        dict(zip(space, map(json.dumps, values), strict=True))
+        for values in itertools.product(*choices)
+    ]
+    random.Random(seed).shuffle(grid)
+    points += [point for point in grid if point != baseline]
+    return points[:num_samples]
 
 
 def baseline_point(space: Space, base: ExperimentConfig) -> dict[str, Any] | None:

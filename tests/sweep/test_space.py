@@ -17,6 +17,7 @@ from retina_ray.sweep.space import (
     baseline_point,
     check_space,
     decode_params,
+    first_points,
     to_tune,
 )
 from retina_ray.train.optim import build_optimizer
@@ -149,6 +150,25 @@ def test_the_baseline_is_the_recipes_own_point():
     }
     assert baseline_point({"loss.focal_gamma": Uniform(2.5, 3.0)}, SMALL) is None
     assert baseline_point({"loss.box_loss": Choice("giou", "ciou")}, SMALL) is None
+
+
+def test_a_space_of_choices_is_drawn_without_repeats():
+    space = {"loss.focal_gamma": Choice(1.0, 2.0), "loss.box_loss": Choice("smooth_l1", "giou")}
+    points = first_points(space, SMALL, num_samples=9, seed=0)
+    values = [tuple(decode_params(space, p).values()) for p in points]
+    assert values[0] == (2.0, "smooth_l1")
+    assert sorted(values) == [(1.0, "giou"), (1.0, "smooth_l1"), (2.0, "giou"), (2.0, "smooth_l1")]
+    assert first_points(space, SMALL, num_samples=2, seed=0) == points[:2]
+    orders = {str(first_points(space, SMALL, num_samples=4, seed=s)) for s in range(10)}
+    assert len(orders) > 1
+
+
+def test_a_space_with_a_range_settles_only_the_baseline():
+    space = {"loss.focal_gamma": Uniform(1.0, 3.0), "loss.box_loss": Choice("smooth_l1", "giou")}
+    points = first_points(space, SMALL, num_samples=9, seed=0)
+    assert points == [baseline_point(space, SMALL)]
+    space["loss.focal_gamma"] = Uniform(2.5, 3.0)
+    assert first_points(space, SMALL, num_samples=9, seed=0) == []
 
 
 def test_settings_that_act_only_together_are_compared_together():
