@@ -18,8 +18,8 @@ from retina_ray.data.synthetic import make_shapes
 
 def main(
     out: Annotated[str, typer.Option(help="Folder or URI; train and val go below it.")],
-    num_train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 256,
-    num_val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 64,
+    num_train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 320,
+    num_val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 80,
     size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the drawing; the same seed, the same set.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,

@@ -183,8 +183,8 @@ class LossConfig(_Frozen):
 class SyntheticConfig(_Frozen):
     """The embedded set of drawn shapes (`datasets/shapes.py`), made on the spot."""
 
-    num_train: Count = 256
-    num_val: Count = 64
+    num_train: Count = 320
+    num_val: Count = 80
     size_px: Annotated[Int, Field(ge=32)] = 128
     seed: Seed = 0
 
