@@ -48,7 +48,7 @@ def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
         time_s=float(trial.last_result.get("time_total_s", 0.0) if trial.last_result else 0.0),
         checkpoint=CheckpointStore(f"{plan.trial_uri(name)}/checkpoints").best,
         history=history,
-        seed=plan.config.train.seed,
+        seed=params.get("train.seed", plan.config.train.seed),
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import shutil
 import tempfile
@@ -28,8 +27,6 @@ from safetensors.torch import load_file, save_file
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
 from retina_ray.train.storage import exists, filesystem, read_text, write_text
-
-logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -92,6 +89,11 @@ class CheckpointStore:
         return self._named("last")
 
     @property
+    def last_step(self) -> int:
+        """Training steps that the newest checkpoint has done; 0 before the first."""
+        return self._index().get("last_step", 0)
+
+    @property
     def best(self) -> str | None:
         """URI of the checkpoint with the best metric; None before the first."""
         return self._named("best")
@@ -122,7 +124,7 @@ class CheckpointStore:
         with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as folder:
             _write(Path(folder), checkpoint)
             self._put_folder(Path(folder), name)
-        index["last"] = name
+        index.update(last=name, last_step=checkpoint.meta.step)
         if is_best or "best" not in index:
             index.update(best=name, best_metric=metric)
         write_text(self._join(INDEX), json.dumps(index, indent=1))

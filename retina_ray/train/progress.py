@@ -7,7 +7,6 @@ The workers may be on other machines; the file is where they all are seen. On a 
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -24,8 +23,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 60.0
@@ -101,8 +98,8 @@ class ProgressDisplay:
         """Yield the metrics of whole lines written since the last look."""
         if not self._path.exists():
             return
-        if self._path.stat().st_size < self._offset:
-            self._offset = 0
+        # A resumed run cuts off what came after its checkpoint; what is left was shown before.
+        self._offset = min(self._offset, self._path.stat().st_size)
         with self._path.open("rb") as file:
             file.seek(self._offset)
             chunk = file.read()

@@ -11,8 +11,6 @@ from ray._private.state import state
 
 from retina_ray.config import ConfigError, ExperimentConfig
 
-logger = logging.getLogger(__name__)
-
 DATA_CPUS = 1.0
 """CPUs that must be left for Ray Data's decoding tasks of a run: without one, the workers hold all
 CPUs and wait for batches for ever."""

@@ -12,7 +12,7 @@ from retina_ray.data.batches import BatchLoader
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import prepare_synthetic
-from retina_ray.train.checkpoints import CheckpointStore, load_checkpoint
+from retina_ray.train.checkpoints import CheckpointStore
 from retina_ray.train.loop import RunShape
 from retina_ray.train.storage import is_uri
 
@@ -50,8 +50,7 @@ class RunSpec:
 
     def start_step(self) -> int:
         """Training steps that the run's last checkpoint has done; 0 without one."""
-        last = self.checkpoints.last
-        return 0 if last is None else load_checkpoint(last, weights_only=True).meta.step
+        return self.checkpoints.last_step
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,6 @@ from retina_ray.train.resources import Footprint
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.worker import Report, run_worker
 
-logger = logging.getLogger(__name__)
-
 SHARD = "run"
 
 __all__ = ["fit", "fit_in_process"]

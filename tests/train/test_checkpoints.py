@@ -49,10 +49,12 @@ def test_what_is_saved_is_loaded(store):
 
 def test_the_best_and_the_last_are_kept(store, tmp_path):
     assert store.last is None
+    assert store.last_step == 0
     assert store.best is None
     for step, metric in ((1, 0.2), (2, 0.5), (3, 0.4), (4, None), (5, float("nan"))):
         store.save(make(step), metric=metric)
     assert store.last.endswith("step-00000005")
+    assert store.last_step == 5
     assert store.best.endswith("step-00000002")
     assert store.best_metric == 0.5
     assert folders(tmp_path) == ["step-00000002", "step-00000005"]
