@@ -98,6 +98,9 @@ class AnchorConfig(_Frozen):
     offset: BelowOne = 0.5
     """Centre of the first anchor in strides: 0.5 is symmetric under flips; 0.0 is what detectron2's
     and torchvision's weights were trained with."""
+    angles_deg: Annotated[tuple[Float, ...], Field(min_length=1)] = (-30.0, 0.0, 30.0)
+    """Rotated boxes only: the turns of the anchors, counter-clockwise. With the ratios 1/2 and 2,
+    these three put a long side in every direction in steps of 30 degrees."""
 
 
 class ModelConfig(_Frozen):
@@ -132,9 +135,13 @@ class ModelConfig(_Frozen):
     head_norm: Norm = "none"
     prior_prob: Annotated[Float, Field(gt=0, lt=1)] = 0.01
     """Score of every class at the start; sets the bias -log((1 - p) / p)."""
+    box_type: Literal["aligned", "rotated"] = "aligned"
+    """What is predicted: boxes along the image's axes, or (x, y, width, height, angle)."""
     anchors: AnchorConfig = AnchorConfig()
     box_weights: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
     """Weights of (dx, dy, dw, dh) in the box coder."""
+    angle_weight: Positive = 1.0
+    """Rotated boxes only: weight of the turn (in radians) in the box coder."""
     pixel_mean: tuple[Float, Float, Float] = (123.675, 116.28, 103.53)
     """RGB, 0 to 255."""
     pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
@@ -152,24 +159,41 @@ class ModelConfig(_Frozen):
     @property
     def num_anchors(self) -> int:
         """A, the anchors of a cell."""
-        return len(self.anchors.octave_scales) * len(self.anchors.aspect_ratios)
+        num_angles = len(self.anchors.angles_deg) if self.box_type == "rotated" else 1
+        return len(self.anchors.octave_scales) * len(self.anchors.aspect_ratios) * num_angles
+
+    @property
+    def box_dim(self) -> int:
+        """Numbers that make a box: 4, or 5 with an angle."""
+        return 5 if self.box_type == "rotated" else 4
 
 
 class MatcherConfig(_Frozen):
-    """Which anchors learn which box: IoU >= high positive, [low, high) ignored, < low negative."""
+    """Which anchors learn which box."""
 
+    method: Literal["iou", "best", "atss"] = "iou"
+    """iou: IoU >= high positive, [low, high) ignored, < low background (the paper). best: only each
+    box's best anchor is positive, others with IoU >= high are ignored. atss: a threshold of its own
+    for each box (Adaptive Training Sample Selection, arXiv:1912.02424)."""
     low: Fraction = 0.4
     high: Fraction = 0.5
     allow_low_quality: Bool = True
     """Also mark each box's best anchor(s) positive, however small the IoU (never one of 0)."""
+    atss_topk: Count = 9
+    """ATSS only: candidates of a box on each level, those whose centres are nearest."""
 
 
 class LossConfig(_Frozen):
-    """Focal loss and box loss, both summed and divided by the normaliser."""
+    """Classification loss and box loss, both summed and divided by the normaliser."""
 
+    cls_loss: Literal["focal", "quality_focal", "varifocal"] = "focal"
+    """focal: arXiv:1708.02002. The others learn the IoU of the predicted box as the score of a
+    positive anchor: quality focal loss (arXiv:2006.04388), varifocal loss (arXiv:2008.13367)."""
     focal_alpha: Annotated[Float, Field(ge=-1, le=1)] = 0.25
-    """Weight of positives against negatives; -1 switches the weighting off."""
+    """focal: weight of positives against negatives; -1 switches the weighting off. varifocal:
+    weight of negatives (its paper takes 0.75). Not used by quality_focal."""
     focal_gamma: NonNegative = 2.0
+    """Focusing exponent; beta in the paper of quality focal loss."""
     box_loss: Literal["smooth_l1", "giou", "diou", "ciou"] = "smooth_l1"
     smooth_l1_beta: NonNegative = 0.1
     """Where smooth-L1 turns from quadratic to linear; 0 is plain L1 (detectron2's recipes)."""
@@ -187,6 +211,8 @@ class SyntheticConfig(_Frozen):
     num_val: Count = 80
     size_px: Annotated[Int, Field(ge=32)] = 128
     seed: Seed = 0
+    rotated: Bool = False
+    """Shapes turned by any angle, with rotated boxes (for `model.box_type` "rotated")."""
 
 
 class DataConfig(_Frozen):
@@ -280,6 +306,9 @@ class TrainConfig(_Frozen):
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray reserves for a worker; PyTorch uses max(1, this) threads on a CPU."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: Literal["none", "loss", "all"] = "none"
+    """torch.compile for the classification loss, or for that and the model. Needs a C++ compiler on
+    a CPU; worth it from some thousand steps on."""
     seed: Seed = 0
     eval_every_epochs: Count = 1
     eval_batch_size: Count = 8
@@ -329,6 +358,7 @@ class ExperimentConfig(_Frozen):
         faults = [
             *_impossible_model(self.model),
             *_impossible_losses(self.matcher, self.loss),
+            *_impossible_rotation(self),
             *_impossible_input(self.input, self.data),
             *_impossible_run(self),
         ]
@@ -359,9 +389,31 @@ def _impossible_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"model.{part}_channels", f"{channels} do not divide into group norm's 32 groups"
 
 
+def _impossible_rotation(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    if config.model.box_type != "rotated":
+        return
+    if config.data.synthetic is not None and not config.data.synthetic.rotated:
+        yield (
+            "data.synthetic.rotated",
+            'false: model.box_type = "rotated" needs rotated boxes, set it to true',
+        )
+    if config.matcher.method != "iou":
+        yield (
+            "matcher.method",
+            f'"{config.matcher.method}" is for aligned boxes: rotated ones are matched by "iou"',
+        )
+    if config.loss.box_loss != "smooth_l1":
+        yield (
+            "loss.box_loss",
+            f'"{config.loss.box_loss}" is for aligned boxes: rotated ones learn by "smooth_l1"',
+        )
+
+
 def _impossible_losses(matcher: MatcherConfig, loss: LossConfig) -> Iterator[tuple[str, str]]:
     if matcher.low > matcher.high:
         yield "matcher.low", f"{matcher.low} is above matcher.high = {matcher.high}"
+    if loss.cls_loss == "varifocal" and loss.focal_alpha == 0:
+        yield "loss.focal_alpha", "0: varifocal loss would give background no weight"
     if -1 < loss.focal_alpha < 0:
         yield (
             "loss.focal_alpha",

@@ -1,7 +1,9 @@
 """What travels between the rooms: batches of images, targets, head outputs, detections.
 
 Shapes: N images, M boxes (padded), A anchors a cell, K classes, R anchors in all, D detections,
-H and W pixels. Boxes are XYXY in absolute pixels, float32, `0 <= x0 < x1 <= W`.
+H and W pixels, B numbers that make a box. Boxes are float32 in absolute pixels: XYXY with
+`0 <= x0 < x1 <= W` (B = 4), or rotated as (x_center, y_center, width, height, angle), the angle in
+degrees counter-clockwise, and then not bound to the image (B = 5).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Targets:
     """True boxes of a batch, padded to the largest number of boxes in it.
 
     Attributes:
-        boxes: (N, M, 4) float32 XYXY in pixels of the resized image; padding rows are zero.
+        boxes: (N, M, B) float32 in pixels of the resized image; padding rows are zero.
         labels: (N, M) int64, 0 to K-1; -1 marks padding. M may be 0.
     """
 
@@ -51,13 +53,29 @@ class Targets:
     labels: Tensor
 
     @classmethod
-    def from_lists(cls, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
-        """Pad per-image boxes (M_i, 4) and labels (M_i,) to one tensor each."""
+    def from_lists(
+        cls, boxes: Sequence[Tensor], labels: Sequence[Tensor], *, box_dim: int | None = None
+    ) -> Targets:
+        """Pad per-image boxes (M_i, B) and labels (M_i,) to one tensor each.
+
+        Args:
+            boxes: of each image; B is 4, or 5 for rotated boxes, the same for all.
+            labels: of each image, 0 to K-1.
+            box_dim: B; None takes it from the boxes, and 4 where there are none.
+
+        Raises:
+            ValueError: boxes of another B.
+        """
+        dims = {b.shape[1] for b in boxes if b.ndim == 2 and len(b)}
+        if box_dim is None:
+            box_dim = min(dims, default=4)
+        if dims - {box_dim}:
+            raise ValueError(f"boxes of {sorted(dims)} numbers: expected {box_dim} everywhere")
         num_boxes = max((len(b) for b in boxes), default=0)
-        padded = torch.zeros(len(boxes), num_boxes, 4)
+        padded = torch.zeros(len(boxes), num_boxes, box_dim)
         padded_labels = torch.full((len(boxes), num_boxes), -1, dtype=torch.int64)
         for i, (b, label) in enumerate(zip(boxes, labels, strict=True)):
-            padded[i, : len(b)] = b.reshape(-1, 4)
+            padded[i, : len(b)] = b.reshape(-1, box_dim)
             padded_labels[i, : len(b)] = label
         return cls(padded, padded_labels)
 
@@ -78,8 +96,8 @@ class HeadOutputs:
 
     Attributes:
         logits: per level (N, A*K, H_l, W_l); channel a*K + k.
-        deltas: per level (N, A*4, H_l, W_l); channel a*4 + (dx, dy, dw, dh).
-        anchors: per level (H_l*W_l*A, 4) float32 XYXY, row (y*W_l + x)*A + a.
+        deltas: per level (N, A*B, H_l, W_l); channel a*B + (dx, dy, dw, dh), and the turn fifth.
+        anchors: per level (H_l*W_l*A, B) float32, row (y*W_l + x)*A + a.
     """
 
     logits: list[Tensor]
@@ -92,7 +110,7 @@ class Detections:
     """The detections of one image, best first.
 
     Attributes:
-        boxes: (D, 4) float32 XYXY.
+        boxes: (D, B) float32.
         scores: (D,) float32 in [0, 1].
         labels: (D,) int64, 0 to K-1.
     """

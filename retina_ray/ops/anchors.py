@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from retina_ray.config import ModelConfig
 
-__all__ = ["AnchorGenerator"]
+__all__ = ["AnchorGenerator", "level_sizes"]
 
 # Grids kept: 64 are a dozen image sizes of five levels, some tens of MB at 800 x 1333 pixels.
 _MAX_CACHED_GRIDS = 64
@@ -54,25 +54,17 @@ class AnchorGenerator(nn.Module):
         _check(sizes, aspect_ratios, strides, offset)
         self.strides = tuple(strides)
         self.offset = float(offset)
-        self.num_anchors = len(sizes[0]) * len(aspect_ratios)
-        self._cells = [_cell_anchors(level_sizes, aspect_ratios) for level_sizes in sizes]
         self._grids: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        for level, cells in enumerate(self._cells):
-            tensor = torch.tensor(cells, dtype=torch.float32)
-            self.register_buffer(f"cell_anchors_{level}", tensor, persistent=False)
+        self._set_cells([_cell_anchors(of_level, aspect_ratios) for of_level in sizes])
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> AnchorGenerator:
         """The anchors that `config.anchors` describes on the levels of `config`."""
-        anchors = config.anchors
         return cls(
-            sizes=[
-                tuple(size * anchors.scale * octave for octave in anchors.octave_scales)
-                for size in anchors.sizes
-            ],
-            aspect_ratios=anchors.aspect_ratios,
+            sizes=level_sizes(config),
+            aspect_ratios=config.anchors.aspect_ratios,
             strides=config.strides,
-            offset=anchors.offset,
+            offset=config.anchors.offset,
         )
 
     @property
@@ -126,19 +118,42 @@ class AnchorGenerator(nn.Module):
             return (steps + self.offset) * stride
 
         y, x = torch.meshgrid(centers(height), centers(width), indexing="ij")
-        shifts = torch.stack((x, y, x, y), -1)
-        return (shifts[:, :, None] + cells).reshape(-1, 4)
+        return (self._shifts(x, y)[:, :, None] + cells).reshape(-1, cells.shape[1])
+
+    @staticmethod
+    def _shifts(x: Tensor, y: Tensor) -> Tensor:
+        """What moves a cell's anchors from the origin to the centres x, y (H, W)."""
+        return torch.stack((x, y, x, y), -1)
+
+    def _set_cells(self, cells: Sequence[Sequence[tuple[float, ...]]]) -> None:
+        """Take per level the anchors around the origin, all levels having as many."""
+        self._cells = cells
+        self.num_anchors = len(cells[0])
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        """Float32 copies of the cells, on the device where they are."""
+        for level, cells in enumerate(self._cells):
+            name = f"cell_anchors_{level}"
+            device = self.get_buffer(name).device if name in self._buffers else None
+            tensor = torch.tensor(cells, dtype=torch.float32, device=device)
+            self.register_buffer(name, tensor, persistent=False)
 
     def _apply(self, fn, recurse: bool = True):
         """Follow `.to()` to a device; stay exact float32 through `.half()` and `.to_empty()`."""
         super()._apply(fn, recurse)
         self._grids.clear()
-        for level, cells in enumerate(self._cells):
-            name = f"cell_anchors_{level}"
-            device = self.get_buffer(name).device
-            tensor = torch.tensor(cells, dtype=torch.float32, device=device)
-            self.register_buffer(name, tensor, persistent=False)
+        self._make_buffers()
         return self
+
+
+def level_sizes(config: ModelConfig) -> list[tuple[float, ...]]:
+    """Per level, the square roots of the areas in pixels that `config.anchors` describes."""
+    anchors = config.anchors
+    return [
+        tuple(size * anchors.scale * octave for octave in anchors.octave_scales)
+        for size in anchors.sizes
+    ]
 
 
 def _cell_anchors(
@@ -164,12 +179,12 @@ def _check(
     faults = []
     if len(sizes) != len(strides) or not sizes:
         faults.append(f"sizes: {len(sizes)} tuples for {len(strides)} strides; give one per level")
-    if len({len(level_sizes) for level_sizes in sizes}) > 1 or not all(len(s) for s in sizes):
+    if len({len(of_level) for of_level in sizes}) > 1 or not all(len(s) for s in sizes):
         faults.append(f"sizes: every level needs the same number of sizes, at least one: {sizes}")
     if not len(aspect_ratios):
         faults.append("aspect_ratios: give at least one height / width")
     for name, values in (
-        ("sizes", [size for level_sizes in sizes for size in level_sizes]),
+        ("sizes", [size for of_level in sizes for size in of_level]),
         ("aspect_ratios", aspect_ratios),
         ("strides", strides),
     ):

@@ -1,10 +1,14 @@
-"""The focal loss of a whole pyramid in one pass: no one-hot target, no mask over classes.
+"""The classification loss of a whole pyramid in one pass: no one-hot target, no mask over classes.
 
 Nearly all of the N * R * K logits are background. A dense loss builds a target of their size and a
 dozen temporaries, and keeps several for the backward pass. Here the background term and its
 gradient are computed together, block by block, straight from the head's maps; within a block the
 one logit of each positive anchor that is not background is put right, and ignored anchors get the
-weight 0. What remains of the size N * R * K is the gradient.
+weight 0. What remains of the size N * R * K is the gradient. The formulas are in
+`retina_ray.ops.class_terms`.
+
+Compiled, all of it is one loop over the logits (one kernel on CUDA), written in terms that compare
+class numbers instead of gathering.
 
 Shapes: N images, A anchors a cell, K classes, R anchors in all, H and W cells of a level. A level
 is seen as maps (B, K, S): (N * A, K, H * W) as convolutions leave it by default,
@@ -13,21 +17,36 @@ is seen as maps (B, K, S): (N * A, K, H * W) as convolutions leave it by default
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from retina_ray.ops.boxes import at_least_float32
+from retina_ray.ops.class_terms import (
+    ClassLoss,
+    Number,
+    background_factors,
+    background_weight,
+    every_term,
+    own_term,
+)
 
-__all__ = ["pyramid_focal_loss"]
+__all__ = ["pyramid_class_loss", "pyramid_focal_loss"]
+
+logger = logging.getLogger(__name__)
 
 # Logits a block: on a CPU a handful of temporaries that stay in its cache, on a GPU (16 MiB each)
 # enough to fill it.
 _BLOCK_CPU = 2**17
 _BLOCK_GPU = 2**22
+# Logits of a level below which a compiled loop saves nothing and would only be compiled for itself.
+_SMALLEST_COMPILED = 2**15
 
 
 def pyramid_focal_loss(
@@ -35,8 +54,9 @@ def pyramid_focal_loss(
     labels: Tensor,
     *,
     num_classes: int,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    alpha: Number = 0.25,
+    gamma: Number = 2.0,
+    compiled: bool = False,
 ) -> Tensor:
     """Sum of the focal loss (arXiv:1708.02002, equation 5) over all anchors and classes.
 
@@ -48,8 +68,12 @@ def pyramid_focal_loss(
         labels: (N, R) int64, rows (y * W + x) * A + a, level after level: 0 to K-1 for positive
             anchors, K for background, -1 for ignored ones.
         num_classes: K.
-        alpha: weight of the positives in [0, 1], or negative for no weighting.
-        gamma: focusing exponent, >= 0.
+        alpha: weight of the positives in [0, 1], or negative for no weighting; a number, or a
+            scalar tensor on the device of the logits.
+        gamma: focusing exponent, >= 0; likewise.
+        compiled: let torch.compile make one loop of it; without a working compiler, a warning says
+            so once and the loss is computed as it is otherwise. No value of alpha or gamma and no
+            size of image asks for another compilation.
 
     Returns:
         A float32 scalar; differentiable once with respect to the logits.
@@ -57,136 +81,277 @@ def pyramid_focal_loss(
     Raises:
         ValueError: if the channels are not a multiple of K, or the labels do not fit the logits.
     """
-    _check(logits, labels, num_classes)
-    with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in logits)
-    return _PyramidFocalLoss.apply(
-        labels, num_classes, float(alpha), float(gamma), with_gradient, *logits
+    return pyramid_class_loss(
+        logits, labels, num_classes=num_classes, alpha=alpha, gamma=gamma, compiled=compiled
     )
 
 
-class _PyramidFocalLoss(torch.autograd.Function):
+def pyramid_class_loss(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    quality: Tensor | None = None,
+    *,
+    num_classes: int,
+    kind: ClassLoss = "focal",
+    alpha: Number = 0.25,
+    gamma: Number = 2.0,
+    compiled: bool = False,
+) -> Tensor:
+    """Sum of the focal, quality focal or varifocal loss over all anchors and classes.
+
+    Equal to `sigmoid_focal_loss`, `quality_focal_loss` (gamma is its beta; no alpha) and
+    `varifocal_loss` of `retina_ray.ops.losses`, whose targets hold the quality in place of the 1.
+
+    Args:
+        logits: as in `pyramid_focal_loss`.
+        labels: likewise.
+        quality: (N, R) in [0, 1], what a positive anchor's own class is to score, the IoU of its
+            predicted box; of no meaning for other anchors. Not looked at by "focal".
+        num_classes: K.
+        kind: of loss.
+        alpha: as in `pyramid_focal_loss`; the weight of background in "varifocal".
+        gamma: as in `pyramid_focal_loss`.
+        compiled: likewise.
+
+    Returns:
+        A float32 scalar; differentiable once with respect to the logits (not to the quality).
+
+    Raises:
+        ValueError: as in `pyramid_focal_loss`; or if the quality is missing or does not fit.
+    """
+    _check(logits, labels, num_classes)
+    if kind == "focal":
+        quality = None
+    elif quality is None or quality.shape != labels.shape:
+        shape = None if quality is None else tuple(quality.shape)
+        raise ValueError(f"quality: {kind} needs one for each label, {labels.shape}; got {shape}")
+    else:
+        quality = quality.detach()
+    terms = _Terms(num_classes, kind, alpha, gamma, compiled)
+    with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in logits)
+    return _PyramidLoss.apply(labels, quality, terms, with_gradient, *logits)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What is to be computed for each logit, see `pyramid_class_loss`."""
+
+    num_classes: int
+    kind: ClassLoss
+    alpha: Number
+    gamma: Number
+    compiled: bool
+
+
+class _PyramidLoss(torch.autograd.Function):
     """Computes the gradient along with the value, and hands it out in the backward pass."""
 
     @staticmethod
-    def forward(ctx, labels, num_classes, alpha, gamma, with_gradient, *logits):
-        ctx.parameters = num_classes, alpha, gamma
+    def forward(ctx, labels, quality, terms, with_gradient, *logits):
+        ctx.terms = terms
         if with_gradient:
-            ctx.save_for_backward(labels, *logits)
-        value, ctx.gradients = _value_and_gradients(
-            logits, labels, num_classes, alpha, gamma, with_gradient
-        )
+            ctx.save_for_backward(labels, quality, *logits)
+        value, ctx.gradients = _value_and_gradients(logits, labels, quality, terms, with_gradient)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs):
-        labels, *logits = ctx.saved_tensors
+        labels, quality, *logits = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # a second pass through a retained graph
-            num_classes, alpha, gamma = ctx.parameters
-            _, gradients = _value_and_gradients(logits, labels, num_classes, alpha, gamma, True)
+            _, gradients = _value_and_gradients(logits, labels, quality, ctx.terms, True)
         # In place: the gradient is the one tensor of this size, and nobody else holds it.
         scaled = [
             gradient.mul_(grad_outputs[0]).to(level.dtype)
             for gradient, level in zip(gradients, logits, strict=True)
         ]
-        return None, None, None, None, None, *scaled
+        return None, None, None, None, *scaled
 
 
 def _value_and_gradients(
     logits: Sequence[Tensor],
     labels: Tensor,
-    num_classes: int,
-    alpha: float,
-    gamma: float,
+    quality: Tensor | None,
+    terms: _Terms,
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss, and its gradient for each level (none without `with_gradient`)."""
     sums, gradients, start = [], [], 0
     for level in logits:
-        num_anchors = level.shape[1:].numel() // num_classes
-        level_labels = labels[:, start : start + num_anchors]
+        num_anchors = level.shape[1:].numel() // terms.num_classes
+        rows = slice(start, start + num_anchors)
         start += num_anchors
         if not _is_dense(level):
             level = level.contiguous()
-        gradient = torch.empty_like(level, dtype=_gradient_dtype(level)) if with_gradient else None
+        maps = _as_maps(level, terms.num_classes)
+        map_labels = _rows_as_maps(labels[:, rows], level, terms.num_classes)
+        map_quality = None
+        if quality is not None:
+            map_quality = _rows_as_maps(quality[:, rows], level, terms.num_classes)
+        large = level.numel() >= _SMALLEST_COMPILED
+        compute = _compiled_level if terms.compiled and large else _level
+        total, gradient = compute(maps, map_labels, map_quality, terms, with_gradient)
+        sums.append(total)
         if gradient is not None:
-            gradients.append(gradient)
-        maps = _as_maps(level, num_classes)
-        gradient_maps = None if gradient is None else _as_maps(gradient, num_classes)
-        map_labels = _labels_as_maps(level_labels, level, num_classes)
-        sums += _blocks(maps, map_labels, gradient_maps, alpha, gamma)
+            gradients.append(_like_level(gradient, level))
     if not sums:
-        return torch.zeros((), device=labels.device, dtype=_value_dtype(logits)), gradients
+        return torch.zeros((), device=labels.device), gradients
     return torch.stack(sums).sum(), gradients
 
 
-def _blocks(
-    logits: Tensor, labels: Tensor, gradients: Tensor | None, alpha: float, gamma: float
-) -> list[Tensor]:
-    """Go through the maps (B, K, S) of a level in blocks; returns the sum of each block."""
+def _level(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor | None,
+    terms: _Terms,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Sum and gradient over the maps (B, K, S) of a level, in blocks."""
     num_maps, num_classes, num_cells = logits.shape
-    if logits.numel() == 0:
-        return []
+    gradient = torch.empty_like(logits, dtype=_gradient_dtype(logits)) if with_gradient else None
     limit = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_GPU
-    maps_at_once = max(1, limit // (num_classes * num_cells))
+    maps_at_once = max(1, limit // max(1, num_classes * num_cells))
     cells_at_once = num_cells if maps_at_once > 1 else max(1, limit // num_classes)
-    sums = []
-    for b in range(0, num_maps, maps_at_once):
-        for s in range(0, num_cells, cells_at_once):
-            part = (slice(b, b + maps_at_once), slice(None), slice(s, s + cells_at_once))
-            total, gradient = _block(
-                at_least_float32(logits[part]), labels[part], alpha, gamma, gradients is not None
-            )
-            sums.append(total)
-            if gradients is not None and gradient is not None:
-                gradients[part].copy_(gradient)
-    return sums
+    sums = [torch.zeros((), dtype=_value_dtype(logits), device=logits.device)]
+    with _one_thread(logits.device):
+        for b in range(0, num_maps, maps_at_once):
+            for s in range(0, num_cells, cells_at_once):
+                part = (slice(b, b + maps_at_once), slice(None), slice(s, s + cells_at_once))
+                sums.append(
+                    _block(
+                        at_least_float32(logits[part]),
+                        labels[part],
+                        None if quality is None else quality[part],
+                        terms,
+                        None if gradient is None else gradient[part],
+                    )
+                )
+    return torch.stack(sums).sum(), gradient
+
+
+@contextlib.contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Compute blocks on a CPU in the calling thread.
+
+    An operation on a block takes microseconds. Threads that shared it would wait for each other,
+    which costs CPU seconds always, and ten times the computation where other processes want the
+    same cores. The compiled loop shares a level out instead.
+    """
+    num_threads = torch.get_num_threads()
+    if device.type != "cpu" or num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _block(
-    x: Tensor, labels: Tensor, alpha: float, gamma: float, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Loss and gradient of one block: logits (b, K, s), labels (b, 1, s)."""
-    num_classes = x.shape[1]
-    positive_weight, negative_weight = (1.0, 1.0) if alpha < 0 else (alpha, 1.0 - alpha)
-    weight = (labels >= 0).to(x.dtype).mul_(negative_weight)
-    loss, gradient = _background(x, weight, gamma, with_gradient)
-
-    # A positive anchor's own class is the mirror image: the loss of -x, and minus its gradient.
-    positive = (labels >= 0) & (labels != num_classes)
-    own_class = labels.where(positive, 0)
-    own_weight = positive.to(x.dtype).mul_(positive_weight)
-    own_loss, own_gradient = _background(
-        x.gather(1, own_class).neg_(), own_weight, gamma, with_gradient
+    x: Tensor, labels: Tensor, quality: Tensor | None, terms: _Terms, gradient: Tensor | None
+) -> Tensor:
+    """Sum of one block, logits (b, K, s) and labels (b, 1, s); fills in its gradient."""
+    weight = background_weight(terms.kind, terms.alpha)
+    modulation, softplus, slope = background_factors(x, terms.gamma)
+    ignored = labels < 0
+    positive = (labels < terms.num_classes) & ~ignored
+    on_cpu = x.device.type == "cpu"  # looking costs no wait there, and saves work in most blocks
+    if not on_cpu or bool(ignored.any()):
+        modulation.mul_(~ignored)
+    has_positive = not on_cpu or bool(positive.any())
+    own_class = labels.where(positive, 0) if has_positive else labels
+    if has_positive:  # an anchor's own class is no background
+        others = modulation.gather(1, own_class).masked_fill_(positive, 0)
+        modulation.scatter_(1, own_class, others)
+    if gradient is not None:
+        torch.mul(slope.mul_(modulation), weight, out=slope)
+        gradient.copy_(slope)
+    total = modulation.mul_(softplus).sum() * weight
+    if not has_positive:
+        return total
+    own_loss, own_gradient = own_term(
+        x.gather(1, own_class), quality, kind=terms.kind, alpha=terms.alpha, gamma=terms.gamma
     )
-    loss.scatter_(1, own_class, own_loss.where(positive, loss.gather(1, own_class)))
-    if gradient is not None and own_gradient is not None:
+    if gradient is not None:
+        own_gradient = own_gradient.to(gradient.dtype)
         others = gradient.gather(1, own_class)
-        gradient.scatter_(1, own_class, own_gradient.neg_().where(positive, others))
-    return loss.sum(), gradient
+        gradient.scatter_(1, own_class, torch.where(positive, own_gradient, others))
+    return total + own_loss.where(positive, 0).sum()
 
 
-def _background(
-    x: Tensor, weight: Tensor, gamma: float, with_gradient: bool
+def _compiled_level(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor | None,
+    terms: _Terms,
+    with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`weight * p**gamma * softplus(x)` with p = sigmoid(x), and its derivative.
+    """As `_level`, in one loop that the compiler makes; `_level` itself if it cannot."""
+    scalars = [_scalar(value, logits) for value in (terms.alpha, terms.gamma)]
+    # `data` is no view: the compiler would look at the strides of what it is a view of.
+    labels = labels.to(torch.int32)
+    tensors = [None if tensor is None else tensor.data for tensor in (logits, labels, quality)]
+    try:
+        sums, gradient = _compile()(*tensors, *scalars, terms.kind, with_gradient)
+        return sums.sum().to(_value_dtype(logits)), gradient
+    except Exception as error:
+        if not _is_compiler_fault(error):
+            raise
+        _warn_of_no_compiler(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return _level(logits, labels, quality, terms, with_gradient)
 
-    With softplus' = p and p' = p * (1 - p), the derivative is
-    `weight * p**gamma * (gamma * (1 - p) * softplus(x) + p)`.
+
+@functools.cache
+def _compile() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(_whole_level, dynamic=True, fullgraph=True)
+
+
+def _whole_level(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor | None,
+    alpha: Tensor,
+    gamma: Tensor,
+    kind: ClassLoss,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What is compiled; alpha and gamma are tensors, so that no value of theirs is built in.
+
+    Returns float64 sums over the numbers that lie side by side in memory: a compiled loop adds one
+    number after the other, and a float32 would lose digits.
     """
-    p = torch.sigmoid(x)
-    softplus = F.softplus(x)
-    modulated = p.square() if gamma == 2 else p.pow(gamma)
-    modulated.mul_(weight)
-    loss = modulated * softplus
+    x = at_least_float32(logits)
+    classes = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[:, None]
+    loss, gradient = every_term(x, labels == classes, quality, kind=kind, alpha=alpha, gamma=gamma)
+    ignored = labels < 0
+    sums = loss.masked_fill(ignored, 0).sum(2 if x.shape[2] > 1 else 1, dtype=torch.float64)
     if not with_gradient:
-        return loss, None
-    gradient = modulated.mul_(p)
-    if gamma != 0:
-        # 1 - p as exp(-softplus): exact where p rounds to 1 and softplus is large.
-        gradient.addcmul_(loss, softplus.neg_().exp_(), value=gamma)
-    return loss, gradient
+        return sums, None
+    return sums, gradient.masked_fill(ignored, 0).to(_gradient_dtype(logits))
+
+
+def _scalar(value: Number, like: Tensor) -> Tensor:
+    """A scalar tensor in the precision of the computation, made without a wait for the device."""
+    dtype = _value_dtype(like)
+    if isinstance(value, Tensor):
+        return value.to(device=like.device, dtype=dtype, non_blocking=True)
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def _is_compiler_fault(error: Exception) -> bool:
+    """Whether torch.compile failed, and not the computation."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+@functools.cache
+def _warn_of_no_compiler(reason: str) -> None:
+    logger.warning(
+        "the classification loss could not be compiled and is computed uncompiled (%s). On a CPU, "
+        "torch.compile needs a C++ compiler.",
+        reason,
+    )
 
 
 def _is_dense(level: Tensor) -> bool:
@@ -203,24 +368,32 @@ def _as_maps(level: Tensor, num_classes: int) -> Tensor:
     return level.permute(0, 2, 3, 1).view(-1, num_classes, 1)
 
 
-def _labels_as_maps(labels: Tensor, level: Tensor, num_classes: int) -> Tensor:
-    """Order the labels (N, H * W * A) of a level as `_as_maps` orders its logits: (B, 1, S)."""
+def _like_level(maps: Tensor, level: Tensor) -> Tensor:
+    """View (B, K, S) as the level (N, A * K, H, W) that it was made of; undoes `_as_maps`."""
+    num_images, channels, height, width = level.shape
+    if level.is_contiguous():
+        return maps.view(level.shape)
+    return maps.view(num_images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _rows_as_maps(rows: Tensor, level: Tensor, num_classes: int) -> Tensor:
+    """Order the rows (N, H * W * A) of a level as `_as_maps` orders its logits: (B, 1, S)."""
     if not level.is_contiguous():
-        return labels.reshape(-1, 1, 1)
+        return rows.reshape(-1, 1, 1)
     num_images, channels, height, width = level.shape
     num_anchors, num_cells = channels // num_classes, height * width
-    by_anchor = labels.view(num_images, num_cells, num_anchors).transpose(1, 2)
+    by_anchor = rows.view(num_images, num_cells, num_anchors).transpose(1, 2)
     return by_anchor.reshape(num_images * num_anchors, 1, num_cells)
 
 
-def _gradient_dtype(level: Tensor) -> torch.dtype:
+def _gradient_dtype(logits: Tensor) -> torch.dtype:
     """That of the logits, except for float16, whose range the unscaled gradient would leave."""
-    return torch.float32 if level.dtype == torch.float16 else level.dtype
+    return torch.float32 if logits.dtype == torch.float16 else logits.dtype
 
 
-def _value_dtype(logits: Sequence[Tensor]) -> torch.dtype:
+def _value_dtype(logits: Tensor) -> torch.dtype:
     """float64 for float64 logits, else float32."""
-    return torch.float64 if logits and logits[0].dtype == torch.float64 else torch.float32
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _check(logits: Sequence[Tensor], labels: Tensor, num_classes: int) -> None:

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from retina_ray.ops.boxes import at_least_float32, paired_overlap
 
-__all__ = ["ciou_loss", "diou_loss", "giou_loss", "sigmoid_focal_loss", "smooth_l1_loss"]
+__all__ = [
+    "ciou_loss",
+    "diou_loss",
+    "giou_loss",
+    "quality_focal_loss",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+    "varifocal_loss",
+]
 
 # Smallest divisor, in square pixels (IoU losses) or pixels (aspect ratio). Only pairs without any
 # extent are below it, so all others get the exact formula.
@@ -56,6 +64,78 @@ def sigmoid_focal_loss(
     elif alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
     return loss.sum()
+
+
+def quality_focal_loss(logits: Tensor, targets: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss (Generalized Focal Loss, arXiv:2006.04388, equation 2).
+
+    `-|y - sigma|**beta * ((1 - y) * log(1 - sigma) + y * log(sigma))` with sigma = sigmoid(logit)
+    and y the quality to be learnt: the IoU of the predicted box for a positive anchor's own class,
+    0 for everything else. The loss is 0 at sigma = y. For y of 0 or 1 it is the focal loss with
+    gamma = beta and without alpha.
+
+    This is the definition, for reading and for tests.
+
+    Args:
+        logits: any shape.
+        targets: y in [0, 1], same shape; they are a constant in the gradient.
+        beta: how fast easy examples lose weight, >= 0; the paper takes 2. Below 1 the loss has a
+            cusp at sigma = y; the gradient there is 0.
+
+    Returns:
+        The sum, a scalar.
+    """
+    logits = at_least_float32(logits)
+    targets = targets.detach().to(logits.dtype)
+    loss = _soft_cross_entropy(logits, targets)
+    if beta == 0:
+        return loss.sum()
+    distance = (targets - torch.sigmoid(logits)).abs()
+    if beta >= 1:
+        return (distance.pow(beta) * loss).sum()
+    # The derivative of the power is infinite at 0, and overflows below the smallest normal number.
+    apart = distance > torch.finfo(distance.dtype).tiny
+    return (distance.where(apart, 1.0).pow(beta).where(apart, 0.0) * loss).sum()
+
+
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Varifocal loss (VarifocalNet, arXiv:2008.13367, equation 2).
+
+    With p = sigmoid(logit): `-q * (q * log(p) + (1 - q) * log(1 - p))` where q > 0, and
+    `-alpha * p**gamma * log(1 - p)` where q = 0. q is the IoU of the predicted box for a positive
+    anchor's own class and 0 for everything else: only negatives lose weight by being easy, and
+    positives weigh by their quality.
+
+    This is the definition, for reading and for tests.
+
+    Args:
+        logits: any shape.
+        targets: q in [0, 1], same shape; they are a constant in the gradient.
+        alpha: weight of the negatives in [0, 1] (0.75 in the paper), or negative for no weighting,
+            which is 1.
+        gamma: focusing exponent of the negatives >= 0; the paper takes 2.
+
+    Returns:
+        The sum, a scalar.
+    """
+    logits = at_least_float32(logits)
+    targets = targets.detach().to(logits.dtype)
+    positive = targets * _soft_cross_entropy(logits, targets)
+    # p**gamma as exp(gamma * log(p)) with log(p) = -softplus(-x): no power of 0.
+    negative = torch.exp(-gamma * F.softplus(-logits)) * F.softplus(logits)
+    if alpha >= 0:
+        negative = negative * alpha
+    return torch.where(targets > 0, positive, negative).sum()
+
+
+def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """`-(y * log(p) + (1 - y) * log(1 - p))` elementwise, p = sigmoid(logit), y in [0, 1].
+
+    As -log(p) = softplus(-x) and -log(1 - p) = softplus(x), no logarithm of 0 appears.
+    """
+    return targets * F.softplus(-logits) + (1 - targets) * F.softplus(logits)
 
 
 def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float) -> Tensor:

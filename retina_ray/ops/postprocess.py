@@ -1,21 +1,36 @@
 """From head outputs to detections (Focal Loss paper, arXiv:1708.02002, section 4, "Inference").
 
-Shapes: N images, A anchors a cell, K classes, H and W cells of a level, C candidates, D detections.
+Shapes: N images, A anchors a cell, K classes, H and W cells of a level, C candidates; D numbers
+make a box, 4 or 5.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
-from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.boxes import clip_boxes, is_proper
+from retina_ray.ops.rotated_boxes import is_proper_rotated
+from retina_ray.ops.rotated_nms import batched_rotated_nms
 from retina_ray.structures import Detections, HeadOutputs
 
-__all__ = ["select_detections"]
+__all__ = ["Coder", "select_detections"]
+
+
+class Coder(Protocol):
+    """What turns boxes (..., D) into deltas (..., D) from reference boxes, and back."""
+
+    def encode(self, reference: Tensor, target: Tensor) -> Tensor:
+        """Deltas that lead from the reference boxes to the target boxes."""
+        ...
+
+    def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
+        """Boxes that the deltas lead to."""
+        ...
 
 
 @torch.no_grad()
@@ -23,7 +38,7 @@ def select_detections(
     outputs: HeadOutputs,
     image_sizes: Tensor,
     *,
-    coder: BoxCoder,
+    coder: Coder,
     score_threshold: float = 0.05,
     topk_per_level: int = 1000,
     nms_threshold: float = 0.5,
@@ -34,16 +49,17 @@ def select_detections(
     Per level, the best `topk_per_level` (anchor, class) pairs whose score is above the threshold
     are decoded and clipped to the image; boxes of which nothing is left are dropped. Over all
     levels, class by class, a box goes when it overlaps a better one by more than the NMS threshold.
-    The best `max_detections` remain.
+    The best `max_detections` remain. Rotated boxes are not clipped: they may reach outside.
 
     Scores are float32 sigmoids whatever the type of the logits. A NaN logit is below any threshold
-    and a box with a NaN is dropped, so neither yields a detection. Equal scores keep their order,
-    so the same outputs always give the same detections.
+    and a box with a NaN is dropped, so neither yields a detection. Equal scores keep their order
+    (level, cell, anchor, class), so the same outputs always give the same detections, whatever
+    their memory format.
 
     Args:
         outputs: of the model, for N images.
         image_sizes: (N, 2) height and width of each image without padding, in pixels.
-        coder: what turns deltas into boxes.
+        coder: what turns deltas into boxes of D numbers.
         score_threshold: scores must be above this.
         topk_per_level: pairs that a level may contribute.
         nms_threshold: largest IoU of two detections of one class.
@@ -67,10 +83,13 @@ def select_detections(
             )
         ]
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        boxes = clip_boxes(boxes, image_size)
-        kept = is_proper(boxes)
+        if boxes.shape[-1] == 4:
+            boxes = clip_boxes(boxes, image_size)
+            kept = is_proper(boxes)
+        else:
+            kept = is_proper_rotated(boxes)
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        best = batched_nms(boxes, scores, labels, nms_threshold)[:max_detections]
+        best = _suppress(boxes, scores, labels, nms_threshold, max_detections)
         results.append(Detections(boxes[best], scores[best], labels[best]))
     return results
 
@@ -79,7 +98,7 @@ def _candidates(
     logits: Tensor,
     deltas: Tensor,
     anchors: Tensor,
-    coder: BoxCoder,
+    coder: Coder,
     score_threshold: float,
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,34 +106,91 @@ def _candidates(
 
     Args:
         logits: (A * K, H, W).
-        deltas: (A * 4, H, W).
-        anchors: (H * W * A, 4).
+        deltas: (A * D, H, W).
+        anchors: (H * W * A, D).
         coder: what turns deltas into boxes.
         score_threshold: scores must be above this.
         topk: largest number of pairs.
 
     Returns:
-        Boxes (C, 4), scores (C,) from high to low, labels (C,); C <= topk.
+        Boxes (C, D), scores (C,) from high to low, labels (C,); C <= topk.
     """
-    num_cells = logits.shape[1] * logits.shape[2]
-    num_anchors = deltas.shape[0] // 4
+    box_dim = anchors.shape[-1]
+    num_anchors = deltas.shape[0] // box_dim
     num_classes = logits.shape[0] // num_anchors
-    flat = logits.flatten()
-    index = (flat > _logit_below(score_threshold)).nonzero().squeeze(1)
-    scores = flat[index].float().sigmoid()
-    above = scores > score_threshold
-    index, scores = index[above], scores[above]
+    cell, anchor, label, logit = _above(logits, num_anchors, _logit_below(score_threshold))
+    scores = logit.float().sigmoid()
+    index = ((cell * num_anchors + anchor) * num_classes + label)[scores > score_threshold]
+    scores = scores[scores > score_threshold]
     if len(scores) > topk:
         reachable = scores >= scores.topk(topk).values[-1]
         index, scores = index[reachable], scores[reachable]
-    scores, order = scores.sort(descending=True, stable=True)
+    index, order = index.sort()
+    scores, order = scores[order].sort(descending=True, stable=True)
     scores, index = scores[:topk], index[order[:topk]]
 
-    channel, cell = index // num_cells, index % num_cells
-    anchor, label = channel // num_classes, channel % num_classes
-    chosen = deltas.reshape(num_anchors, 4, num_cells)[anchor, :, cell]
-    boxes = coder.decode(chosen.float(), anchors[cell * num_anchors + anchor])
-    return boxes, scores, label
+    row, label = index // num_classes, index % num_classes
+    cell, anchor = row // num_anchors, row % num_anchors
+    y, x = cell // logits.shape[2], cell % logits.shape[2]
+    chosen = deltas.unflatten(0, (num_anchors, box_dim))[anchor, :, y, x]
+    return coder.decode(chosen.float(), anchors[row]), scores, label
+
+
+def _above(
+    logits: Tensor, num_anchors: int, lowest: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the logits (A * K, H, W) above a value.
+
+    Most anchors have none: one pass takes each anchor's largest logit, and only those anchors are
+    looked into.
+
+    Returns:
+        Cell y * W + x, anchor, class and logit, (C,) each, in no order.
+    """
+    if logits.is_contiguous():
+        maps = logits.view(num_anchors, -1, logits.shape[1] * logits.shape[2])  # (A, K, H * W)
+        # Not "greater", so that a NaN does not hide the other classes.
+        anchor, cell = (~(maps.amax(1) <= lowest)).nonzero(as_tuple=True)
+        rows = maps[anchor, :, cell]
+    else:
+        maps = logits.permute(1, 2, 0).flatten(0, 1).unflatten(1, (num_anchors, -1))  # (H*W, A, K)
+        cell, anchor = (~(maps.amax(2) <= lowest)).nonzero(as_tuple=True)
+        rows = maps[cell, anchor]
+    found, label = (rows > lowest).nonzero(as_tuple=True)
+    return cell[found], anchor[found], label, rows[found, label]
+
+
+def _suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, limit: int
+) -> Tensor:
+    """Class-wise non-maximum suppression; the indices of the best `limit` boxes that remain.
+
+    Whether a box remains depends on better ones only, so it starts with the best few, and goes on
+    with more only where too few of them remain.
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    count = 4 * limit
+    while True:
+        best = order[:count]
+        if boxes.shape[-1] == 4:
+            kept = _nms(boxes[best], scores[best], labels[best], threshold)
+        else:
+            kept = batched_rotated_nms(boxes[best], scores[best], labels[best], threshold)
+        if len(kept) >= limit or count >= len(order):
+            return best[kept[:limit]]
+        count *= 4
+
+
+def _nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Class-wise suppression of sorted boxes, in one call for all classes.
+
+    Each class is moved to a place of its own; in float64, so that no coordinate loses a digit.
+    """
+    if len(boxes) == 0:
+        return labels
+    boxes = boxes.double()
+    apart = labels.to(boxes)[:, None] * (boxes.amax() + 1)
+    return nms(boxes + apart, scores.double(), threshold)
 
 
 def _logit_below(score: float) -> float:

@@ -18,6 +18,13 @@ def idle_paths(config: ExperimentConfig) -> set[str]:
     """Dotted paths of the settings that nothing reads in this configuration."""
     loss, optimizer, schedule = config.loss, config.optimizer, config.schedule
     rules = {
+        "matcher.low": config.matcher.method != "iou",
+        "matcher.high": config.matcher.method == "atss",
+        "matcher.allow_low_quality": config.matcher.method != "iou",
+        "matcher.atss_topk": config.matcher.method != "atss",
+        "model.anchors.angles_deg": config.model.box_type != "rotated",
+        "model.angle_weight": config.model.box_type != "rotated",
+        "loss.focal_alpha": loss.cls_loss == "quality_focal",
         "loss.smooth_l1_beta": loss.box_loss != "smooth_l1",
         "loss.normalizer_momentum": loss.normalizer != "ema",
         "loss.normalizer_initial": loss.normalizer != "ema",
@@ -33,7 +40,7 @@ def idle_paths(config: ExperimentConfig) -> set[str]:
         "model.top_input": config.model.max_level == 5,
     }
     idle = {path for path, switched_off in rules.items() if switched_off}
-    return idle | {"tracking", "train.log_every_steps", "train.max_failures"}
+    return idle | {"tracking", "train.log_every_steps", "train.max_failures", "train.compile"}
 
 
 def effective_settings(config: ExperimentConfig) -> dict[str, Any]:

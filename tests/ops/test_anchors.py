@@ -1,6 +1,7 @@
 """Shapes: A anchors a cell, H and W cells."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -84,6 +85,28 @@ def test_the_default_config_has_the_papers_anchors():
     areas = (generator.cell_anchors[0][:, 2:] * 2).prod(1)
     octaves = torch.tensor([32.0**2 * 2 ** (2 * i / 3) for i in range(3)]).repeat_interleave(3)
     torch.testing.assert_close(areas, octaves)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_every_anchor_of_the_default_config_by_hand(offset):
+    """Bit by bit: IoUs that are equal must stay equal."""
+    config = ModelConfig(anchors=AnchorConfig(offset=offset))
+    grids = [(7, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    for level, found in enumerate(AnchorGenerator.from_config(config)(grids)):
+        height, width = grids[level]
+        stride, rows = 8 * 2**level, []
+        for octave in range(3):
+            size = 32 * 2**level * 2 ** (octave / 3)
+            for ratio in (0.5, 1.0, 2.0):
+                w = math.sqrt(size**2 / ratio)
+                rows.append([-w / 2, -ratio * w / 2, w / 2, ratio * w / 2])
+        around_origin = torch.tensor(rows)
+        expected = [
+            around_origin + torch.tensor([(x + offset) * stride, (y + offset) * stride] * 2)
+            for y in range(height)
+            for x in range(width)
+        ]
+        assert torch.equal(found, torch.cat(expected))
 
 
 def test_empty_grid():

@@ -35,6 +35,34 @@ def test_equals_torchvision_both_ways(weights):
     )
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 20.0, 5.0, 2.5)])
+def test_equals_the_formulas_in_float64(weights):
+    coder, reference, target = BoxCoder(weights), random_boxes(30, 6), random_boxes(30, 7)
+    deltas = torch.randn(30, 4, generator=torch.Generator().manual_seed(8)) * 3
+    encoded, decoded = coder.encode(reference, target), coder.decode(deltas, reference)
+    for i, (a, b, d) in enumerate(
+        zip(reference.tolist(), target.tolist(), deltas.tolist(), strict=True)
+    ):
+        for axis in (0, 1):
+            side, middle = a[axis + 2] - a[axis], (a[axis + 2] + a[axis]) / 2
+            wanted_side, wanted_middle = b[axis + 2] - b[axis], (b[axis + 2] + b[axis]) / 2
+            shift, growth = weights[axis], weights[axis + 2]
+            assert encoded[i, axis].item() == pytest.approx(
+                shift * (wanted_middle - middle) / side, rel=1e-4, abs=1e-6
+            )
+            assert encoded[i, axis + 2].item() == pytest.approx(
+                growth * math.log(wanted_side / side), rel=1e-4, abs=1e-6
+            )
+            new_middle = middle + d[axis] / shift * side
+            new_side = side * math.exp(min(d[axis + 2] / growth, math.log(1000 / 16)))
+            assert decoded[i, axis].item() == pytest.approx(
+                new_middle - new_side / 2, rel=1e-5, abs=1e-2
+            )
+            assert decoded[i, axis + 2].item() == pytest.approx(
+                new_middle + new_side / 2, rel=1e-5, abs=1e-2
+            )
+
+
 def test_round_trip_in_float64():
     reference, target = random_boxes(50, 2).double(), random_boxes(50, 3).double()
     coder = BoxCoder((3, 4, 5, 6))

@@ -5,7 +5,9 @@ import torch
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
 from retina_ray.ops import matcher as matcher_module
+from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.boxes import box_iou
+from retina_ray.ops.grid_iou import grid_axes, in_row_order
 from retina_ray.ops.matcher import Matcher
 
 
@@ -130,7 +132,14 @@ def test_blocks_of_boxes_give_what_one_table_gives(monkeypatch, block, low_quali
     assert match.positive[2].any()
     assert not match.positive[1].any()
     # What a GPU does: several images at once, without looking at the padding.
-    together = matcher._decide(*matcher._reduce_in_blocks(boxes, anchors, max(1, block // 100)))
+    together = matcher._decide(
+        *matcher._reduce_in_blocks(
+            boxes,
+            len(anchors),
+            block,
+            lambda rows: box_iou(rows.flatten(0, 1), anchors).view(*rows.shape[:2], -1),
+        )
+    )
     for a, b in zip(together, match, strict=True):
         assert torch.equal(a, b)
 
@@ -144,11 +153,93 @@ def test_match_boxes_without_images_boxes_or_anchors():
     assert matcher.match_boxes(torch.rand(2, 3, 4), torch.zeros(0, 4)).index.shape == (2, 0)
 
 
+def make_grid(offset: float = 0.5) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+    grids = [(12, 15), (6, 8), (3, 4), (1, 2)]
+    sizes = [(16, 20), (32, 40), (64, 80), (128, 160)]
+    generator = AnchorGenerator(sizes, (0.5, 1, 2), (8, 16, 32, 64), offset)
+    return generator(grids), grids
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_grid_gives_what_the_whole_table_gives(seed, offset, low_quality):
+    anchors, grids = make_grid(offset)
+    boxes = random_boxes((4, 20), seed, side=90.0) - 10
+    boxes[0, 7:] = 0  # padding
+    boxes[1] = 0
+    boxes[2, 3] = boxes[2, 5]  # equal boxes: the first one wins
+    boxes[2, 6] = anchors[0][40]  # an IoU of 1
+    boxes[2, 7] = torch.tensor([500.0, 500, 510, 520])  # overlaps no anchor
+    boxes[3, 0] = torch.tensor([-50.0, -50, 400, 400])  # overlaps all of them
+    boxes[3, 1] = torch.tensor([float("nan"), 0, 10, 10])
+    boxes[3, 2] = torch.tensor([30.0, 30, 30, 40])  # no area
+    matcher = Matcher(allow_low_quality=low_quality)
+    match = matcher.match_grid(boxes, anchors, grids)
+    flat = torch.cat(anchors)
+    for i in range(4):
+        table = matcher(box_iou(boxes[i], flat))
+        assert torch.equal(match.positive[i], table.positive)
+        assert torch.equal(match.ignored[i], table.ignored)
+        assert torch.equal(match.index[i][table.positive], table.index[table.positive])
+    assert match.positive.any(1).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("block", [1, 1000, 10**7])
+def test_a_grid_on_a_gpu_is_matched_as_on_a_cpu(block):
+    anchors, grids = make_grid()
+    boxes = random_boxes((3, 9), 5, side=60.0)
+    boxes[1, 2:] = 0
+    matcher = Matcher()
+    axes = [grid_axes(level, *grid) for level, grid in zip(anchors, grids, strict=True)]
+    parts = matcher._reduce_in_blocks(
+        boxes, sum(map(len, anchors)), block, lambda rows: matcher_module._whole_table(rows, axes)
+    )
+    dense = matcher._decide(*(in_row_order(part, axes) for part in parts))
+    ours = matcher.match_grid(boxes, anchors, grids)
+    for a, b in zip(dense, ours, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_grid_without_images_boxes_or_cells():
+    anchors, grids = make_grid()
+    num_anchors = sum(map(len, anchors))
+    assert Matcher().match_grid(torch.zeros(0, 3, 4), anchors, grids).index.shape[0] == 0
+    empty = Matcher().match_grid(torch.zeros(2, 0, 4), anchors, grids)
+    assert empty.index.shape == (2, num_anchors)
+    assert not empty.positive.any()
+    boxes = random_boxes((1, 3), 1)
+    without = Matcher().match_grid(boxes, [anchors[0], torch.zeros(0, 4)], [grids[0], (0, 5)])
+    alone = Matcher().match_grid(boxes, anchors[:1], grids[:1])
+    assert torch.equal(without.positive, alone.positive)
+    with pytest.raises(ValueError, match="do not fill a grid of 7 x 3"):
+        grid_axes(anchors[0], 7, 3)
+
+
+def test_anchors_that_are_no_grid_are_matched_one_by_one():
+    anchors, boxes = random_boxes((60,), 1), random_boxes((2, 5), 2)
+    ours = Matcher().match_grid(boxes, [anchors[:48], anchors[48:]], [(6, 8), (3, 4)])
+    for a, b in zip(ours, Matcher().match_boxes(boxes, anchors), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_thousand_boxes_an_image():
+    anchors, grids = make_grid()
+    boxes = random_boxes((2, 1000), 3)
+    match = Matcher().match_grid(boxes, anchors, grids)
+    table = Matcher()(box_iou(boxes[1], torch.cat(anchors)))
+    assert torch.equal(match.positive[1], table.positive)
+    assert torch.equal(match.index[1][table.positive], table.index[table.positive])
+
+
 def test_nothing_depends_on_values_that_a_gpu_would_have_to_send():
     # Meta tensors have no values, so anything that looked at one would raise here.
     boxes = torch.zeros(3, 5, 4, device="meta")
     anchors = torch.zeros(70, 4, device="meta")
     assert Matcher().match_boxes(boxes, anchors).index.shape == (3, 70)
+    levels, grids = make_grid()
+    levels = [level.to("meta") for level in levels]
+    assert Matcher().match_grid(boxes, levels, grids).index.shape == (3, sum(map(len, levels)))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.6, 0.5), (-0.1, 0.5), (0.4, 1.1)])

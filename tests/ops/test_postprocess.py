@@ -11,6 +11,7 @@ from torchvision.ops import nms
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.postprocess import select_detections
+from retina_ray.ops.rotated_coder import RotatedBoxCoder
 from retina_ray.structures import HeadOutputs
 
 NAN = float("nan")
@@ -251,12 +252,52 @@ def test_equal_scores_are_cut_in_a_fixed_order():
         [torch.zeros_like(x) for x in outputs.logits], outputs.deltas, outputs.anchors
     )
     options = {"coder": BoxCoder(), "topk_per_level": 10, "max_detections": 20}
-    first, again = (select_detections(equal, SIZES, **options) for _ in range(2))
+    by_channel = HeadOutputs(
+        [x.contiguous(memory_format=torch.channels_last) for x in equal.logits],
+        [x.contiguous(memory_format=torch.channels_last) for x in equal.deltas],
+        equal.anchors,
+    )
+    first, again, other_format = (
+        select_detections(o, SIZES, **options) for o in (equal, equal, by_channel)
+    )
     assert len(first[0]) > 0
-    for a, b in zip(first, again, strict=True):
+    for a, b, c in zip(first, again, other_format, strict=True):
         assert torch.equal(a.boxes, b.boxes)
         assert torch.equal(a.labels, b.labels)
-    assert all(result.labels.max() == 0 for result in first)  # channels come first
+        assert torch.equal(a.boxes, c.boxes)
+        assert torch.equal(a.labels, c.labels)
+    # Ten pairs a level are the four classes of its first anchors, from the first level on.
+    assert first[0].labels[:4].tolist() == [0, 1, 2, 3]
+
+
+def test_suppression_goes_on_until_enough_remain():
+    # 41 boxes upon each other of high scores, then 9 apart: the first look, at 4 * 10, finds one.
+    same = torch.tensor([[10.0, 10, 50, 50]]).repeat(41, 1)
+    apart = torch.tensor([[100.0 * i, 0, 100.0 * i + 20, 20] for i in range(1, 10)])
+    boxes = torch.cat((same, apart))
+    logits = torch.linspace(4, 1, 50)
+    outputs = HeadOutputs([logits.view(1, 1, 1, 50)], [torch.zeros(1, 4, 1, 50)], [boxes])
+    result = select_one(outputs, size=(1000, 1000), max_detections=10)
+    torch.testing.assert_close(result.boxes, torch.cat((same[:1], apart)))
+    assert len(select_one(outputs, size=(1000, 1000), max_detections=3)) == 3
+
+
+def test_a_nan_does_not_hide_the_other_classes_of_its_anchor():
+    result = select_one(one_anchor([NAN, 2.0, -9.0]))
+    assert result.labels.tolist() == [1]
+
+
+def test_rotated_boxes_are_neither_clipped_nor_suppressed_as_if_aligned():
+    # Two bars through one centre, at right angles: their enclosing boxes overlap, they hardly do.
+    anchors = torch.tensor([[0.0, 20, 60, 6, 45], [0.0, 20, 60, 6, -45], [0.0, 20, 60, 7, 45]])
+    outputs = HeadOutputs(
+        [torch.tensor([3.0, 2.0, 1.0]).view(1, 1, 1, 3)], [torch.zeros(1, 5, 1, 3)], [anchors]
+    )
+    (result,) = select_detections(
+        outputs, torch.tensor([[40, 40]]), coder=RotatedBoxCoder(symmetry_deg=90)
+    )
+    torch.testing.assert_close(result.boxes, anchors[:2])
+    assert result.labels.tolist() == [0, 0]
 
 
 def test_no_gradient_is_tracked():

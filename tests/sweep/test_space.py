@@ -106,6 +106,29 @@ def test_a_parameter_that_another_one_switches_on_passes():
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({}, {"matcher.atss_topk", "model.anchors.angles_deg", "model.angle_weight"}),
+        (
+            {"matcher.method": "atss"},
+            {"matcher.low", "matcher.high", "matcher.allow_low_quality"},
+        ),
+        ({"matcher.method": "best"}, {"matcher.low", "matcher.allow_low_quality"}),
+        ({"loss.cls_loss": "quality_focal"}, {"loss.focal_alpha"}),
+        ({"train.compile": "loss"}, {"train.compile"}),
+    ],
+)
+def test_what_a_choice_switches_off(changes, idle):
+    config = with_overrides(SMALL, changes)
+    about = ("matcher.", "loss.focal", "model.", "train.compile")
+    found = {path for path in idle_paths(config) if path.startswith(about)}
+    expected = idle | {"train.compile"}
+    if "matcher.method" not in changes or changes["matcher.method"] == "best":
+        expected |= {"matcher.atss_topk"}
+    assert found == expected | {"model.anchors.angles_deg", "model.angle_weight"}
+
+
 def test_tracking_is_no_parameter():
     assert (
         "no effect"
