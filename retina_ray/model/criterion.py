@@ -1,9 +1,10 @@
-"""The training loss: assign anchors to boxes, then focal loss and box loss over a normaliser.
+"""The training loss: assign anchors to boxes, then class loss and box loss over a normaliser.
 
 Apart from the model, so that a model is a function of images only and the loss can be studied and
 changed by itself.
 
-Shapes: N images, M boxes, A anchors a cell, K classes, R anchors in all, P positive anchors.
+Shapes: N images, M boxes, A anchors a cell, K classes, R anchors in all, P positive anchors; D
+numbers make a box: 4, or 5 with an angle.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from retina_ray.config import ConfigError, ExperimentConfig
-from retina_ray.ops.box_coder import BoxCoder
-from retina_ray.ops.boxes import is_proper
-from retina_ray.ops.focal import pyramid_focal_loss
+from retina_ray.model.assignment import Assigner, Assignment, assign, make_matcher
+from retina_ray.model.box_pairs import BoxPairs, all_rows, positive_rows
+from retina_ray.model.coders import Coder, make_coder
+from retina_ray.ops.boxes import paired_iou
+from retina_ray.ops.class_terms import ClassLoss
+from retina_ray.ops.focal import pyramid_class_loss
 from retina_ray.ops.losses import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
-from retina_ray.ops.matcher import Matcher
+from retina_ray.ops.rotated_boxes import paired_rotated_iou
 from retina_ray.structures import HeadOutputs, Targets
 
 __all__ = ["RetinaNetCriterion"]
@@ -27,9 +31,11 @@ __all__ = ["RetinaNetCriterion"]
 BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
 Normalizer = Literal["ema", "batch"]
 
+_IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
 
 class RetinaNetCriterion(nn.Module):
-    """Focal loss over all anchors and box loss over the positive ones, both over a normaliser.
+    """Class loss over all anchors and box loss over the positive ones, both over a normaliser.
 
     The normaliser is the number of positive anchors of a step over *all* workers, at least 1,
     smoothed over the steps or not. As DDP averages gradients over W workers, each worker's loss is
@@ -40,7 +46,8 @@ class RetinaNetCriterion(nn.Module):
     on every worker. In evaluation mode it is used and not changed, and workers do not wait for each
     other (they may evaluate different numbers of batches).
 
-    A call makes no tensor of size N * R * K beyond the gradient, and never waits for a GPU.
+    A call makes no tensor of size N * R * K beyond the gradient, and never waits for a GPU (but for
+    rotated boxes, whose exact overlap is computed only for the pairs that come near each other).
     """
 
     normalizer: Tensor
@@ -49,16 +56,18 @@ class RetinaNetCriterion(nn.Module):
         self,
         *,
         num_classes: int,
-        matcher: Matcher,
-        coder: BoxCoder,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
+        matcher: Assigner,
+        coder: Coder,
+        cls_loss: ClassLoss = "focal",
+        focal_alpha: float | Tensor = 0.25,
+        focal_gamma: float | Tensor = 2.0,
         box_loss: BoxLoss = "smooth_l1",
         smooth_l1_beta: float = 0.1,
         box_loss_weight: float = 1.0,
         normalizer: Normalizer = "ema",
         normalizer_momentum: float = 0.9,
         normalizer_initial: float = 100.0,
+        compile_loss: bool = False,
     ) -> None:
         """Make a criterion.
 
@@ -66,20 +75,25 @@ class RetinaNetCriterion(nn.Module):
             num_classes: K.
             matcher: decides which anchors learn which box.
             coder: turns boxes into regression targets, and deltas into boxes.
-            focal_alpha: weight of the positives in the focal loss; negative for no weighting.
-            focal_gamma: focusing exponent of the focal loss.
+            cls_loss: focal loss; or quality focal loss or varifocal loss, where a positive anchor's
+                score learns the IoU of its predicted box with the true one.
+            focal_alpha: weight of the positives in the focal loss, of the background in the
+                varifocal loss; negative for no weighting.
+            focal_gamma: focusing exponent of the class loss.
             box_loss: smooth-L1 on deltas, or GIoU, DIoU or CIoU on decoded boxes.
             smooth_l1_beta: where smooth-L1 turns linear, in deltas; 0 is L1.
             box_loss_weight: factor on the box loss.
             normalizer: smoothed over the steps ("ema", as detectron2) or of the step ("batch").
             normalizer_momentum: weight of the past in the smoothing.
             normalizer_initial: number of positives that the smoothing starts from.
+            compile_loss: let torch.compile make one loop of the class loss.
 
         Raises:
-            ValueError: if `box_loss` or `normalizer` is none of the above.
+            ValueError: if `cls_loss`, `box_loss` or `normalizer` is none of the above.
         """
         super().__init__()
         for name, value, known in (
+            ("cls_loss", cls_loss, get_args(ClassLoss)),
             ("box_loss", box_loss, get_args(BoxLoss)),
             ("normalizer", normalizer, get_args(Normalizer)),
         ):
@@ -88,6 +102,7 @@ class RetinaNetCriterion(nn.Module):
         self.num_classes = num_classes
         self.matcher = matcher
         self.coder = coder
+        self.cls_loss: ClassLoss = cls_loss
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.box_loss = box_loss
@@ -95,11 +110,12 @@ class RetinaNetCriterion(nn.Module):
         self.box_loss_weight = box_loss_weight
         self.is_smoothed = normalizer == "ema"
         self.normalizer_momentum = normalizer_momentum
+        self.compile_loss = compile_loss
         self.register_buffer("normalizer", torch.tensor(float(normalizer_initial)))
 
     @classmethod
     def from_config(cls, config: ExperimentConfig) -> RetinaNetCriterion:
-        """The criterion that `config.model`, `config.matcher` and `config.loss` describe.
+        """The criterion that `config.model`, `.matcher`, `.loss` and `.train.compile` describe.
 
         Raises:
             ConfigError: if the number of classes has not been taken from the data set yet.
@@ -109,11 +125,12 @@ class RetinaNetCriterion(nn.Module):
             raise ConfigError(
                 [("model.num_classes", "null: set it to the data set's number of classes first")]
             )
-        matching, loss = config.matcher, config.loss
+        loss = config.loss
         return cls(
             num_classes=num_classes,
-            matcher=Matcher(matching.low, matching.high, matching.allow_low_quality),
-            coder=BoxCoder(config.model.box_weights),
+            matcher=make_matcher(config.matcher),
+            coder=make_coder(config.model),
+            cls_loss=loss.cls_loss,
             focal_alpha=loss.focal_alpha,
             focal_gamma=loss.focal_gamma,
             box_loss=loss.box_loss,
@@ -122,6 +139,7 @@ class RetinaNetCriterion(nn.Module):
             normalizer=loss.normalizer,
             normalizer_momentum=loss.normalizer_momentum,
             normalizer_initial=loss.normalizer_initial,
+            compile_loss=config.train.compile != "none",
         )
 
     def forward(self, outputs: HeadOutputs, targets: Targets) -> dict[str, Tensor]:
@@ -138,53 +156,27 @@ class RetinaNetCriterion(nn.Module):
             ValueError: if targets and outputs do not fit each other, or (seen on the CPU only) a
                 label is K or more.
         """
-        labels, matched_boxes = self.assign(outputs.anchors, targets)
-        positive = (labels >= 0) & (labels != self.num_classes)
-        scale = self._loss_scale(positive)
-        loss_cls = pyramid_focal_loss(
+        assignment = self.assign(outputs, targets)
+        scale = self._loss_scale(assignment.positive)
+        pairs = self._pairs(outputs, assignment)
+        loss_cls = pyramid_class_loss(
             outputs.logits,
-            labels,
+            assignment.labels,
+            self._quality(pairs, assignment),
             num_classes=self.num_classes,
+            kind=self.cls_loss,
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
+            compiled=self.compile_loss,
         )
-        loss_box_reg = self._box_loss_sum(outputs, matched_boxes, positive)
         return {
             "loss_cls": loss_cls * scale,
-            "loss_box_reg": loss_box_reg * (scale * self.box_loss_weight),
+            "loss_box_reg": self._box_loss_sum(pairs) * (scale * self.box_loss_weight),
         }
 
-    @torch.no_grad()
-    def assign(self, anchors: list[Tensor], targets: Targets) -> tuple[Tensor, Tensor]:
-        """What each anchor is to learn.
-
-        Padding, and boxes without area or with a NaN or an infinity, match nothing.
-
-        Args:
-            anchors: per level (R_l, 4).
-            targets: true boxes of N images.
-
-        Returns:
-            Labels (N, R) int64: 0 to K-1 for positive anchors, K for background, -1 for ignored
-            ones; and the boxes (N, R, 4) float32 to be learnt, of no meaning unless positive.
-        """
-        flat_anchors = torch.cat(anchors)
-        boxes = targets.boxes.to(flat_anchors.dtype)
-        on_cpu = targets.labels.device.type == "cpu"
-        if on_cpu and bool((targets.labels >= self.num_classes).any()):
-            raise ValueError(
-                f"targets: label {int(targets.labels.max())} found, expected 0 to "
-                f"{self.num_classes - 1} (-1 for padding); is model.num_classes that of the data?"
-            )
-        usable = (targets.labels >= 0) & is_proper(boxes)
-        boxes = boxes.masked_fill(~usable[..., None], 0.0)
-        match = self.matcher.match_boxes(boxes, flat_anchors)
-        if boxes.shape[1] == 0:
-            labels = torch.full_like(match.index, self.num_classes)
-            return labels, boxes.new_zeros(*labels.shape, 4)
-        labels = targets.labels.gather(1, match.index)
-        labels = labels.where(match.positive, self.num_classes).masked_fill(match.ignored, -1)
-        return labels, boxes.gather(1, match.index[..., None].expand(-1, -1, 4))
+    def assign(self, outputs: HeadOutputs, targets: Targets) -> Assignment:
+        """What each anchor is to learn; see `retina_ray.model.assignment.assign`."""
+        return assign(outputs, targets, matcher=self.matcher, num_classes=self.num_classes)
 
     @torch.no_grad()
     def _loss_scale(self, positive: Tensor) -> Tensor:
@@ -203,59 +195,31 @@ class RetinaNetCriterion(nn.Module):
             return 1 / num_positive.clamp_(min=1)
         return num_workers / self.normalizer
 
-    def _box_loss_sum(
-        self, outputs: HeadOutputs, matched_boxes: Tensor, positive: Tensor
-    ) -> Tensor:
-        """Sum of the box loss over the positive anchors.
+    def _pairs(self, outputs: HeadOutputs, assignment: Assignment) -> BoxPairs:
+        """Deltas, anchors and true boxes of the positive anchors.
 
         On the CPU the positive rows are gathered. On a GPU their number is not known without
-        waiting for it, so all rows take part, and the others get a pair without loss and gradient.
-
-        Args:
-            outputs: of the model.
-            matched_boxes: (N, R, 4).
-            positive: (N, R) bool.
+        waiting for it, so all rows take part, and the others get a pair without loss and gradient;
+        rotated boxes have waited already.
         """
-        deltas = _rows_of_anchors(outputs.deltas)
-        anchors = torch.cat(outputs.anchors).expand_as(deltas)
-        if positive.device.type == "cpu":
-            return self._paired_box_loss(
-                deltas[positive], anchors[positive], matched_boxes[positive]
-            )
-        return self._paired_box_loss(
-            *_neutralise(deltas, anchors, matched_boxes, positive[..., None])
-        )
+        is_rotated = assignment.boxes.shape[-1] == 5
+        if is_rotated or assignment.positive.device.type == "cpu":
+            return positive_rows(outputs, assignment)
+        return all_rows(outputs, assignment)
 
-    def _paired_box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """Sum of the box loss over rows: deltas, anchors and true boxes, (..., 4) each."""
+    @torch.no_grad()
+    def _quality(self, pairs: BoxPairs, assignment: Assignment) -> Tensor | None:
+        """IoU (N, R) of the predicted with the true boxes; None where no loss looks at it."""
+        if self.cls_loss == "focal":
+            return None
+        predicted = self.coder.decode(pairs.deltas, pairs.anchors)
+        overlap = paired_iou if predicted.shape[-1] == 4 else paired_rotated_iou
+        return pairs.as_table(overlap(predicted, pairs.boxes), assignment.labels.shape)
+
+    def _box_loss_sum(self, pairs: BoxPairs) -> Tensor:
+        """Sum of the box loss over the pairs."""
         if self.box_loss == "smooth_l1":
-            target = self.coder.encode(anchors, boxes)
-            return smooth_l1_loss(deltas, target, self.smooth_l1_beta)
-        iou_losses = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
-        return iou_losses[self.box_loss](self.coder.decode(deltas, anchors), boxes)
-
-
-def _rows_of_anchors(deltas: list[Tensor]) -> Tensor:
-    """Bring (N, A * 4, H, W) of each level into the order of the anchors: (N, R, 4)."""
-    rows = []
-    for level in deltas:
-        num_images, channels, height, width = level.shape
-        by_anchor = level.reshape(num_images, channels // 4, 4, height, width)
-        rows.append(by_anchor.permute(0, 3, 4, 1, 2).flatten(1, 3))
-    return torch.cat(rows, 1)
-
-
-def _neutralise(
-    deltas: Tensor, anchors: Tensor, boxes: Tensor, positive: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace the rows (N, R, 4) that are not positive by a perfect prediction, exactly loss 0.
-
-    The stand-in anchor [-1, 1] x [-1, 1] is decoded from deltas of 0 without rounding.
-    """
-    unit = anchors.new_ones(4)
-    unit[:2] = -1
-    return (
-        deltas.where(positive, 0.0),
-        anchors.where(positive, unit),
-        boxes.where(positive, unit),
-    )
+            target = self.coder.encode(pairs.anchors, pairs.boxes)
+            return smooth_l1_loss(pairs.deltas, target, self.smooth_l1_beta)
+        predicted = self.coder.decode(pairs.deltas, pairs.anchors)
+        return _IOU_LOSSES[self.box_loss](predicted, pairs.boxes)

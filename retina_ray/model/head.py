@@ -20,7 +20,7 @@ class RetinaNetHead(nn.Module):
     """Class scores and box deltas for every anchor (Focal Loss paper, section 4).
 
     Two towers of the same form and with parameters of their own, each `num_convs` times 3x3
-    convolution, norm, ReLU, then a 3x3 convolution to A*K logits or A*4 deltas.
+    convolution, norm, ReLU, then a 3x3 convolution to A*K logits or A*D deltas.
 
     Initialised as in section 4.1: weights from a normal of standard deviation 0.01, biases 0, and
     the bias of the class scores at -log((1 - p) / p), so that every anchor starts with a score of
@@ -36,6 +36,7 @@ class RetinaNetHead(nn.Module):
         norm: after each tower convolution. Batch norms have statistics per level and share
             weight and bias over the levels; group norm is shared.
         prior_prob: p.
+        box_dim: D, deltas of an anchor: 4, or 5 for boxes with an angle.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RetinaNetHead(nn.Module):
         channels: int | None = None,
         norm: NormName = "none",
         prior_prob: float = 0.01,
+        box_dim: int = 4,
     ) -> None:
         super().__init__()
         if not 0 < prior_prob < 1:
@@ -64,7 +66,7 @@ class RetinaNetHead(nn.Module):
         )
         last = channels if num_convs else in_channels
         self.cls_score = nn.Conv2d(last, num_anchors * num_classes, 3, padding=1)
-        self.box_pred = nn.Conv2d(last, num_anchors * 4, 3, padding=1)
+        self.box_pred = nn.Conv2d(last, num_anchors * box_dim, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.normal_(module.weight, std=0.01)
@@ -80,7 +82,7 @@ class RetinaNetHead(nn.Module):
 
         Returns:
             Logits, per level (N, A*K, H_l, W_l) with channel a*K + k, and deltas, per level
-            (N, A*4, H_l, W_l) with channel a*4 + (dx, dy, dw, dh).
+            (N, A*D, H_l, W_l) with channel a*D + (dx, dy, dw, dh[, da]).
 
         Raises:
             ValueError: the number of levels is not the head's.

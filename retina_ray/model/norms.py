@@ -78,6 +78,8 @@ class FrozenBatchNorm2d(nn.Module):
     They carry the names of `nn.BatchNorm2d`, so weights of the one load into the other. The output
     keeps the type of the input: under autocast the feature maps stay in the short type.
 
+    Until weights are loaded it changes nothing: the variance starts at 1 - eps, as detectron2's.
+
     Args:
         num_channels: C.
         eps: added to the variance.
@@ -94,7 +96,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("weight", torch.ones(num_channels))
         self.register_buffer("bias", torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels) - eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""

@@ -16,6 +16,7 @@ from retina_ray.model.backbone import ResNetBackbone
 from retina_ray.model.fpn import FPN
 from retina_ray.model.head import RetinaNetHead
 from retina_ray.ops.anchors import AnchorGenerator
+from retina_ray.ops.rotated_anchors import RotatedAnchorGenerator
 from retina_ray.structures import HeadOutputs, ImageBatch
 
 __all__ = ["RetinaNet"]
@@ -130,12 +131,15 @@ class RetinaNet(nn.Module):
             channels=config.head_channels,
             norm=config.head_norm,
             prior_prob=config.prior_prob,
+            box_dim=config.box_dim,
         )
+        is_rotated = config.box_type == "rotated"
+        generator = RotatedAnchorGenerator if is_rotated else AnchorGenerator
         return cls(
             backbone=backbone,
             fpn=fpn,
             head=head,
-            anchors=AnchorGenerator.from_config(config),
+            anchors=generator.from_config(config),
             pixel_mean=config.pixel_mean,
             pixel_std=config.pixel_std,
         )

@@ -11,10 +11,16 @@ from torchvision.models.detection._utils import BoxCoder as TorchvisionCoder
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
-from retina_ray.model.criterion import RetinaNetCriterion, _neutralise, _rows_of_anchors
+from retina_ray.model.assignment import Assignment
+from retina_ray.model.box_pairs import all_rows, positive_rows
+from retina_ray.model.criterion import RetinaNetCriterion
 from retina_ray.ops.anchors import AnchorGenerator
+from retina_ray.ops.atss import AtssMatcher
+from retina_ray.ops.best_anchor import BestAnchorMatcher
 from retina_ray.ops.box_coder import BoxCoder
+from retina_ray.ops.losses import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 from retina_ray.ops.matcher import Matcher
+from retina_ray.ops.rotated_coder import RotatedBoxCoder
 from retina_ray.structures import HeadOutputs, Targets
 
 NAN, INF = float("nan"), float("inf")
@@ -151,8 +157,15 @@ def test_assignment_by_hand():
         [torch.tensor([[0.0, 0, 10, 10], [100, 0, 110, 10]]), torch.zeros(0, 4)],
         [torch.tensor([2, 1]), torch.zeros(0, dtype=torch.int64)],
     )
-    labels, boxes = make_criterion().assign(anchors, targets)
-    assert labels.tolist() == [[2, 3, -1, 1], [3, 3, 3, 3]]
+    outputs = HeadOutputs(
+        [torch.zeros(2, a * NUM_CLASSES, 1, 1) for a in (3, 1)],
+        [torch.zeros(2, a * 4, 1, 1) for a in (3, 1)],
+        anchors,
+    )
+    assignment = make_criterion().assign(outputs, targets)
+    assert assignment.labels.tolist() == [[2, 3, -1, 1], [3, 3, 3, 3]]
+    assert assignment.positive.tolist() == [[True, False, False, True], [False] * 4]
+    boxes = assignment.matched_boxes()
     assert boxes[0, 0].tolist() == [0, 0, 10, 10]
     assert boxes[0, 3].tolist() == [100, 0, 110, 10]
     assert boxes.shape == (2, 4, 4)
@@ -200,7 +213,7 @@ def test_one_pixel_boxes_and_boxes_outside_all_anchors():
         [torch.tensor([[9.0, 9, 10, 10]]), torch.tensor([[5000.0, 5000, 5100, 5100]])],
         [torch.tensor([0]), torch.tensor([1])],
     )
-    labels, _ = make_criterion().assign(ANCHORS(GRIDS), targets)
+    labels = make_criterion().assign(make_outputs(), targets).labels
     assert (labels[0] == 0).any()  # the best anchors of the pixel
     assert (labels[1] == NUM_CLASSES).all()  # and not every anchor for the one outside
     losses = make_criterion()(make_outputs(), targets)
@@ -289,15 +302,9 @@ def test_the_batch_normaliser_in_evaluation_is_that_of_the_batch():
 def test_what_a_gpu_does_equals_the_gathered_box_loss(box_loss):
     outputs, targets = make_outputs(), make_targets()
     criterion = make_criterion(box_loss=box_loss)
-    labels, matched = criterion.assign(outputs.anchors, targets)
-    positive = (labels >= 0) & (labels != NUM_CLASSES)
-    gathered = criterion._box_loss_sum(outputs, matched, positive)
-    deltas = _rows_of_anchors(outputs.deltas)
-    anchors = torch.cat(outputs.anchors).expand_as(deltas)
-    matched = matched.masked_fill(~positive[..., None], NAN)  # of no meaning there
-    everywhere = criterion._paired_box_loss(
-        *_neutralise(deltas, anchors, matched, positive[..., None])
-    )
+    assignment = criterion.assign(outputs, targets)
+    gathered = criterion._box_loss_sum(positive_rows(outputs, assignment))
+    everywhere = criterion._box_loss_sum(all_rows(outputs, assignment))
     torch.testing.assert_close(everywhere, gathered)
     for a, b in zip(
         torch.autograd.grad(everywhere, outputs.deltas),
@@ -305,14 +312,141 @@ def test_what_a_gpu_does_equals_the_gathered_box_loss(box_loss):
         strict=True,
     ):
         torch.testing.assert_close(a, b)
-    nothing = torch.zeros_like(positive)[..., None]
-    deltas = (deltas * 1e6).detach().masked_fill(deltas > 1, NAN)
-    assert criterion._paired_box_loss(*_neutralise(deltas, anchors, matched, nothing)) == 0
+    # What an anchor that is not positive predicts or matches is of no meaning.
+    wild = HeadOutputs(
+        outputs.logits,
+        [(x * 1e6).detach().masked_fill(x > 1, NAN) for x in outputs.deltas],
+        outputs.anchors,
+    )
+    nothing = Assignment(
+        assignment.labels,
+        assignment.index,
+        torch.zeros_like(assignment.positive),
+        torch.full_like(assignment.boxes, NAN),
+    )
+    assert criterion._box_loss_sum(all_rows(wild, nothing)) == 0
+
+
+@pytest.mark.parametrize("cls_loss", ["quality_focal", "varifocal"])
+def test_the_quality_on_a_gpu_equals_the_gathered_one(cls_loss):
+    outputs, targets = make_outputs(), make_targets()
+    criterion = make_criterion(cls_loss=cls_loss)
+    assignment = criterion.assign(outputs, targets)
+    gathered, everywhere = (
+        criterion._quality(rows(outputs, assignment), assignment)
+        for rows in (positive_rows, all_rows)
+    )
+    positive = assignment.positive
+    torch.testing.assert_close(everywhere[positive], gathered[positive])
+    assert 0 < gathered[positive].min() < gathered[positive].max() < 1
+
+
+@pytest.mark.parametrize("matcher", [Matcher(), AtssMatcher(), BestAnchorMatcher()])
+@pytest.mark.parametrize("cls_loss", ["focal", "quality_focal", "varifocal"])
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+def test_every_assigner_and_class_loss_equals_the_definition(matcher, cls_loss, box_loss):
+    outputs, targets = make_outputs(), make_targets()
+    options = {"matcher": matcher, "cls_loss": cls_loss, "box_loss": box_loss, "focal_alpha": 0.7}
+    criterion = make_criterion(**options, normalizer="batch").eval()
+    losses = criterion(outputs, targets)
+
+    match = matcher.match_grid(targets.boxes, outputs.anchors, GRIDS)
+    positive, kept = match.positive, ~match.ignored
+    logits, deltas = (
+        torch.cat([rows_of(x, channels) for x in levels], 1)
+        for levels, channels in ((outputs.logits, NUM_CLASSES), (outputs.deltas, 4))
+    )
+    boxes = targets.boxes.gather(1, match.index[..., None].expand(-1, -1, 4))[positive]
+    classes = targets.labels.gather(1, match.index)[positive]
+    anchors = torch.cat(outputs.anchors).expand(2, -1, 4)[positive]
+    predicted = BoxCoder().decode(deltas[positive], anchors)
+    iou = torchvision.ops.box_iou(predicted, boxes).diagonal()
+    goals = torch.zeros_like(logits)
+    quality = torch.ones_like(iou) if cls_loss == "focal" else iou
+    goals[positive] = torch.nn.functional.one_hot(classes, NUM_CLASSES) * quality[:, None]
+    goals = goals.detach()
+    definition = {
+        "focal": lambda: sigmoid_focal_loss(logits[kept], goals[kept], 0.7, 2.0),
+        "quality_focal": lambda: quality_focal_loss(logits[kept], goals[kept], 2.0),
+        "varifocal": lambda: varifocal_loss(logits[kept], goals[kept], 0.7, 2.0),
+    }[cls_loss]() / positive.sum()
+    torch.testing.assert_close(losses["loss_cls"], definition, rtol=1e-5, atol=0)
+    for a, b in zip(
+        torch.autograd.grad(losses["loss_cls"], outputs.logits),
+        torch.autograd.grad(definition, outputs.logits),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    if box_loss == "giou":
+        giou = torchvision.ops.generalized_box_iou_loss(predicted, boxes, reduction="sum")
+        torch.testing.assert_close(losses["loss_box_reg"], giou / positive.sum())
+    assert positive.any(1).all()
+
+
+def rows_of(level: torch.Tensor, channels: int) -> torch.Tensor:
+    """(N, A * C, H, W) to rows of anchors (N, H * W * A, C)."""
+    return level.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
+def test_rotated_boxes_of_angle_0_are_assigned_as_aligned_ones():
+    outputs, targets = make_outputs(), make_targets()
+    aligned = make_criterion().assign(outputs, targets)
+
+    def turned(boxes):
+        sides = boxes[..., 2:] - boxes[..., :2]
+        angle = torch.zeros_like(sides[..., :1])
+        return torch.cat((boxes[..., :2] + sides / 2, sides, angle), -1)
+
+    rotated = HeadOutputs(outputs.logits, make_maps(30), [turned(a) for a in outputs.anchors])
+    criterion = make_criterion(coder=RotatedBoxCoder(symmetry_deg=90))
+    boxes = Targets(turned(targets.boxes), targets.labels)
+    found = criterion.assign(rotated, boxes)
+    # Coordinates were rounded on the way, so an IoU may pass a threshold or lose a tie.
+    assert (found.labels == aligned.labels).float().mean() > 0.98
+    losses = criterion(rotated, boxes)
+    for loss, maps in (
+        (losses["loss_cls"], rotated.logits),
+        (losses["loss_box_reg"], rotated.deltas),
+    ):
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, maps, retain_graph=True))
+    assert losses["loss_box_reg"] > 0
+    with pytest.raises(ValueError, match=r"boxes of 4 numbers for a model with boxes of 5"):
+        criterion(rotated, targets)
+    with pytest.raises(TypeError, match=r"AtssMatcher does not match rotated boxes"):
+        make_criterion(matcher=AtssMatcher(), coder=RotatedBoxCoder())(rotated, boxes)
+
+
+def make_maps(channels: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(2, channels, h, w, generator=generator) * 0.3).requires_grad_()
+        for h, w in GRIDS
+    ]
+
+
+@pytest.mark.parametrize("cls_loss", ["focal", "quality_focal", "varifocal"])
+def test_a_batch_of_zero_to_a_thousand_boxes(cls_loss):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(1000, 2, generator=generator) * 40
+    boxes = torch.cat((corners, corners + 2 + torch.rand(1000, 2, generator=generator) * 20), -1)
+    targets = Targets.from_lists(
+        [boxes, torch.zeros(0, 4)],
+        [torch.arange(1000) % NUM_CLASSES, torch.zeros(0, dtype=torch.int64)],
+    )
+    outputs = make_outputs()
+    losses = make_criterion(cls_loss=cls_loss)(outputs, targets)
+    gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert gradients[0][1].abs().sum() > 0  # the image without boxes teaches background
 
 
 @pytest.mark.parametrize("box_loss", BOX_LOSSES)
 @pytest.mark.parametrize("normalizer", ["ema", "batch"])
-def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(box_loss, normalizer):
+@pytest.mark.parametrize("cls_loss", ["focal", "quality_focal", "varifocal"])
+@pytest.mark.parametrize("matcher", [Matcher(), AtssMatcher(), BestAnchorMatcher()])
+def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(
+    box_loss, normalizer, cls_loss, matcher
+):
     # Meta tensors have no values, so anything that looked at one would raise here.
     outputs, targets = make_outputs(), make_targets().to("meta")
     on_meta = HeadOutputs(
@@ -321,7 +455,9 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(box_loss, norma
             for levels in (outputs.logits, outputs.deltas, outputs.anchors)
         )
     )
-    criterion = make_criterion(box_loss=box_loss, normalizer=normalizer).to("meta")
+    criterion = make_criterion(
+        box_loss=box_loss, normalizer=normalizer, cls_loss=cls_loss, matcher=matcher
+    ).to("meta")
     sum(criterion(on_meta, targets).values()).backward()
     assert on_meta.deltas[0].grad.shape == outputs.deltas[0].shape
 
@@ -369,6 +505,7 @@ def test_from_config_takes_every_value():
         "matcher.low": 0.3,
         "matcher.high": 0.6,
         "matcher.allow_low_quality": False,
+        "loss.cls_loss": "varifocal",
         "loss.focal_alpha": 0.4,
         "loss.focal_gamma": 1.5,
         "loss.box_loss": "ciou",
@@ -377,6 +514,7 @@ def test_from_config_takes_every_value():
         "loss.normalizer": "batch",
         "loss.normalizer_momentum": 0.8,
         "loss.normalizer_initial": 33.0,
+        "train.compile": "loss",
     }
     criterion = RetinaNetCriterion.from_config(with_overrides(ExperimentConfig(), changes))
     built = {
@@ -385,6 +523,7 @@ def test_from_config_takes_every_value():
         "matcher.low": criterion.matcher.low,
         "matcher.high": criterion.matcher.high,
         "matcher.allow_low_quality": criterion.matcher.allow_low_quality,
+        "loss.cls_loss": criterion.cls_loss,
         "loss.focal_alpha": criterion.focal_alpha,
         "loss.focal_gamma": criterion.focal_gamma,
         "loss.box_loss": criterion.box_loss,
@@ -393,8 +532,25 @@ def test_from_config_takes_every_value():
         "loss.normalizer": "ema" if criterion.is_smoothed else "batch",
         "loss.normalizer_momentum": criterion.normalizer_momentum,
         "loss.normalizer_initial": criterion.normalizer.item(),
+        "train.compile": "loss" if criterion.compile_loss else "none",
     }
     assert built == changes
+
+
+def test_from_config_builds_the_assigner_and_the_coder():
+    def build(**changes):
+        base = {"model.num_classes": 3}
+        return RetinaNetCriterion.from_config(with_overrides(ExperimentConfig(), base | changes))
+
+    atss = build(**{"matcher.method": "atss", "matcher.atss_topk": 5}).matcher
+    assert isinstance(atss, AtssMatcher)
+    assert atss.topk == 5
+    best = build(**{"matcher.method": "best", "matcher.high": 0.6}).matcher
+    assert isinstance(best, BestAnchorMatcher)
+    assert best.ignore_iou == 0.6
+    coder = build(**{"model.box_type": "rotated", "model.angle_weight": 2.0}).coder
+    assert isinstance(coder, RotatedBoxCoder)
+    assert coder.weights == (1, 1, 1, 1, 2)
 
 
 def test_faults_are_named():
@@ -404,11 +560,13 @@ def test_faults_are_named():
         )
     with pytest.raises(ValueError, match=r"box_loss.*smooth_l1, giou, diou, ciou.*'iou'"):
         make_criterion(box_loss="iou")
+    with pytest.raises(ValueError, match=r"cls_loss.*focal, quality_focal, varifocal.*'bce'"):
+        make_criterion(cls_loss="bce")
     with pytest.raises(ValueError, match=r"normalizer.*ema, batch.*'mean'"):
         make_criterion(normalizer="mean")
     targets = make_targets()
     targets.labels[0, 0] = NUM_CLASSES
-    with pytest.raises(ValueError, match=r"label 3 found, expected 0 to 2"):
+    with pytest.raises(ValueError, match=r"image 0 of the batch, box 0: label 3, expected 0 to 2"):
         make_criterion()(make_outputs(), targets)
 
 

@@ -27,6 +27,12 @@ def _random_frozen(channels: int = 3) -> FrozenBatchNorm2d:
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
+def test_frozen_batch_norm_changes_nothing_until_weights_are_loaded(requires_grad):
+    x = torch.randn(2, 3, 4, 5, requires_grad=requires_grad)
+    assert torch.equal(FrozenBatchNorm2d(3)(x), x)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
 def test_frozen_batch_norm_is_the_affine_map_of_its_buffers(requires_grad):
     torch.manual_seed(0)
     norm = _random_frozen()

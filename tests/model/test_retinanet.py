@@ -1,17 +1,25 @@
 """The whole model: parameter counts, normalisation and padding, gradients, autocast."""
 
 import logging
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from retina_ray.config import AnchorConfig, ConfigError, ModelConfig
-from retina_ray.model import RetinaNet
+from retina_ray.config import (
+    AnchorConfig,
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    with_overrides,
+)
+from retina_ray.model import RetinaNet, RetinaNetCriterion
+from retina_ray.model.box_pairs import positive_rows
 from retina_ray.model.fpn import FPN
 from retina_ray.model.head import RetinaNetHead
 from retina_ray.ops.anchors import AnchorGenerator
-from retina_ray.structures import ImageBatch
+from retina_ray.structures import ImageBatch, Targets
 
 TINY = {"backbone": "resnet18", "num_classes": 3, "fpn_channels": 32, "head_num_convs": 1}
 
@@ -40,6 +48,34 @@ def test_parameter_counts_of_detectron2s_r50():
     assert _count(model.parameters()) == 37_915_572
     trained = [p for p in model.parameters() if p.requires_grad]
     assert _count(trained) == 37_693_172
+
+
+def test_every_parameter_starts_as_detectron2s():
+    """MSRAFill in the trunk, XavierFill in the pyramid, a narrow normal in the head; biases 0."""
+    torch.manual_seed(0)
+    model = _model(backbone_norm="bn", head_norm="gn", head_num_convs=2, fpn_channels=64)
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if name == "head.cls_score.bias":
+            torch.testing.assert_close(values, torch.full_like(values, -math.log(99)))
+        elif name.endswith("bias"):
+            assert not values.any(), name
+        elif values.ndim == 1:  # of a norm
+            assert (values == 1).all(), name
+        else:
+            inputs, outputs = values[0].numel(), values[:, 0].numel()
+            part = name.split(".")[0]
+            std = {"backbone": (2 / outputs) ** 0.5, "fpn": inputs**-0.5, "head": 0.01}[part]
+            spread = values.std().item() / std
+            assert abs(spread - 1) < 5 / (2 * values.numel()) ** 0.5, name
+            assert abs(values.mean().item()) < 5 * std / values.numel() ** 0.5, name
+            widest = values.abs().max().item() / std
+            assert widest <= 3**0.5 + 1e-6 if part == "fpn" else widest > 2.5, name
+    for name, tensor in model.named_buffers():
+        if name.endswith("running_mean"):
+            assert not tensor.any()
+        elif name.endswith("running_var"):
+            assert (tensor == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -233,3 +269,79 @@ def test_parts_that_do_not_fit_are_refused():
     head = RetinaNetHead(32, num_levels=5, num_anchors=9, num_classes=2)
     with pytest.raises(ValueError, match="1 anchors a cell for a head of 9"):
         RetinaNet(backbone=backbone, fpn=fpn, head=head, anchors=anchors)
+
+
+def make_small(**changes) -> ExperimentConfig:
+    small = {
+        "model.num_classes": 3,
+        "model.backbone": "resnet18",
+        "model.fpn_channels": 16,
+        "model.head_num_convs": 1,
+    }
+    return with_overrides(ExperimentConfig(), small | changes)
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn"])
+def test_a_step_never_looks_at_a_value_that_a_gpu_would_have_to_send(norm):
+    # Meta tensors have no values: `item`, `cpu`, `nonzero` and masks as indices all raise there.
+    config = make_small(**{"model.backbone_norm": norm})
+    model = RetinaNet.from_config(config.model).to("meta")
+    criterion = RetinaNetCriterion.from_config(config).to("meta")
+    images = ImageBatch(
+        torch.zeros(2, 3, 96, 128, dtype=torch.uint8), torch.tensor([[96, 128], [90, 100]])
+    ).to("meta")
+    targets = Targets(torch.zeros(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64)).to("meta")
+    outputs = model(images)
+    sum(criterion(outputs, targets).values()).backward()
+    assert model.head.cls_score.weight.grad.shape == model.head.cls_score.weight.shape
+    with pytest.raises((RuntimeError, NotImplementedError)):  # the gathered form does look
+        positive_rows(outputs, criterion.assign(outputs, targets))
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """Skips where torch.compile does not work at all, on a machine without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.rand(8))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+
+
+@pytest.mark.parametrize("box_type", ["aligned", "rotated"])
+def test_it_compiles_without_graph_breaks(compiler, box_type):
+    # The tracing backend: what breaks a graph breaks it there, and no code is made of it.
+    torch.compiler.reset()
+    config = make_small(**{"model.box_type": box_type})
+    model = RetinaNet.from_config(config.model).to(memory_format=torch.channels_last)
+    pixels = torch.randint(0, 255, (2, 3, 96, 128), dtype=torch.uint8)
+    images = ImageBatch(
+        pixels.contiguous(memory_format=torch.channels_last), torch.tensor([[96, 128], [90, 100]])
+    )
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for training in (True, False):
+        model.train(training)
+        for half in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                ours, eager = compiled(images), model(images)
+            for a, b in zip(ours.logits + ours.deltas, eager.logits + eager.deltas, strict=True):
+                assert a.dtype == (torch.bfloat16 if half else torch.float32)
+                assert a.is_contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(a, b)
+            for a, b in zip(ours.anchors, eager.anchors, strict=True):
+                assert torch.equal(a, b)
+    sum(level.float().sum() for level in compiled(images).logits).backward()
+    assert model.head.cls_score.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_compiled_code_computes_what_the_model_does(compiler):
+    torch.compiler.reset()
+    config = make_small()
+    model = RetinaNet.from_config(config.model).eval()
+    images = ImageBatch(
+        torch.randint(0, 255, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 90]])
+    )
+    with torch.inference_mode():
+        ours, eager = torch.compile(model, fullgraph=True)(images), model(images)
+    for a, b in zip(ours.logits + ours.deltas, eager.logits + eager.deltas, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
