@@ -1,6 +1,7 @@
 """Draw the synthetic shapes: `python datasets/shapes.py --out data/shapes`.
 
-Discs, rings and bars over a textured ground. Nothing is downloaded.
+Discs, rings and bars over a textured ground, or with `--rotated` ellipses, frames and bars turned
+to any side, with rotated boxes. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def main(
     num_val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 80,
     size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the drawing; the same seed, the same set.")] = 0,
+    rotated: Annotated[bool, typer.Option(help="Turned shapes, with rotated boxes.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Draw a training and a validation set of shapes."""
@@ -33,6 +35,7 @@ def main(
             size_px=size,
             seed=seed,
             split=split,
+            rotated=rotated,
             overwrite=overwrite,
             on_progress=on_progress,
         )

@@ -14,8 +14,9 @@ from retina_ray.config import ExperimentConfig
 from retina_ray.data.image_source import ImageSource, StoredImage
 from retina_ray.data.packing import BATCH_SCHEMA, pack_batch
 from retina_ray.data.plan_rows import TRAIN, VAL
-from retina_ray.data.schema import DataError, Fault
+from retina_ray.data.schema import BoxType, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.target_checks import check_targets
 from retina_ray.data.transforms import (
     DecodeError,
     Flip,
@@ -54,7 +55,12 @@ class BatchLoader:
         flip: which flips happen in training.
         min_box_size_px: boxes with a side below this after resizing are left out.
         size_divisibility_px: batches are padded to multiples of this.
+        box_type: "rotated": the batches carry the sets' rotated boxes, with five numbers each.
         num_threads: images decoded at once; in Ray, tasks run side by side instead.
+
+    Raises:
+        DataError: rotated boxes are wanted, and a set has none.
+        ValueError: a set without its index, or the other way round.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class BatchLoader:
         flip: Flip,
         min_box_size_px: float,
         size_divisibility_px: int,
+        box_type: BoxType = "aligned",
         num_threads: int = 1,
     ) -> None:
         pairs = ((TRAIN, train, train_index), (VAL, val, val_index))
@@ -75,13 +82,14 @@ class BatchLoader:
         if lone:
             raise ValueError(f"{lone}: a data set and its index are needed together")
         self._sources = {
-            kind: ImageSource(data, index)
+            kind: ImageSource(data, index, box_type=box_type)
             for kind, data, index in pairs
             if data is not None and index is not None
         }
         self._seed, self._min_box_size_px = seed, min_box_size_px
         self._flip: Flip = flip
         self._divisor, self._num_threads = size_divisibility_px, num_threads
+        self._box_dim = 5 if box_type == "rotated" else 4
 
     @classmethod
     def from_config(
@@ -104,6 +112,7 @@ class BatchLoader:
             flip=config.input.flip,
             min_box_size_px=config.input.min_box_size_px,
             size_divisibility_px=config.input.size_divisibility_px,
+            box_type=config.model.box_type,
             num_threads=num_threads,
         )
 
@@ -128,8 +137,9 @@ class BatchLoader:
             A table of as many rows in the same order (`BATCH_SCHEMA`).
 
         Raises:
-            DataError: a shard cannot be read, or no image of a training row can be decoded, nor
-                any of the spares; names them.
+            DataError: a shard cannot be read; a training image has a box that no model can learn,
+                or a label that is no class (see `check_targets`); or no image of a training row can
+                be decoded, nor any of the spares; names them.
         """
         return self._load_rows(plan_table.to_pylist())
 
@@ -154,6 +164,7 @@ class BatchLoader:
 
     def _train(self, row: Mapping[str, Any], images: list[StoredImage]) -> pa.Table:
         """Augment the images of a training row and replace the bad ones."""
+        self._check_targets(images)
 
         def sample(image: StoredImage) -> Sample | DecodeError:
             target = shortest_edge_size(*image.size, row["size_px"], row["max_size_px"])
@@ -178,7 +189,7 @@ class BatchLoader:
             used = [self._spare(row, bad, sample)] * len(tried)
         else:
             used = _without_bad(tried)
-        return pack_batch(row, used, bad, size_divisibility_px=self._divisor)
+        return self._pack(row, used, bad)
 
     def _spare(
         self,
@@ -191,6 +202,7 @@ class BatchLoader:
         for k in range(1, NUM_SPARES + 1):
             position = (row["images"][-1] + k) % len(source)
             spare = source.read([position])[position]
+            self._check_targets([spare])
             result = sample(spare)
             if isinstance(result, Sample):
                 return spare, result
@@ -207,6 +219,16 @@ class BatchLoader:
             ]
         )
 
+    def _check_targets(self, images: Sequence[StoredImage]) -> None:
+        """Refuse bad boxes and labels, before augmentation clips or drops what gives them away."""
+        check_targets(
+            [image.boxes for image in images],
+            [image.labels for image in images],
+            [image.size for image in images],
+            num_classes=self._source(TRAIN).dataset.num_classes,
+            image_ids=[image.image_id for image in images],
+        )
+
     def _val(self, row: Mapping[str, Any], images: list[StoredImage]) -> pa.Table:
         """Resize the images of a validation row; bad ones become black."""
 
@@ -217,12 +239,21 @@ class BatchLoader:
                 pixels = resize_image(_decode(image, target), *target)
             except DecodeError as caught:
                 pixels, error = np.zeros((*target, 3), np.uint8), caught
-            return Sample(pixels, np.zeros((0, 4), np.float32), np.zeros(0, np.int32)), error
+            boxes = np.zeros((0, self._box_dim), np.float32)
+            return Sample(pixels, boxes, np.zeros(0, np.int32)), error
 
         results = self._map(sample, images)
         used = [(image, result) for image, (result, _) in zip(images, results, strict=True)]
         bad = [(image, e) for image, (_, e) in zip(images, results, strict=True) if e is not None]
-        return pack_batch(row, used, bad, size_divisibility_px=self._divisor)
+        return self._pack(row, used, bad)
+
+    def _pack(
+        self,
+        row: Mapping[str, Any],
+        used: Sequence[tuple[StoredImage, Sample]],
+        bad: Sequence[tuple[StoredImage, DecodeError]],
+    ) -> pa.Table:
+        return pack_batch(row, used, bad, size_divisibility_px=self._divisor, box_dim=self._box_dim)
 
     def _map(self, function: Callable[[StoredImage], T], images: Sequence[StoredImage]) -> list[T]:
         if self._num_threads == 1 or len(images) < 2:

@@ -15,6 +15,9 @@ A box that ends exactly on the border is fine. One that sticks out by at most `R
 artefact of rounding (COCO's two decimals, VOC's 0-based files): it is cut at the border whatever
 the policy, counted as `rounded_boxes`, and keeps its annotated coordinates for evaluation.
 
+A rotated box may reach beyond the image, since a turned rectangle cannot be cut at the border: only
+the aligned box around it is. One that lies outside is bad, as any other.
+
 Needs numpy only: no PyTorch.
 """
 
@@ -23,7 +26,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +77,8 @@ class RawBox:
         area: px^2.
         iscrowd: a region to be ignored.
         problem: (kind, message) where the importer found the annotation bad already.
+        rotated: (x_center, y_center, width, height, angle) in a set of rotated boxes; `xyxy` is
+            then the aligned box around it.
     """
 
     annotation_id: int
@@ -83,6 +88,7 @@ class RawBox:
     area: float
     iscrowd: bool = False
     problem: tuple[str, str] | None = None
+    rotated: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class CheckedBoxes:
         iscrowd: (M,) bool.
         area: (M,) float64, px^2.
         annotation_id: (M,) int64.
+        rotated: (M, 5) float64, in a set of rotated boxes.
     """
 
     boxes: np.ndarray
@@ -123,6 +130,7 @@ class CheckedBoxes:
     iscrowd: np.ndarray
     area: np.ndarray
     annotation_id: np.ndarray
+    rotated: np.ndarray
 
 
 class ImportLog:
@@ -239,6 +247,7 @@ def check_boxes(image: RawImage, *, height: int, width: int, log: ImportLog) -> 
         iscrowd=np.array([box.iscrowd for box in kept], np.bool_),
         area=np.array([box.area for box in kept], np.float64),
         annotation_id=np.array([box.annotation_id for box in kept], np.int64),
+        rotated=np.array([box.rotated or () for box in kept], np.float64).reshape(-1, 5),
     )
 
 
@@ -250,33 +259,40 @@ def _check_box(
     def fault(kind: str, message: str) -> Fault:
         return Fault(kind, message, image.file_name, image.image_id, raw.annotation_id)
 
-    shown = "XYXY (" + ", ".join(f"{value:g}" for value in raw.xyxy) + ")"
+    numbers = raw.rotated or raw.xyxy
+    shown = "rotated (" if raw.rotated else "XYXY ("
+    shown += ", ".join(f"{value:g}" for value in numbers) + ")"
     if raw.problem is not None:
         return log.bad_box(fault(*raw.problem))
-    if not all(math.isfinite(value) for value in raw.xyxy):
-        return log.bad_box(fault(NOT_FINITE, f"{shown} holds NaN or infinity"))
     x0, y0, x1, y1 = raw.xyxy
-    size = f"width {x1 - x0:g}, height {y1 - y0:g}"
-    if x1 <= x0 or y1 <= y0:
-        return log.bad_box(fault(ZERO_SIZE, f"{shown} has {size}"))
+    if not all(math.isfinite(value) for value in numbers):
+        return log.bad_box(fault(NOT_FINITE, f"{shown} holds NaN or infinity"))
+    sides = (x1 - x0, y1 - y0)
+    if raw.rotated:  # that are not 0 as float32 either
+        sides = tuple(np.asarray(raw.rotated[2:4], np.float32).tolist())
+    if min(sides) <= 0:
+        message = f"{shown} has width {sides[0]:g}, height {sides[1]:g}"
+        return log.bad_box(fault(ZERO_SIZE, message))
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     overhang = max(-x0, -y0, x1 - width, y1 - height)
     picture = f"the image of {width} x {height} pixels"
     if _is_empty(inside):
         kind = OUTSIDE if overhang > 0 else ZERO_SIZE
         return log.bad_box(fault(kind, f"{shown} leaves nothing within {picture}"))
+    cut = (inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1])
+    if raw.rotated:
+        return replace(raw, xyxy=inside, xywh=cut)
     if overhang <= 0:
         return raw
     if overhang <= ROUNDING_PX:
         log.counts["rounded_boxes"] += 1
-        return RawBox(raw.annotation_id, raw.label, inside, raw.xywh, raw.area, raw.iscrowd)
+        return replace(raw, xyxy=inside)
     problem = fault(OUTSIDE, f"{shown} sticks out of {picture} by {overhang:g} px")
     if log.on_bad_box != "clip":
         return log.bad_box(problem)
     log.clipped_box(problem)
-    cut = (inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1])
     share = cut[2] * cut[3] / ((x1 - x0) * (y1 - y0))
-    return RawBox(raw.annotation_id, raw.label, inside, cut, raw.area * share, raw.iscrowd)
+    return replace(raw, xyxy=inside, xywh=cut, area=raw.area * share)
 
 
 def _is_empty(xyxy: tuple[float, float, float, float]) -> bool:

@@ -9,16 +9,19 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retina_ray.data.schema import Category, DataError
+from retina_ray.data.schema import BoxType, Category, DataError
 
 __all__ = ["FORMAT_VERSION", "INFO_FILE", "DatasetInfo", "ShardInfo", "open_filesystem"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format that this version reads. A set of aligned boxes is written in format 1, which
+older versions read as well; 2 adds rotated boxes."""
+
 INFO_FILE = "dataset.json"
 
 
@@ -81,6 +84,7 @@ class DatasetInfo:
         fingerprint: SHA-256 of the content and its order in row groups, whatever the path: two sets
             with the same fingerprint give the same plans and the same pictures.
         report: what the import dropped, clipped or changed.
+        box_type: "rotated": the shards have rotated boxes besides the aligned ones.
     """
 
     name: str
@@ -94,10 +98,15 @@ class DatasetInfo:
     shards: tuple[ShardInfo, ...]
     fingerprint: str
     report: Mapping[str, Any] = field(default_factory=dict)
+    box_type: BoxType = "aligned"
 
     def to_json(self) -> str:
         """The text of `dataset.json`."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if self.box_type == "aligned":
+            content["format_version"] = 1
+            del content["box_type"]
+        return json.dumps(content, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, uri: str) -> DatasetInfo:
@@ -118,6 +127,8 @@ class DatasetInfo:
                     f"{uri}: prepared in format {version}, this version of retina_ray reads up to "
                     f"{FORMAT_VERSION}; update retina_ray, or prepare the data set again"
                 )
+            if data.setdefault("box_type", "aligned") not in get_args(BoxType):
+                raise ValueError(f"box_type {data['box_type']!r}")
             data["categories"] = tuple(Category(**c) for c in data["categories"])
             data["shards"] = tuple(
                 ShardInfo(**{**s, "row_group_rows": tuple(s["row_group_rows"])})

@@ -1,7 +1,7 @@
 """A ready batch as one row of an Arrow table.
 
 In this form it travels through Ray's object store without being copied or pickled;
-`retina_ray.data.unpack` makes tensors of it. N images, M boxes of the whole batch.
+`retina_ray.data.unpack` makes tensors of it. N images, M boxes of the whole batch, B numbers a box.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ BATCH_SCHEMA = pa.schema(
         pa.field("pixels", pa.large_binary()),
         pa.field("sizes", pa.list_(pa.int32())),
         pa.field("box_counts", pa.list_(pa.int32())),
+        pa.field("box_dim", pa.int32()),
         pa.field("boxes", pa.list_(pa.float32())),
         pa.field("labels", pa.list_(pa.int32())),
         pa.field("image_ids", pa.list_(pa.int64())),
@@ -44,7 +45,8 @@ BATCH_SCHEMA = pa.schema(
 
 pixels: (N, height, width, 3) uint8 RGB, zero at the right and the bottom of each image.
 sizes, original_sizes: (N, 2) height and width in pixels after and before resizing. box_counts:
-(N,) boxes of each image. boxes: (M, 4) XYXY in resized pixels. labels: (M,). image_ids: (N,).
+(N,) boxes of each image. box_dim: B, 4 or 5. boxes: (M, B) XYXY in resized pixels, or rotated.
+labels: (M,). image_ids: (N,).
 """
 
 
@@ -54,6 +56,7 @@ def pack_batch(
     bad: Sequence[tuple[StoredImage, DecodeError]],
     *,
     size_divisibility_px: int,
+    box_dim: int = 4,
 ) -> pa.Table:
     """Pad samples to one size and make a batch of them.
 
@@ -62,6 +65,7 @@ def pack_batch(
         used: the images of the batch with what became of them; may be empty.
         bad: images that could not be decoded, and why.
         size_divisibility_px: height and width become multiples of this.
+        box_dim: 4, or 5 for rotated boxes; that of the samples' boxes.
 
     Returns:
         A table of one row (`BATCH_SCHEMA`).
@@ -83,6 +87,7 @@ def pack_batch(
         "width": width,
         "sizes": sizes,
         "box_counts": np.array([len(s.boxes) for s in samples], np.int32),
+        "box_dim": box_dim,
         "boxes": np.concatenate([s.boxes for s in samples] or [np.zeros(0, np.float32)]),
         "labels": np.concatenate([s.labels for s in samples] or [np.zeros(0, np.int32)]),
         "image_ids": np.array([image.image_id for image, _ in used], np.int64),

@@ -1,7 +1,8 @@
 """What a prepared data set holds: the columns of a shard, a record, and the faults of bad data.
 
 Shapes: M boxes of an image, K classes. Boxes are XYXY in absolute pixels, `0 <= x0 < x1 <= W`;
-pixel (i, j) covers `[j, j+1) x [i, i+1)`. Labels are 0 to K-1.
+pixel (i, j) covers `[j, j+1) x [i, i+1)`. Rotated boxes are (x_center, y_center, width, height,
+angle), the angle in degrees counter-clockwise. Labels are 0 to K-1.
 
 Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 """
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,9 @@ import pyarrow as pa
 __all__ = [
     "IMAGE_COLUMN",
     "LIGHT_COLUMNS",
+    "ROTATED_COLUMN",
     "SHARD_SCHEMA",
+    "BoxType",
     "Category",
     "DataError",
     "Fault",
@@ -28,9 +31,14 @@ __all__ = [
     "nested_rows",
     "record_from_row",
     "records_to_table",
+    "shard_schema",
 ]
 
+BoxType = Literal["aligned", "rotated"]
+"""Which boxes a set has, or a model learns; a set of rotated boxes has aligned ones as well."""
+
 IMAGE_COLUMN = "image"
+ROTATED_COLUMN = "rotated_boxes"
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -51,9 +59,16 @@ SHARD_SCHEMA = pa.schema(
 heavy one."""
 
 LIGHT_COLUMNS = tuple(name for name in SHARD_SCHEMA.names if name != IMAGE_COLUMN)
-"""All columns that planning and evaluation may read without touching pixels."""
+"""All columns that planning and evaluation may read without touching pixels, whatever the set."""
 
 _MAX_LINES = 50
+
+
+def shard_schema(box_type: BoxType) -> pa.Schema:
+    """The columns of a set's shards: `SHARD_SCHEMA`, with `rotated_boxes` last where it has any."""
+    if box_type == "aligned":
+        return SHARD_SCHEMA
+    return SHARD_SCHEMA.append(pa.field(ROTATED_COLUMN, pa.list_(pa.list_(pa.float32(), 5))))
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,9 @@ class Record:
         annotation_id: (M,) int64, unique within the data set.
         bbox: (M, 4) float64 XYWH exactly as annotated, for evaluation: rounding to float32 XYXY
             and back would move IoUs. None: taken from `boxes`.
+        rotated_boxes: (M, 5) float32, in a set of rotated boxes; their centres may lie outside the
+            image. `boxes` and `bbox` are then the aligned boxes around them, cut at the border, for
+            models that learn aligned boxes. None elsewhere.
     """
 
     image: bytes
@@ -164,6 +182,7 @@ class Record:
     area: np.ndarray
     annotation_id: np.ndarray
     bbox: np.ndarray | None = None
+    rotated_boxes: np.ndarray | None = None
 
     @property
     def xywh(self) -> np.ndarray:
@@ -174,30 +193,32 @@ class Record:
         return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def records_to_table(records: Sequence[Record]) -> pa.Table:
-    """Turn records into a table of `SHARD_SCHEMA`.
+def records_to_table(records: Sequence[Record], *, box_type: BoxType = "aligned") -> pa.Table:
+    """Turn records into a table of `shard_schema(box_type)`.
 
     Args:
         records: any number, also none.
+        box_type: "rotated": keep their rotated boxes too.
 
     Returns:
         A table with a row for each record.
     """
+    schema = shard_schema(box_type)
     ends = np.cumsum([0] + [len(r.labels) for r in records])
     offsets = pa.array(ends, pa.int32())
 
     def nested(name: str, dtype: Any) -> pa.Array:
-        kind = SHARD_SCHEMA.field(name).type
+        kind = schema.field(name).type
         parts = [np.asarray(getattr(r, name), dtype).reshape(-1) for r in records]
         flat = pa.array(np.concatenate(parts) if parts else np.empty(0, dtype))
         return pa.ListArray.from_arrays(offsets, flat, type=kind)
 
     def nested_boxes(name: str, rows: list[np.ndarray], dtype: Any) -> pa.Array:
-        kind = SHARD_SCHEMA.field(name).type
+        kind = schema.field(name).type
         parts = [np.asarray(row, dtype).reshape(-1) for row in rows]
         flat = pa.array(np.concatenate(parts) if parts else np.empty(0, dtype))
-        fours = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
-        return pa.ListArray.from_arrays(offsets, fours, type=kind)
+        single = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
+        return pa.ListArray.from_arrays(offsets, single, type=kind)
 
     columns = {
         "image_id": pa.array([r.image_id for r in records], pa.int64()),
@@ -212,18 +233,22 @@ def records_to_table(records: Sequence[Record]) -> pa.Table:
         "annotation_id": nested("annotation_id", np.int64),
         IMAGE_COLUMN: pa.array([r.image for r in records], pa.large_binary()),
     }
-    return pa.table(columns, schema=SHARD_SCHEMA)
+    if box_type == "rotated":
+        rows = [np.zeros(0) if r.rotated_boxes is None else r.rotated_boxes for r in records]
+        columns[ROTATED_COLUMN] = nested_boxes(ROTATED_COLUMN, rows, np.float32)
+    return pa.table(columns, schema=schema)
 
 
 def record_from_row(row: Mapping[str, Any]) -> Record:
     """Turn one row of a shard, as `table.slice(i, 1).to_pylist()[0]` gives it, into a record.
 
     Args:
-        row: a value for each column of `SHARD_SCHEMA`.
+        row: a value for each column of the shard.
 
     Returns:
         The record with numpy arrays.
     """
+    rotated = row.get(ROTATED_COLUMN)
     return Record(
         image=row[IMAGE_COLUMN],
         file_name=row["file_name"],
@@ -236,6 +261,7 @@ def record_from_row(row: Mapping[str, Any]) -> Record:
         area=np.asarray(row["area"], np.float64),
         annotation_id=np.asarray(row["annotation_id"], np.int64),
         bbox=np.asarray(row["bbox"], np.float64).reshape(-1, 4),
+        rotated_boxes=None if rotated is None else np.asarray(rotated, np.float32).reshape(-1, 5),
     )
 
 
@@ -243,10 +269,10 @@ def nested_rows(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
     """Split a list column of a shard into one numpy array per row, without a Python loop on values.
 
     Args:
-        column: of type list<number> or list<fixed_size_list<number, 4>>.
+        column: of type list<number> or list<fixed_size_list<number, 4 or 5>>.
 
     Returns:
-        For each row an array (M,) or (M, 4); M may be 0.
+        For each row an array (M,), (M, 4) or (M, 5); M may be 0.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,15 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from retina_ray.data.dataset_info import INFO_FILE, DatasetInfo, ShardInfo, open_filesystem
+from retina_ray.data.record_checks import check_categories, record_faults, rotated_boxes_of
 from retina_ray.data.schema import (
     IMAGE_COLUMN,
-    SHARD_SCHEMA,
+    BoxType,
     Category,
     DataError,
-    Fault,
     Record,
     records_to_table,
+    shard_schema,
 )
 
 __all__ = ["ShardWriter", "delete_dataset", "list_shards"]
@@ -71,6 +72,7 @@ class ShardWriter:
         source: where it came from, in words.
         rows_per_group: images of a row group, the unit of reading. Small groups shuffle better.
         rows_per_shard: images of a file.
+        box_type: "rotated": each record has rotated boxes besides the aligned ones.
         report: what the import changed; may also be filled until the end of the `with` block.
         overwrite: replace a complete data set that is already there; it is deleted at the start.
 
@@ -88,6 +90,7 @@ class ShardWriter:
         source: str = "",
         rows_per_group: int = 32,
         rows_per_shard: int = 2048,
+        box_type: BoxType = "aligned",
         report: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -96,12 +99,15 @@ class ShardWriter:
                 f"rows_per_group = {rows_per_group} and rows_per_shard = {rows_per_shard} "
                 "must be at least 1"
             )
+        if box_type not in get_args(BoxType):
+            raise ValueError(f"box_type = {box_type!r}: expected one of {get_args(BoxType)}")
         self.uri = os.fspath(uri)
         self.report: dict[str, Any] = {} if report is None else report
         self._name, self._split, self._source = name, split, source
         self._categories = tuple(categories)
-        _check_categories(self._categories)
+        check_categories(self._categories)
         self._rows_per_group, self._rows_per_shard = rows_per_group, rows_per_shard
+        self._box_type: BoxType = box_type
         self._overwrite = overwrite
         self._filesystem, self._path = open_filesystem(uri)
         self._pending: list[Record] = []
@@ -152,7 +158,15 @@ class ShardWriter:
         Raises:
             DataError: the record breaks the schema's rules; all its faults at once.
         """
-        faults = list(self._record_faults(record))
+        faults = list(
+            record_faults(
+                record,
+                num_classes=len(self._categories),
+                box_type=self._box_type,
+                image_ids=self._image_ids,
+                annotation_ids=self._annotation_ids,
+            )
+        )
         if faults:
             raise DataError(faults)
         self._image_ids.add(record.image_id)
@@ -167,40 +181,6 @@ class ShardWriter:
         ):
             self._flush()
 
-    def _record_faults(self, record: Record) -> Iterator[Fault]:
-        """Yield what breaks the rules of the schema."""
-
-        def fault(kind: str, message: str, annotation: int | None = None) -> Fault:
-            return Fault(kind, message, record.file_name, record.image_id, annotation)
-
-        sizes = {
-            name: len(getattr(record, name))
-            for name in ("boxes", "labels", "iscrowd", "area", "annotation_id")
-        }
-        sizes["bbox"] = len(record.xywh)
-        if len(set(sizes.values())) > 1:
-            yield fault("record", f"columns of different lengths: {sizes}")
-            return
-        if record.image_id in self._image_ids:
-            yield fault("duplicate image id", "this id was added before; ids must be unique")
-        ids = [int(i) for i in record.annotation_id]
-        for i in sorted({i for i in ids if ids.count(i) > 1 or i in self._annotation_ids}):
-            yield fault("duplicate annotation id", "this id was added before", i)
-        num_classes = len(self._categories)
-        for i, label, box in zip(ids, record.labels, np.asarray(record.boxes), strict=True):
-            if not 0 <= label < num_classes:
-                yield fault(
-                    "label out of range", f"label {label} is not in 0..{num_classes - 1}", i
-                )
-            x0, y0, x1, y1 = (float(v) for v in box)
-            if not (0 <= x0 < x1 <= record.width and 0 <= y0 < y1 <= record.height):
-                yield fault(
-                    "bad box",
-                    f"XYXY ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is not a box within "
-                    f"{record.width} x {record.height} pixels",
-                    i,
-                )
-
     def _flush(self) -> None:
         """Write the pending records as a row group; close the shard when it is full."""
         if not self._pending:
@@ -208,12 +188,12 @@ class ShardWriter:
         if self._parquet is None:
             path = f"{self._path}/{_shard_name(len(self._shards))}"
             self._sink = self._filesystem.open_output_stream(path)
-            self._parquet = _parquet_writer(self._sink)
-        table = records_to_table(self._pending)
+            self._parquet = _parquet_writer(self._sink, shard_schema(self._box_type))
+        table = records_to_table(self._pending, box_type=self._box_type)
         self._parquet.write_table(table, row_group_size=len(self._pending))
         self._hash.update(b"group")
         for record in self._pending:
-            _hash_record(self._hash, record)
+            _hash_record(self._hash, record, self._box_type)
         self._group_rows.append(len(self._pending))
         self._pending = []
         if sum(self._group_rows) >= self._rows_per_shard:
@@ -256,6 +236,7 @@ class ShardWriter:
             shards=tuple(self._shards),
             fingerprint=self._hash.hexdigest(),
             report=self.report,
+            box_type=self._box_type,
         )
         _write_whole(self._filesystem, f"{self._path}/{INFO_FILE}", info.to_json().encode())
 
@@ -280,15 +261,14 @@ def _leaf_path(column: pa.Field) -> str:
     return path
 
 
-def _parquet_writer(sink: pa.NativeFile) -> pq.ParquetWriter:
+def _parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a Parquet file: pictures as they are (they are compressed already), the rest small."""
     compression: Any = {
-        _leaf_path(column): "NONE" if column.name == IMAGE_COLUMN else "ZSTD"
-        for column in SHARD_SCHEMA
+        _leaf_path(column): "NONE" if column.name == IMAGE_COLUMN else "ZSTD" for column in schema
     }
     return pq.ParquetWriter(
         sink,
-        SHARD_SCHEMA,
+        schema,
         compression=compression,
         use_dictionary=False,
         write_statistics=False,
@@ -296,26 +276,7 @@ def _parquet_writer(sink: pa.NativeFile) -> pq.ParquetWriter:
     )
 
 
-def _check_categories(categories: Sequence[Category]) -> None:
-    """Refuse no categories, and ids or names that are not unique.
-
-    Raises:
-        DataError: all of them at once.
-    """
-    if not categories:
-        raise DataError("the data set has no categories")
-    faults = []
-    for what in ("id", "name"):
-        values = [getattr(category, what) for category in categories]
-        for value in sorted({v for v in values if values.count(v) > 1}):
-            faults.append(
-                Fault(f"duplicate category {what}", f"category {what} {value!r} is not unique")
-            )
-    if faults:
-        raise DataError(faults)
-
-
-def _hash_record(digest: hashlib._Hash, record: Record) -> None:
+def _hash_record(digest: hashlib._Hash, record: Record, box_type: BoxType) -> None:
     """Add a record's content to the fingerprint, each part with its length before it."""
     parts = [
         record.image,
@@ -328,6 +289,8 @@ def _hash_record(digest: hashlib._Hash, record: Record) -> None:
         np.asarray(record.annotation_id, "<i8").tobytes(),
         record.xywh.astype("<f8").tobytes(),
     ]
+    if box_type == "rotated":
+        parts.append(rotated_boxes_of(record).astype("<f4").tobytes())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)

@@ -29,6 +29,8 @@ from retina_ray.data.dataset_info import (
 )
 from retina_ray.data.schema import (
     LIGHT_COLUMNS,
+    ROTATED_COLUMN,
+    BoxType,
     DataError,
     Fault,
     nested_rows,
@@ -129,6 +131,23 @@ class PreparedDataset:
         """What the import dropped, clipped or changed."""
         return dict(self.info.report)
 
+    @property
+    def box_type(self) -> BoxType:
+        """Which boxes there are: every set has aligned ones, a "rotated" one has both kinds."""
+        return self.info.box_type
+
+    def require_box_type(self, box_type: BoxType) -> None:
+        """Refuse a set that has no boxes of the wanted kind.
+
+        Raises:
+            DataError: rotated boxes are wanted, and the set has aligned ones only.
+        """
+        if box_type == "rotated" and self.box_type != "rotated":
+            raise DataError(
+                f"{self.uri}: has no rotated boxes: set model.box_type to aligned, or prepare the "
+                "set with rotated boxes (see datasets/README.md)"
+            )
+
     def index(self) -> pa.Table:
         """What planning needs to know of every image; the image column is never read.
 
@@ -145,7 +164,8 @@ class PreparedDataset:
 
     def annotations(self) -> pa.Table:
         """All columns but the image, after shard, row_group and row as in `index`."""
-        return self._light(LIGHT_COLUMNS)
+        rotated = (ROTATED_COLUMN,) if self.box_type == "rotated" else ()
+        return self._light((*LIGHT_COLUMNS, *rotated))
 
     def read_row_group(self, shard: int, row_group: int) -> pa.Table:
         """Read a row group with its images; memory-mapped on a local disk, the last few are kept.
@@ -155,7 +175,7 @@ class PreparedDataset:
             row_group: position in that shard.
 
         Returns:
-            A table of `SHARD_SCHEMA`.
+            A table of `shard_schema(self.box_type)`.
 
         Raises:
             DataError: there is no such row group, or it cannot be read.
@@ -172,23 +192,31 @@ class PreparedDataset:
             self._groups.move_to_end(key)
             return self._groups[key]
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, *, box_type: BoxType = "aligned") -> dict[str, Any]:
         """The annotations as a COCO dict, from the light columns only.
 
         Original category, image and annotation ids; `bbox` is what was annotated (XYWH, float64),
         so COCOeval gives the figures of the original file. Note that pycocotools takes an
         annotation of id 0 for "not matched": ids made by this package start at 1.
 
+        Args:
+            box_type: "rotated": `bbox` is (x_center, y_center, width, height, angle).
+
         Returns:
             images, annotations and categories.
+
+        Raises:
+            DataError: rotated boxes are wanted, and the set has aligned ones only.
         """
+        self.require_box_type(box_type)
+        boxes = "bbox" if box_type == "aligned" else ROTATED_COLUMN
         table = self.annotations()
         images = table.select(["image_id", "file_name", "height", "width"]).rename_columns(
             ["id", "file_name", "height", "width"]
         )
         nested = [
             nested_rows(table[name])
-            for name in ("labels", "bbox", "area", "iscrowd", "annotation_id")
+            for name in ("labels", boxes, "area", "iscrowd", "annotation_id")
         ]
         annotations = []
         for image_id, *columns in zip(table["image_id"].to_pylist(), *nested, strict=True):

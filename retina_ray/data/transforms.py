@@ -1,7 +1,8 @@
 """From encoded bytes to a resized, flipped picture with its boxes.
 
 Boxes are (M, 4) float32 XYXY in pixels; pixel (i, j) covers `[j, j+1) x [i, i+1)`, so resizing
-multiplies coordinates and a flip is `W - x`. Pictures are (H, W, 3) uint8 RGB.
+multiplies coordinates and a flip is `W - x`. Or they are (M, 5) rotated boxes, see
+`retina_ray.data.rotated_boxes`. Pictures are (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.data.order import random_stream
+from retina_ray.data.rotated_boxes import flip_rotated, scale_rotated, shorter_sides
 
 __all__ = [
     "DecodeError",
@@ -56,7 +58,7 @@ class Sample:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        boxes: (M, 4) float32 XYXY in pixels of `image`.
+        boxes: (M, 4) float32 XYXY in pixels of `image`, or (M, 5) rotated.
         labels: (M,) int32.
     """
 
@@ -188,15 +190,17 @@ def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, verti
     """Mirror boxes in a picture of height x width pixels: x becomes W - x, y becomes H - y.
 
     Args:
-        boxes: (M, 4) XYXY.
+        boxes: (M, 4) XYXY, or (M, 5) rotated.
         height: of the picture.
         width: of the picture.
         horizontal: left becomes right.
         vertical: top becomes bottom.
 
     Returns:
-        (M, 4) XYXY, `x0 < x1` and `y0 < y1` as before.
+        (M, 4) XYXY, `x0 < x1` and `y0 < y1` as before, or (M, 5).
     """
+    if _are_rotated(boxes):
+        return flip_rotated(boxes, height, width, horizontal=horizontal, vertical=vertical)
     x0, y0, x1, y1 = boxes.T
     if horizontal:
         x0, x1 = width - x1, width - x0
@@ -209,15 +213,18 @@ def place_boxes(boxes: Boxes, source_size: tuple[int, int], target_size: tuple[i
     """Scale boxes with their picture, and clip what rounding put outside.
 
     Args:
-        boxes: (M, 4) XYXY in pixels of the source.
+        boxes: (M, 4) XYXY in pixels of the source, or (M, 5) rotated, which are not clipped.
         source_size: (height, width).
         target_size: (height, width).
 
     Returns:
-        (M, 4) float32 XYXY in pixels of the target.
+        (M, 4) float32 XYXY in pixels of the target, or (M, 5).
     """
     height, width = target_size
-    scale = np.array([width / source_size[1], height / source_size[0]] * 2)
+    scale_x, scale_y = width / source_size[1], height / source_size[0]
+    if _are_rotated(boxes):
+        return scale_rotated(boxes, scale_x, scale_y)
+    scale = np.array([scale_x, scale_y] * 2)
     scaled = boxes.reshape(-1, 4).astype(np.float64) * scale
     return np.clip(scaled, 0, [width, height, width, height]).astype(np.float32)
 
@@ -242,14 +249,14 @@ def augment(
 
     Args:
         image: (H, W, 3) uint8 RGB; may have been decoded at a reduced size.
-        boxes: (M, 4) float32 XYXY in pixels of the source.
+        boxes: (M, 4) float32 XYXY in pixels of the source, or (M, 5) rotated.
         labels: (M,) the class of each box.
         source_size: (height, width) that the boxes refer to.
         target_size: (height, width) of the result.
         flip: each named flip happens with probability 0.5, independently. The draws are the same
             whatever is named, so "both" flips horizontally where "horizontal" does.
         min_box_size_px: boxes with a side below this after resizing are dropped; so are boxes
-            without an area, and NaN.
+            without an area, and NaN. Rotated boxes stay wherever their centre lies.
         rng: of the image, see `image_stream`.
 
     Returns:
@@ -264,9 +271,16 @@ def augment(
         image = np.asarray(cv2.flip(image, code), np.uint8)
     boxes = place_boxes(boxes, source_size, target_size)
     boxes = flip_boxes(boxes, *target_size, horizontal=horizontal, vertical=vertical)
-    sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    if _are_rotated(boxes):
+        sides = shorter_sides(boxes)
+    else:
+        sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     keep = (sides >= min_box_size_px) & (sides > 0)
     return Sample(image, boxes[keep], np.asarray(labels, np.int32)[keep])
+
+
+def _are_rotated(boxes: np.ndarray) -> bool:
+    return boxes.shape[-1] == 5
 
 
 def _reduction(size: tuple[int, int], min_shorter_side: int) -> int:

@@ -68,8 +68,9 @@ def unpack_batch(table: pa.Table | pa.RecordBatch, *, pin_memory: bool = False) 
     sizes = _tensor(value["sizes"], torch.int64).view(-1, 2)
     counts = light["box_counts"]
     targets = Targets.from_lists(
-        _tensor(value["boxes"], torch.float32).view(-1, 4).split(counts),
+        _tensor(value["boxes"], torch.float32).view(-1, light["box_dim"]).split(counts),
         _tensor(value["labels"], torch.int64).split(counts),
+        box_dim=light["box_dim"],
     )
     images = ImageBatch(pixels, sizes)
     if pin_memory:

@@ -1,11 +1,12 @@
-"""COCO's detection metrics: results in its format, its twelve figures, and AP for each class.
+"""COCO's detection metrics: its twelve figures, and AP for each class.
 
 The figures come from pycocotools' `COCOeval` (Lin et al., "Microsoft COCO: Common Objects in
 Context", 2014, and the detection evaluation page of cocodataset.org), or from faster-coco-eval,
-which computes the same numbers in C++.
+which computes the same numbers in C++. Rotated boxes have a `bbox` of five numbers (x_center,
+y_center, width, height, angle) and are scored by pycocotools with the overlap of rotated boxes.
 
-Shapes: D detections of an image; T IoU thresholds, Q recall points, K classes, S object sizes,
-L limits on the detections of an image.
+Shapes: T IoU thresholds, Q recall points, K classes, S object sizes, L limits on the detections of
+an image.
 """
 
 from __future__ import annotations
@@ -13,19 +14,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from retina_ray.evaluation.coco_checks import ground_truth_faults, result_faults
-from retina_ray.structures import Detections
+from retina_ray.evaluation.coco_checks import box_faults, ground_truth_faults, result_faults
+from retina_ray.evaluation.results import to_results, write_results
 
 __all__ = ["FIGURES", "Backend", "CocoMetrics", "evaluate_coco", "to_results", "write_results"]
 
@@ -80,69 +78,6 @@ class CocoMetrics:
         return figures | {f"{prefix}AP_{name}": ap for name, ap in self.per_class.items()}
 
 
-def to_results(
-    detections: Detections,
-    *,
-    image_id: int,
-    original_size: tuple[int, int],
-    resized_size: tuple[int, int],
-    category_ids: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Turn the detections of one image into entries of COCO's results format.
-
-    Args:
-        detections: boxes (D, 4) XYXY in pixels of the resized image, without its padding.
-        image_id: the data set's id of the image.
-        original_size: (height, width) of the image in the data set, in pixels.
-        resized_size: (height, width) after resizing and before padding, in pixels.
-        category_ids: the data set's category id of each label; K entries.
-
-    Returns:
-        D entries: `image_id`, `category_id`, `bbox` as (x, y, width, height) in pixels of the
-        original image and inside it, `score`.
-
-    Raises:
-        ValueError: a size that is not positive, or a label without a category id.
-    """
-    if min(*original_size, *resized_size) <= 0:
-        raise ValueError(
-            f"image {image_id}: sizes must be positive (height, width), got original_size="
-            f"{tuple(original_size)}, resized_size={tuple(resized_size)}"
-        )
-    labels = detections.labels.tolist()
-    unknown = sorted({label for label in labels if not 0 <= label < len(category_ids)})
-    if unknown:
-        raise ValueError(
-            f"image {image_id}: labels {unknown} have no category id, expected 0 to "
-            f"{len(category_ids) - 1}: the model's num_classes differs from the data set's"
-        )
-    height, width = original_size
-    size = torch.tensor([width, height] * 2, dtype=torch.float64)
-    resized = torch.tensor([resized_size[1], resized_size[0]] * 2, dtype=torch.float64)
-    boxes = detections.boxes.detach().cpu().to(torch.float64).reshape(-1, 4) * (size / resized)
-    boxes = torch.minimum(boxes.clamp(min=0), size)
-    boxes[:, 2:] -= boxes[:, :2]
-    return [
-        {
-            "image_id": int(image_id),
-            "category_id": int(category_ids[label]),
-            "bbox": box,
-            "score": float(score),
-        }
-        for box, score, label in zip(
-            boxes.tolist(), detections.scores.tolist(), labels, strict=True
-        )
-    ]
-
-
-def write_results(path: str | Path, results: Iterable[Mapping[str, Any]]) -> Path:
-    """Write results as the JSON list that pycocotools and COCO's evaluation server read."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(results), allow_nan=False), encoding="utf-8")
-    return path
-
-
 def evaluate_coco(
     ground_truth: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
@@ -157,24 +92,33 @@ def evaluate_coco(
 
     Args:
         ground_truth: the content of an `instances_*.json`: `images`, `annotations`, `categories`.
-            An annotation without `area` gets that of its box.
+            An annotation without `area` gets that of its box. Every `bbox` here and in the results
+            has four numbers, or every one has five: then they are rotated boxes.
         results: entries as `to_results` makes them; images without an entry count as empty.
         max_detections: how many detections of an image count, best first.
-        backend: `faster_coco_eval` gives the same figures sooner, where it is installed.
+        backend: `faster_coco_eval` gives the same figures sooner, where it is installed; it does
+            not know rotated boxes.
 
     Raises:
         ValueError: ground truth without images, categories or boxes; entries with an unknown
-            image or category, or with a number that is not finite; all faults at once.
+            image or category, or with a number that is not finite; boxes of both kinds; rotated
+            boxes for a backend that does not know them; all faults at once.
         ImportError: the backend is not installed.
     """
     faults = [*ground_truth_faults(ground_truth), *result_faults(ground_truth, results)]
+    faults += box_faults(ground_truth, results)
+    rotated = any(len(a["bbox"]) == 5 for a in ground_truth.get("annotations", ()))
+    if rotated and backend != "pycocotools":
+        faults.append(f"backend: {backend!r} has no rotated boxes, use 'pycocotools'")
     if max_detections < 1:
         faults.append(f"max_detections: expected 1 or more, got {max_detections}")
     if faults:
         raise ValueError("cannot compute COCO metrics:\n" + "\n".join(faults))
     # A redirect, because pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _accumulate(ground_truth, results, max_detections, backend)
+        evaluation = _accumulate(
+            ground_truth, results, max_detections, _backend_classes(backend, rotated=rotated)
+        )
     precision = np.asarray(evaluation["precision"])  # (T, Q, K, S, L)
     recall = np.asarray(evaluation["recall"])  # (T, K, S, L)
     figures = {f"AP{s}": _mean(precision[..., i, -1]) for s, i in _SIZES.items()}
@@ -194,10 +138,10 @@ def _accumulate(
     ground_truth: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
     max_detections: int,
-    backend: Backend,
+    classes: tuple[Any, Any],
 ) -> Mapping[str, Any]:
     """Run a backend on its own copies, and return its precision and recall arrays."""
-    coco_class, eval_class = _backend_classes(backend)
+    coco_class, eval_class = classes
     images = [{"id": image["id"]} for image in ground_truth["images"]]
     categories = [dict(category) for category in ground_truth["categories"]]
     sides = []
@@ -213,11 +157,16 @@ def _accumulate(
     return evaluator.eval
 
 
-def _backend_classes(backend: Backend) -> tuple[Any, Any]:
+def _backend_classes(backend: Backend, *, rotated: bool) -> tuple[Any, Any]:
+    """What holds ground truth or results, and what evaluates them."""
     if backend == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
+        if rotated:
+            from retina_ray.evaluation.rotated import RotatedEvaluation
+
+            return COCO, RotatedEvaluation
         return COCO, COCOeval
     if backend == "faster_coco_eval":
         try:

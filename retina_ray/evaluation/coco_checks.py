@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ground_truth_faults", "result_faults"]
+__all__ = ["box_faults", "ground_truth_faults", "result_faults"]
 
 _MAX_NAMED = 5  # how many faulty entries a line spells out
 
@@ -50,6 +50,40 @@ def result_faults(
     }
     if broken:
         yield f"results: a box or score that is not finite in images {_some(sorted(broken))}"
+
+
+def box_faults(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Boxes that are neither aligned nor rotated, or of both kinds.
+
+    A box has four numbers (x, y, width, height) or five (x_center, y_center, width, height, angle),
+    the same everywhere.
+    """
+    counts: Counter[int] = Counter()
+    for what, entries, key in (
+        ("ground truth", ground_truth.get("annotations", ()), "id"),
+        ("results", results, "image_id"),
+    ):
+        lengths = [len(entry["bbox"]) for entry in entries]
+        counts.update(lengths)
+        named = "annotations" if key == "id" else "images"
+        odd = [e.get(key) for e, n in zip(entries, lengths, strict=True) if n not in (4, 5)]
+        if odd:
+            yield f"{what}: a bbox of neither 4 nor 5 numbers in {named} {_some(odd)}"
+    if counts[4] and counts[5]:
+        yield (
+            f"{counts[4]} boxes have 4 numbers and {counts[5]} have 5 (rotated): ground truth and "
+            "results must have boxes of one kind"
+        )
+    broken = [
+        annotation.get("id")
+        for annotation in ground_truth.get("annotations", ())
+        if len(box := annotation["bbox"]) == 5
+        and not (all(map(math.isfinite, box)) and box[2] > 0 and box[3] > 0)
+    ]
+    if broken:
+        yield f"ground truth: rotated boxes without an area in annotations {_some(broken)}"
 
 
 def _some(values: Sequence[Any]) -> str:

@@ -3,7 +3,8 @@
 True boxes are dashed and white, with their class below them; predicted boxes are solid, in the
 colour of their class, with class and score above them.
 
-Shapes: H and W pixels, M true boxes, D detections. Boxes are XYXY in pixels of the image given.
+Shapes: H and W pixels, M true boxes, D detections, B numbers that make a box. Boxes are XYXY in
+pixels of the image given, or rotated: (x_center, y_center, width, height, angle).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
+from retina_ray.ops.rotated_boxes import rotated_corners
 from retina_ray.structures import Detections
 
 __all__ = ["Picture", "contact_sheet", "draw_boxes", "write_png"]
@@ -49,7 +52,7 @@ class Picture:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        truth_boxes: (M, 4) XYXY, array or tensor.
+        truth_boxes: (M, B), array or tensor.
         truth_labels: (M,) 0 to K-1, array or tensor.
         detections: of the same image, in the same pixels.
         class_names: K names.
@@ -94,7 +97,7 @@ def draw_boxes(
         image: (H, W, 3) uint8 RGB. Images with a longer side below 384 pixels are enlarged by a
             whole factor, so that lines and letters stay legible.
         class_names: K names; a label beyond them is drawn as its number.
-        truth_boxes: (M, 4) XYXY in pixels of `image`, array or tensor.
+        truth_boxes: (M, B) in pixels of `image`, array or tensor.
         truth_labels: (M,) labels, array or tensor.
         detections: in pixels of `image`.
         score_threshold: detections below it are not drawn.
@@ -111,7 +114,7 @@ def draw_boxes(
         raise ValueError(
             f"image: expected (H, W, 3) uint8 RGB, got shape {image.shape}, {image.dtype}"
         )
-    truth_boxes, truth_labels = _array(truth_boxes).reshape(-1, 4), _array(truth_labels).ravel()
+    truth_boxes, truth_labels = _box_array(truth_boxes), _array(truth_labels).ravel()
     if len(truth_boxes) != len(truth_labels):
         raise ValueError(f"{len(truth_boxes)} true boxes, but {len(truth_labels)} labels")
     found_boxes, scores, found_labels = _confident(detections, score_threshold)
@@ -194,49 +197,61 @@ class _Pen:
             ).reshape(image.shape[0] * factor, image.shape[1] * factor, 3)
         return cls(canvas, factor, max(1.0, max(canvas.shape[:2]) / _FONT_SIDE_PX))
 
-    def corners(self, box: np.ndarray) -> tuple[int, int, int, int] | None:
-        """Corner pixels on the canvas; None for a box that cannot be drawn."""
+    def corners(self, box: np.ndarray) -> np.ndarray | None:
+        """(4, 2) corner pixels on the canvas, clockwise; None for a box that cannot be drawn.
+
+        An aligned box that reaches beyond the canvas is drawn along its border, a rotated one is
+        drawn as far as it can be seen.
+        """
         if not np.isfinite(box).all():
             return None
         height, width = self.canvas.shape[:2]
+        if len(box) == 5:
+            corners = rotated_corners(torch.as_tensor(box, dtype=torch.float64)).numpy()
+            far = 4 * max(height, width)  # OpenCV takes no numbers of any size
+            pixels = np.clip(corners * self.factor - 0.5, -far, far)
+            return pixels.round().astype(np.int32)
         x0, y0, x1, y1 = (np.clip(box, -1e6, 1e6) * self.factor).round().astype(int).tolist()
-        return (
-            min(max(x0, 0), width - 1),
-            min(max(y0, 0), height - 1),
-            min(max(x1 - 1, 0), width - 1),
-            min(max(y1 - 1, 0), height - 1),
-        )
+        x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+        x1, y1 = min(max(x1 - 1, 0), width - 1), min(max(y1 - 1, 0), height - 1)
+        return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.int32)
 
     def solid(self, box: np.ndarray, colour: Colour) -> None:
-        if corners := self.corners(box):
-            x0, y0, x1, y1 = corners
-            cv2.rectangle(self.canvas, (x0, y0), (x1, y1), colour, round(2 * self.size))
+        if (corners := self.corners(box)) is not None:
+            self._frame(box, corners, colour, round(2 * self.size))
 
     def dashed(self, box: np.ndarray, colour: Colour) -> None:
         """A dashed frame on a dark one, to be seen on light and on dark images."""
-        if not (corners := self.corners(box)):
+        if (corners := self.corners(box)) is None:
             return
-        x0, y0, x1, y1 = corners
         thickness, dash = round(self.size), round(6 * self.size)
-        cv2.rectangle(self.canvas, (x0, y0), (x1, y1), _DARK, thickness)
-        for x in range(x0, x1 + 1, 2 * dash):
-            for y in (y0, y1):
-                cv2.line(self.canvas, (x, y), (min(x + dash, x1), y), colour, thickness)
-        for y in range(y0, y1 + 1, 2 * dash):
-            for x in (x0, x1):
-                cv2.line(self.canvas, (x, y), (x, min(y + dash, y1)), colour, thickness)
+        self._frame(box, corners, _DARK, thickness)
+        for start, end in ((0, 1), (3, 2), (0, 3), (1, 2)):
+            way = (corners[end] - corners[start]).astype(float)
+            length = max(float(np.hypot(*way)), 1.0)
+            for at in np.arange(0, length + 1, 2 * dash):
+                one, other = (
+                    (corners[start] + way * min(part / length, 1)).round().astype(int).tolist()
+                    for part in (at, at + dash)
+                )
+                cv2.line(self.canvas, one, other, colour, thickness)
+
+    def _frame(self, box: np.ndarray, corners: np.ndarray, colour: Colour, thickness: int) -> None:
+        smooth = cv2.LINE_AA if len(box) == 5 else cv2.LINE_8
+        cv2.polylines(self.canvas, [corners], True, colour, thickness, smooth)
 
     def label(self, box: np.ndarray, text: str, colour: Colour, *, below: bool) -> None:
         """Text on a filled strip above or below a box, moved inside where there is no room."""
-        if not (corners := self.corners(box)):
+        if (corners := self.corners(box)) is None:
             return
-        x0, y0, _, y1 = corners
         scale, thickness = _FONT_SCALE * self.size, max(1, round(self.size))
         (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
-        strip = height + baseline + 2
-        top = y1 + 1 if below else y0 - strip
-        top = min(max(top, 0), max(self.canvas.shape[0] - strip, 0))
-        left = min(x0, max(self.canvas.shape[1] - width - 4, 0))
+        strip, room = height + baseline + 2, np.array(self.canvas.shape[:2])
+        x, y = corners[corners[:, 1].argmax() if below else corners[:, 1].argmin()].tolist()
+        # At the left end of an aligned box's edge, about the outermost corner of a rotated one.
+        left = x - width // 2 if len(box) == 5 else int(corners[:, 0].min())
+        top = y + 1 if below else y - strip
+        top, left = np.clip((top, left), 0, np.maximum(room - (strip, width + 4), 0)).tolist()
         cv2.rectangle(self.canvas, (left, top), (left + width + 4, top + strip), colour, -1)
         ink = _DARK if sum(colour) > 330 else _WHITE
         origin = (left + 2, top + height + 2)
@@ -257,13 +272,16 @@ class _Pen:
 def _confident(
     detections: Detections | None, score_threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (D, 4), scores (D,), labels (D,) of the detections to draw, best first."""
+    """Boxes (D, B), scores (D,), labels (D,) of the detections to draw, best first."""
     if detections is None:
         return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
-    boxes, scores, labels = map(_array, (detections.boxes, detections.scores, detections.labels))
+    boxes, scores, labels = (
+        _box_array(detections.boxes),
+        *map(_array, (detections.scores, detections.labels)),
+    )
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= score_threshold]
-    return boxes.reshape(-1, 4)[order], scores[order], labels[order]
+    return boxes[order], scores[order], labels[order]
 
 
 def _array(values: Any) -> np.ndarray:
@@ -271,6 +289,12 @@ def _array(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return np.asarray(values)
+
+
+def _box_array(values: Any) -> np.ndarray:
+    """Boxes as a NumPy array (M, B); M may be 0."""
+    boxes = _array(values)
+    return boxes.reshape(-1, boxes.shape[-1]) if boxes.size else np.zeros((0, 4))
 
 
 def _colour(label: int) -> Colour:

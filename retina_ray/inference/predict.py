@@ -16,8 +16,9 @@ from retina_ray.data.plan import build_eval_plan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.transforms import resize_image, shortest_edge_size
 from retina_ray.model import RetinaNet
-from retina_ray.ops.box_coder import BoxCoder
+from retina_ray.model.coders import make_coder
 from retina_ray.ops.postprocess import select_detections
+from retina_ray.ops.rotated_boxes import scale_rotated
 from retina_ray.structures import Detections, ImageBatch
 from retina_ray.train.checkpoints import CheckpointMeta, load_checkpoint
 from retina_ray.train.validation import RoundResult, ValidationRound
@@ -75,6 +76,7 @@ class Predictor:
 
         Raises:
             ConfigError: the data set's classes are not the model's.
+            DataError: the model finds rotated boxes, and the data set has none.
         """
         self._require_classes(dataset)
         config, index = self.config, dataset.index()
@@ -90,7 +92,7 @@ class Predictor:
         )
         round_ = ValidationRound(
             config.inference,
-            BoxCoder(config.model.box_weights),
+            make_coder(config.model),
             list(dataset.category_ids),
             num_samples=num_samples,
         )
@@ -111,7 +113,7 @@ class Predictor:
             image: (H, W, 3) uint8 RGB.
 
         Returns:
-            Detections in pixels of `image`, on the CPU.
+            Detections in pixels of `image`, on the CPU: boxes XYXY, or rotated ones of 5 numbers.
 
         Raises:
             ValueError: the array is not such an image.
@@ -130,14 +132,18 @@ class Predictor:
         found = select_detections(
             self.model(images),
             images.sizes,
-            coder=BoxCoder(self.config.model.box_weights),
+            coder=make_coder(self.config.model),
             score_threshold=inference.score_threshold,
             topk_per_level=inference.topk_per_level,
             nms_threshold=inference.nms_threshold,
             max_detections=inference.max_detections,
         )[0].to("cpu")
-        scale = found.boxes.new_tensor([width / resized.shape[1], height / resized.shape[0]] * 2)
-        return Detections(found.boxes * scale, found.scores, found.labels)
+        scale = (width / resized.shape[1], height / resized.shape[0])
+        if found.boxes.shape[-1] == 5:
+            boxes = scale_rotated(found.boxes, *scale)
+        else:
+            boxes = found.boxes * found.boxes.new_tensor(scale * 2)
+        return Detections(boxes, found.scores, found.labels)
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -364,3 +364,43 @@ def test_decoding_tasks_do_not_import_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("boxes", [2.0, 3, 90, 21], "XYXY (2.0, 3.0, 90.0, 21.0), expected 0 <= x <= 48 and"),
+        ("boxes", [2.0, 3, 2, 21], "expected x0 < x1 and y0 < y1"),
+        ("boxes", [float("nan"), 3, 9, 21], "expected finite numbers"),
+        ("labels", 3, "label 3, expected 0 to 2"),
+    ],
+)
+def test_bad_targets_of_a_damaged_shard_are_named_before_augmentation(
+    tmp_path, column, values, message
+):
+    """The writer refuses them, so the shard is changed behind its back."""
+    train = write_set(tmp_path / "set", [make_record(i) for i in range(3)])
+    loader = make_loader(train)
+    read = train.read_row_group
+
+    def damaged(*place):
+        rows = read(*place)
+        nested = rows[column].to_pylist()
+        nested[2][0] = values
+        changed = pa.chunked_array([pa.array(nested, rows[column].type)])
+        return rows.set_column(rows.schema.get_field_index(column), column, changed)
+
+    loader._source("train").dataset = _Reading(train, damaged)
+    loader.load(train_row([0, 1]))
+    with pytest.raises(DataError) as error:
+        loader.load(train_row([1, 2]))
+    assert "image 1 of the batch (id 502), box 0: " in str(error.value)
+    assert message in str(error.value)
+
+
+class _Reading:
+    """A data set whose row groups are read by another function."""
+
+    def __init__(self, dataset: PreparedDataset, read_row_group) -> None:
+        self.num_classes = dataset.num_classes
+        self.read_row_group = read_row_group

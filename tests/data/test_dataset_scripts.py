@@ -33,6 +33,14 @@ def test_shapes(tmp_path):
     assert PreparedDataset.open(tmp_path / "train").num_images == 6
 
 
+def test_turned_shapes(tmp_path):
+    sizes = ("--num-train", 4, "--num-val", 3, "--size", 32)
+    done = run("shapes", "--out", tmp_path, *sizes, "--rotated")
+    assert done.returncode == 0, done.stderr
+    assert PreparedDataset.open(tmp_path / "train").box_type == "rotated"
+    assert "boxes of ellipse" in done.stdout
+
+
 @needs_shared
 def test_voc_names_all_faults_of_all_splits_and_writes_nothing(tmp_path):
     options = ("--source", SHARED / "bccd", "--out", tmp_path, "--splits", "train,val,test")

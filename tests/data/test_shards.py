@@ -303,8 +303,8 @@ def edited(folder: Path, **changes) -> Path:
 
 def test_newer_format_is_refused(tmp_path):
     write(tmp_path / "a")
-    with pytest.raises(DataError, match=r"format 2.*reads up to 1; update"):
-        PreparedDataset.open(edited(tmp_path / "a", format_version=2))
+    with pytest.raises(DataError, match=r"format 3.*reads up to 2; update"):
+        PreparedDataset.open(edited(tmp_path / "a", format_version=3))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', "\xff\xfe"])

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from retina_ray.config import SyntheticConfig
-from retina_ray.data import synthetic
+from retina_ray.data import shapes, synthetic
 from retina_ray.data.schema import DataError
+from retina_ray.data.shapes import SHAPE_NAMES, draw_image
 from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import SHAPE_NAMES, draw_image, make_shapes, prepare_synthetic
+from retina_ray.data.synthetic import make_shapes, prepare_synthetic
 
 
 def pixels_of(record) -> np.ndarray:
@@ -69,8 +70,8 @@ def test_areas_by_kind():
 
 def test_boxes_are_tight_around_what_is_drawn(monkeypatch):
     """Measured over a flat ground, without the losses of JPEG, on pictures of one shape."""
-    monkeypatch.setattr(synthetic, "_draw_ground", lambda _, size: np.full((size, size, 3), 128.0))
-    monkeypatch.setattr(synthetic, "encode_jpeg", lambda p: cv2.imencode(".png", p)[1].tobytes())
+    monkeypatch.setattr(shapes, "_draw_ground", lambda _, size: np.full((size, size, 3), 128.0))
+    monkeypatch.setattr(shapes, "encode_jpeg", lambda p: cv2.imencode(".png", p)[1].tobytes())
     measured = set()
     for i in range(120):
         record = draw_image(2, i, size_px=128)
@@ -87,7 +88,7 @@ def test_boxes_are_tight_around_what_is_drawn(monkeypatch):
 
 def test_coverage_is_exact_for_a_box_of_whole_and_half_pixels():
     corners = np.array([[1.0, 2.0], [3.5, 2.0], [3.5, 5.0], [1.0, 5.0]])
-    cover = synthetic._coverage(corners, 8)
+    cover = shapes._coverage(corners, 8)
     expected = np.zeros((8, 8))
     expected[2:5, 1:3] = 1
     expected[2:5, 3] = 0.5
@@ -99,9 +100,9 @@ def test_hidden_shapes_are_not_drawn(monkeypatch):
     square = np.array([[10.0, 10.0], [40.0, 10.0], [40.0, 40.0], [10.0, 40.0]])
 
     def same_place(rng, *_):
-        return synthetic._Shape(1, square, rng.uniform(0, 255, 3))
+        return shapes._Shape(1, square, rng.uniform(0, 255, 3))
 
-    monkeypatch.setattr(synthetic, "_place_shape", same_place)
+    monkeypatch.setattr(shapes, "_place_shape", same_place)
     counts = {len(draw_image(0, i, size_px=64).labels) for i in range(20)}
     assert counts <= {0, 1}
     assert 1 in counts

@@ -1,6 +1,8 @@
 """Sizes, decoding and augmentation: boxes stay on what they enclose."""
 
+import math
 import warnings
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -48,10 +50,27 @@ def smooth_picture(height: int, width: int) -> np.ndarray:
         ((4, 6), (3, 100), (3, 5)),  # 4.5 rounds half up
         ((1, 10000), (800, 1333), (1, 1333)),  # 0.13, where detectron2 gives 0
         ((1, 1), (1, 1), (1, 1)),
+        # Halves by floating point, as there: 672 / 960 * 1405 is 983.4999999999999, and
+        # 800 * (1000 / (800 / 363 * 528)) is 687.4999999999999.
+        ((960, 1405), (672, 1333), (672, 983)),
+        ((528, 363), (800, 1000), (1000, 687)),
     ],
 )
 def test_shortest_edge_size(size, target, expected):
     assert shortest_edge_size(*size, *target) == expected
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.integers(1, 900), st.integers(0, 800))
+def test_shortest_edge_size_in_fractions(height, width, size, extra):
+    scale = Fraction(size, min(height, width))
+    scale = min(scale, Fraction(size + extra, max(height, width)))
+    exact = [scale * height, scale * width]
+    found = shortest_edge_size(height, width, size, size + extra)
+    for side, value in zip(found, exact, strict=True):
+        if (value + Fraction(1, 2)).denominator > 1:  # else the rounding of floats decides
+            assert side == max(1, math.floor(value + Fraction(1, 2)))
+        else:
+            assert side in (value - Fraction(1, 2), value + Fraction(1, 2), 1)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1200), st.integers(0, 800))

@@ -2,6 +2,8 @@
 
 Conventions: `bbox` is XYWH in 0-based pixels and becomes XYXY; categories are sorted by their
 original id and become labels 0 to K-1, so ids may have gaps (COCO's 80 classes use 1 to 90).
+A `bbox` of five numbers is a rotated box as detectron2 has it (x_center, y_center, width, height,
+and the angle in degrees counter-clockwise), and the set becomes one of rotated boxes.
 Segmentations are not kept; the area (which sorts objects into small, medium and large) and iscrowd
 are. The annotated bbox is kept in float64, so that evaluation against the prepared set gives the
 figures of the original file.
@@ -16,6 +18,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from retina_ray.data.checks import (
     MALFORMED_BOX,
     BadBoxPolicy,
@@ -26,6 +30,7 @@ from retina_ray.data.checks import (
     repeated,
 )
 from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.rotated_boxes import enclosing_boxes
 from retina_ray.data.schema import Category, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
 
@@ -79,7 +84,8 @@ def import_coco(
     categories = _read_categories(data["categories"], file, log)
     images = _read_images(data["images"], file, log)
     labels = {category.id: label for label, category in enumerate(categories)}
-    _read_annotations(data["annotations"], images, labels, file, log)
+    rotated = _has_rotated_boxes(data["annotations"])
+    _read_annotations(data["annotations"], images, labels, file, log, rotated)
     if not categories:
         log.bad_structure(Fault("no categories", "holds no usable category", file))
     if log.faults and not (categories and images):
@@ -98,6 +104,7 @@ def import_coco(
         rows_per_shard=rows_per_shard,
         overwrite=overwrite,
         on_progress=on_progress,
+        box_type="rotated" if rotated else "aligned",
     )
 
 
@@ -183,6 +190,7 @@ def _read_annotations(
     labels: dict[int, int],
     file: str,
     log: ImportLog,
+    rotated: bool,
 ) -> None:
     """Hang each annotation on its image; those without image or category go to the log."""
     counts = Counter(entry["id"] for entry in entries if _is_int(entry.get("id")))
@@ -207,22 +215,37 @@ def _read_annotations(
             message = f"category id {category_id!r} is not among the categories"
             log.bad_structure(Fault("annotation of an unknown category", message, *where))
         if image is not None and label is not None:
-            image.boxes.append(_read_box(entry, id_, label, log))
+            image.boxes.append(_read_box(entry, id_, label, log, rotated))
 
 
-def _read_box(entry: dict, id_: int, label: int, log: ImportLog) -> RawBox:
-    """Read one annotation; a bbox that is not four numbers becomes a problem of the box."""
+def _has_rotated_boxes(entries: list[dict]) -> bool:
+    """Whether any annotation has a bbox of five numbers; then all must."""
+    boxes = (entry.get("bbox") for entry in entries)
+    return any(isinstance(bbox, list) and len(bbox) == 5 for bbox in boxes)
+
+
+def _read_box(entry: dict, id_: int, label: int, log: ImportLog, rotated: bool) -> RawBox:
+    """Read one annotation; a bbox that is not four (five) numbers becomes a problem of the box."""
     bbox, crowd = entry.get("bbox"), bool(entry.get("iscrowd", 0))
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
+    count = 5 if rotated else 4
+    if not isinstance(bbox, list) or len(bbox) != count or not all(_is_number(v) for v in bbox):
         nothing = (math.nan, math.nan, math.nan, math.nan)
-        problem = (MALFORMED_BOX, f"bbox {bbox!r:.80} is not four numbers (x, y, width, height)")
+        wanted = "four numbers (x, y, width, height)"
+        if rotated:
+            wanted = "five numbers (x_center, y_center, width, height, angle), as others here have"
+        problem = (MALFORMED_BOX, f"bbox {bbox!r:.80} is not {wanted}")
         return RawBox(id_, label, nothing, nothing, 0.0, crowd, problem)
-    x, y, w, h = (float(v) for v in bbox)
+    x, y, w, h = (float(v) for v in bbox[:4])
     area = entry.get("area")
     if not _is_number(area) or not math.isfinite(area) or area < 0:
         area = w * h
         log.counts["areas_taken_from_boxes"] += 1
-    return RawBox(id_, label, (x, y, x + w, y + h), (x, y, w, h), float(area), crowd)
+    if not rotated:
+        return RawBox(id_, label, (x, y, x + w, y + h), (x, y, w, h), float(area), crowd)
+    turned = tuple(float(v) for v in bbox)
+    x0, y0, x1, y1 = enclosing_boxes(np.array([turned]))[0].tolist()
+    xywh = (x0, y0, x1 - x0, y1 - y0)
+    return RawBox(id_, label, (x0, y0, x1, y1), xywh, float(area), crowd, rotated=turned)
 
 
 def _is_int(value: Any) -> TypeGuard[int]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from retina_ray.data.checks import ImportLog, RawImage, check_boxes
 from retina_ray.data.image_files import EncodedImage, SourceFileError, load_image, resolve_inside
-from retina_ray.data.schema import Category, Fault, Record
+from retina_ray.data.rotated_boxes import scale_rotated
+from retina_ray.data.schema import BoxType, Category, Fault, Record
 from retina_ray.data.shards import PreparedDataset, ShardWriter
 
 __all__ = ["OnProgress", "write_images"]
@@ -43,6 +44,7 @@ def write_images(
     rows_per_shard: int,
     overwrite: bool,
     on_progress: OnProgress | None,
+    box_type: BoxType = "aligned",
 ) -> PreparedDataset:
     """Check images and boxes, and write a prepared data set.
 
@@ -60,6 +62,7 @@ def write_images(
         rows_per_shard: images of a file.
         overwrite: replace a set that is there already.
         on_progress: called after each image.
+        box_type: "rotated": every raw box has a rotated one.
 
     Returns:
         The new set, opened.
@@ -79,12 +82,13 @@ def write_images(
         rows_per_group=rows_per_group,
         rows_per_shard=rows_per_shard,
         overwrite=overwrite,
+        box_type=box_type,
     )
     largest = (0, 0)
     with writer:
         loaded = _load_all(images, images_dir, max_size_px)
         for done, (image, result) in enumerate(zip(images, loaded, strict=True), start=1):
-            record = _checked_record(image, result, log)
+            record = _checked_record(image, result, log, box_type)
             if isinstance(result, EncodedImage):
                 largest = max(largest, (result.original_height, result.original_width), key=max)
             if record is not None and not log.faults:
@@ -122,7 +126,7 @@ def _load_all(
 
 
 def _checked_record(
-    image: RawImage, result: EncodedImage | SourceFileError, log: ImportLog
+    image: RawImage, result: EncodedImage | SourceFileError, log: ImportLog, box_type: BoxType
 ) -> Record | None:
     """Judge an image and its boxes; None where the image is not to be written."""
 
@@ -151,6 +155,7 @@ def _checked_record(
         log.counts[f"images {change}".replace(" ", "_")] += 1
     scale = np.array([result.width / width, result.height / height])
     limit = np.array([result.width, result.height])
+    rotated = scale_rotated(checked.rotated, *scale) if box_type == "rotated" else None
     xyxy = np.minimum(checked.boxes.reshape(-1, 2, 2) * scale, limit).reshape(-1, 4)
     return Record(
         image=result.data,
@@ -164,6 +169,7 @@ def _checked_record(
         area=checked.area * scale.prod(),
         annotation_id=checked.annotation_id,
         bbox=(checked.bbox.reshape(-1, 2, 2) * scale).reshape(-1, 4),
+        rotated_boxes=rotated,
     )
 
 

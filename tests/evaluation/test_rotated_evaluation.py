@@ -1,0 +1,311 @@
+"""Rotated boxes: figures by hand, against the aligned evaluation, and overlaps against OpenCV."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.synthetic import make_shapes
+from retina_ray.evaluation import Picture, draw_boxes, evaluate_coco, to_results
+from retina_ray.evaluation.rotated import overlaps
+from retina_ray.structures import Detections
+
+QUARTER_TURN, HALF_TURN = np.array([0, 0, 0, 0, 90]), np.array([0, 0, 0, 0, 180])
+
+
+def truth(boxes, *, num_images=1, crowd=(), categories=(1,)):
+    """Ground truth from (image_id, category_id, box) entries; `crowd` are positions in them."""
+    return {
+        "images": [{"id": i + 1, "height": 300, "width": 300} for i in range(num_images)],
+        "categories": [{"id": i, "name": f"c{i}"} for i in categories],
+        "annotations": [
+            {
+                "id": n + 1,
+                "image_id": image,
+                "category_id": category,
+                "bbox": [float(v) for v in box],
+                "area": float(np.prod(box[2:4])),
+                "iscrowd": int(n in crowd),
+            }
+            for n, (image, category, box) in enumerate(boxes)
+        ],
+    }
+
+
+def found(image, box, score, category=1):
+    box = [float(v) for v in box]
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def perfect(ground_truth, change=lambda box: box):
+    return [
+        found(a["image_id"], change(np.array(a["bbox"])), 1.0 - a["id"] / 1e4, a["category_id"])
+        for a in ground_truth["annotations"]
+        if not a["iscrowd"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def bars() -> dict:
+    """Long bars at all angles, some with the longer side as their height."""
+    rng = np.random.default_rng(0)
+    boxes = []
+    for i in range(60):
+        sides = (60, 12) if i % 2 else (12, 60)
+        place = rng.uniform(0, 300, 2)
+        boxes.append((i % 9 + 1, i % 3 + 1, [*place, *sides, rng.uniform(-200, 200)]))
+    return truth(boxes, num_images=10, categories=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda box: box,
+        lambda box: box + HALF_TURN,
+        lambda box: box - HALF_TURN,
+        lambda box: box[[0, 1, 3, 2, 4]] + QUARTER_TURN,
+    ],
+)
+def test_the_same_rectangles_score_one(bars, change):
+    metrics = evaluate_coco(bars, perfect(bars, change))
+    assert metrics.AP == pytest.approx(1.0)
+    assert metrics.AR100 == pytest.approx(1.0)
+    assert list(metrics.per_class.values()) == pytest.approx([1.0] * 3)
+
+
+def test_wrong_angles_score_next_to_nothing(bars):
+    # Two crossing bars of 60 x 12 share 12 x 12: an IoU of 0.11.
+    assert evaluate_coco(bars, perfect(bars, lambda box: box + QUARTER_TURN)).AP50 < 0.01
+
+
+def test_a_square_turned_by_an_eighth_by_hand():
+    # The overlap is an octagon of 2 (sqrt 2 - 1) of the square's area, so the IoU is 1 / sqrt 2:
+    # a hit at 0.50, 0.55, 0.60, 0.65 and 0.70.
+    assert 2 * (math.sqrt(2) - 1) / (2 - 2 * (math.sqrt(2) - 1)) == pytest.approx(1 / math.sqrt(2))
+    metrics = evaluate_coco(
+        truth([(1, 1, [100, 100, 50, 50, 10])]), [found(1, [100, 100, 50, 50, 55], 0.5)]
+    )
+    assert metrics.AP == pytest.approx(0.5)
+    assert (metrics.AP50, metrics.AP75) == pytest.approx((1.0, 0.0))
+
+
+def as_aligned(entries):
+    """The same with (x, y, width, height) boxes."""
+
+    def aligned(box):
+        x, y, w, h, _ = box
+        return [x - w / 2, y - h / 2, w, h]
+
+    return [{**entry, "bbox": aligned(entry["bbox"])} for entry in entries]
+
+
+@pytest.mark.parametrize("max_detections", [4, 100])
+def test_without_angles_the_figures_are_those_of_aligned_boxes(max_detections):
+    rng = np.random.default_rng(1)
+    boxes = [
+        (i % 8 + 1, i % 3 + 1, [*rng.uniform(0, 300, 2), *rng.choice([20, 60, 130], 2), 0])
+        for i in range(70)
+    ]
+    ground_truth = truth(boxes, num_images=9, crowd=range(0, 70, 11), categories=(1, 2, 3))
+    results = []
+    for image, category, box in boxes:
+        for _ in range(int(rng.integers(0, 4))):
+            moved = np.array(box) * [1, 1, *rng.uniform(0.8, 1.25, 2), 0]
+            moved[:2] += rng.normal(0, 4, 2)
+            results.append(found(image, moved, float(rng.integers(20)) / 20, category))
+    annotations = ground_truth["annotations"]
+    aligned = evaluate_coco(
+        {**ground_truth, "annotations": as_aligned(annotations)},
+        as_aligned(results),
+        max_detections=max_detections,
+    )
+    rotated = evaluate_coco(ground_truth, results, max_detections=max_detections)
+    assert 0.1 < aligned.AP < 0.9
+    assert not math.isnan(aligned.APs + aligned.APm + aligned.APl)
+    assert rotated.as_metrics() == pytest.approx(aligned.as_metrics(), abs=1e-6)
+
+
+def test_detections_in_a_rotated_crowd_are_no_false_alarms():
+    hit, region = (1, 1, [40, 40, 30, 10, 30]), (1, 1, [200, 200, 100, 30, 45])
+    ground_truth = truth([hit, region], crowd={1})
+    # Along the crowd region, whose enclosing box they do not fill.
+    inside = [found(1, [200 + d, 200 - d, 20, 8, 40], 0.9) for d in (-20, 0, 20)]
+    results = [*inside, found(1, hit[2], 0.5)]
+    assert evaluate_coco(ground_truth, results).AP == pytest.approx(1.0)
+    # Within the enclosing box of the region, but not within the region.
+    outside = [found(1, [200 + d, 200 + d, 20, 8, 40], 0.9) for d in (-25, 25)]
+    assert evaluate_coco(ground_truth, [*outside, results[-1]]).AP == pytest.approx(1 / 3)
+
+
+def opencv_overlap(a, b):
+    """Shared area; OpenCV's angles are clockwise."""
+    rects = [((x, y), (w, h), -angle) for x, y, w, h, angle in (a, b)]
+    _, points = cv2.rotatedRectangleIntersection(*rects)
+    return 0.0 if points is None else cv2.contourArea(cv2.convexHull(points))
+
+
+def test_overlaps_against_opencv():
+    rng = np.random.default_rng(2)
+    boxes = np.concatenate(
+        [
+            rng.uniform(80, 120, (24, 2)),
+            rng.uniform(10, 60, (24, 2)),
+            rng.uniform(-200, 200, (24, 1)),
+        ],
+        axis=1,
+    )
+    a, b = boxes[:14], boxes[14:]
+    crowd = np.arange(10) % 3 == 0
+    shared = np.array([[opencv_overlap(one, other) for other in b] for one in a])
+    areas_a, areas_b = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
+    expected = shared / (areas_a[:, None] + areas_b - shared)
+    expected[:, crowd] = (shared / areas_a[:, None])[:, crowd]
+    np.testing.assert_allclose(overlaps(a, b, crowd), expected, atol=2e-3)
+    assert expected.min() < 0.2
+    assert expected.max() > 0.5
+
+
+def test_detections_without_an_area_overlap_nothing():
+    flat = np.array([[10, 10, 0, 5, 0], [10, 10, -4, 5, 0]], np.float64)
+    crowd = np.array([False, True])
+    boxes = np.array([[10, 10, 20, 20, 0], [10, 10, 20, 20, 0]], np.float64)
+    assert not overlaps(flat, boxes, crowd).any()
+
+
+def test_sizes_are_those_of_the_areas():
+    # 30 x 30 is small, 40 x 40 medium, 100 x 100 large, however they are turned.
+    boxes = [(1, 1, [70 + 75 * i, 150, s, s, 45]) for i, s in enumerate((30, 40, 100))]
+    ground_truth = truth(boxes)
+    only_small = [r for r in perfect(ground_truth) if r["bbox"][2] == 30]
+    metrics = evaluate_coco(ground_truth, only_small)
+    assert (metrics.APs, metrics.APm, metrics.APl) == pytest.approx((1.0, 0.0, 0.0))
+    # A detection that matches nothing counts as a false alarm in its own size.
+    big = found(1, [250, 60, 99, 99, 45], 1.0)
+    metrics = evaluate_coco(ground_truth, [*perfect(ground_truth), big])
+    assert (metrics.APs, metrics.APm) == pytest.approx((1.0, 1.0))
+    assert metrics.APl == pytest.approx(0.5)
+
+
+def test_no_results_give_zeros(bars):
+    metrics = evaluate_coco(bars, [])
+    assert metrics.AP == 0.0
+    without_area = [{k: v for k, v in a.items() if k != "area"} for a in bars["annotations"]]
+    assert evaluate_coco({**bars, "annotations": without_area}, perfect(bars)).AP == pytest.approx(
+        1.0
+    )
+
+
+def test_boxes_of_both_kinds_are_refused():
+    rotated, aligned = [50, 50, 20, 10, 30], [10, 10, 20, 10]
+    for ground_truth, results in (
+        (truth([(1, 1, rotated)]), [found(1, aligned, 0.5)]),
+        (truth([(1, 1, aligned)]), [found(1, rotated, 0.5)]),
+        (truth([(1, 1, rotated), (1, 1, aligned)]), []),
+        (truth([(1, 1, rotated)]), [found(1, rotated, 0.5), found(1, aligned, 0.5)]),
+    ):
+        with pytest.raises(ValueError, match=r"have 4 numbers and . have 5 \(rotated\)"):
+            evaluate_coco(ground_truth, results)
+
+
+def test_boxes_of_other_lengths_and_without_an_area_are_refused():
+    ground_truth = truth([(1, 1, [50, 50, 20, 10, 30])])
+    for odd in ([1, 2, 3], [1, 2, 3, 4, 5, 6]):
+        with pytest.raises(ValueError, match=r"results: a bbox of neither 4 nor 5 .* images 1"):
+            evaluate_coco(ground_truth, [found(1, odd, 0.5)])
+        with pytest.raises(ValueError, match=r"truth: a bbox of neither 4 nor 5 .* annotations 1"):
+            evaluate_coco(truth([(1, 1, odd)]), [])
+    for bad in ([50, 50, 0, 10, 30], [50, 50, 20, -1, 30], [50, 50, 20, 10, math.nan]):
+        with pytest.raises(ValueError, match="rotated boxes without an area in annotations 1"):
+            evaluate_coco(truth([(1, 1, bad)]), [])
+    with pytest.raises(ValueError, match="not finite in images 1"):
+        evaluate_coco(ground_truth, [found(1, [50, 50, 20, 10, math.inf], 0.5)])
+
+
+def test_the_other_backend_has_no_rotated_boxes(bars):
+    with pytest.raises(ValueError, match="'faster_coco_eval' has no rotated boxes"):
+        evaluate_coco(bars, perfect(bars), backend="faster_coco_eval")
+
+
+def test_results_go_back_to_the_original_image():
+    detections = Detections(
+        torch.tensor([[50.0, 20.0, 30.0, 10.0, 25.0], [-5.0, 20.0, 30.0, 10.0, 90.0]]),
+        torch.tensor([0.75, 0.5]),
+        torch.tensor([1, 0]),
+    )
+    place = {"image_id": 9, "resized_size": (100, 100), "category_ids": [3, 90]}
+    results = to_results(detections, original_size=(200, 200), **place)
+    json.dumps(results)
+    assert [r["category_id"] for r in results] == [90, 3]
+    assert results[0]["bbox"] == pytest.approx([100, 40, 60, 20, 25])
+    assert results[1]["bbox"] == pytest.approx([-10, 40, 60, 20, 90])  # not cut at the border
+    # Half as wide, twice as high: the width of the second runs up the image.
+    results = to_results(detections, original_size=(200, 50), **place)
+    assert results[1]["bbox"] == pytest.approx([-2.5, 40, 60, 5, 90])
+    cos, sin = math.cos(math.radians(25)), math.sin(math.radians(25))
+    turned = [25, 40, 30 * math.hypot(0.5 * cos, 2 * sin), 10 * math.hypot(0.5 * sin, 2 * cos)]
+    turn = math.degrees(math.atan2(0.5 * sin, 2 * cos))
+    assert results[0]["bbox"] == pytest.approx([*turned, turn])
+    none = Detections(torch.zeros(0, 5), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert to_results(none, original_size=(9, 9), **place) == []
+
+
+def test_a_prepared_set_of_turned_shapes_against_itself(tmp_path):
+    make_shapes(tmp_path, num_images=12, size_px=64, seed=0, split="val", rotated=True)
+    dataset = PreparedDataset.open(tmp_path)
+    ground_truth = dataset.ground_truth(box_type="rotated")
+    results = perfect(ground_truth, lambda box: np.float32(box) + HALF_TURN)
+    assert evaluate_coco(ground_truth, results).AP == pytest.approx(1.0)
+    aligned = dataset.ground_truth()
+    assert evaluate_coco(aligned, perfect(aligned)).AP == pytest.approx(1.0)
+
+
+# Pictures
+
+
+def drawn_on(image, **boxes):
+    return (draw_boxes(image, class_names=("ship",), **boxes) != image).any(axis=2)
+
+
+def test_rotated_boxes_are_drawn_as_they_lie():
+    image = np.full((400, 500, 3), 128, np.uint8)
+    box = [250, 200, 200, 60, 30]
+    detections = Detections(torch.tensor([box]).float(), torch.tensor([0.9]), torch.tensor([0]))
+    for drawn in (
+        drawn_on(image, detections=detections),
+        drawn_on(image, truth_boxes=[box], truth_labels=[0]),
+    ):
+        cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
+        for right, down in ((100, 0), (-100, 0), (0, 30), (0, -30), (60, 30), (-60, -30)):
+            x, y = 250 + right * cos + down * sin, 200 - right * sin + down * cos
+            assert drawn[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3].any()
+        assert not drawn[190:210, 240:260].any()  # not filled
+        # The corners of an aligned box of these sides, and of the enclosing box, stay free.
+        for x, y in ((150, 170), (350, 230), (149, 124), (351, 276)):
+            assert not drawn[y - 4 : y + 5, x - 4 : x + 5].any()
+
+
+def test_odd_rotated_boxes_do_not_fail():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    nan, inf = math.nan, math.inf
+    boxes = np.array(
+        [
+            [nan, 0, 10, 10, 0],
+            [0, 0, 10, 10, inf],
+            [0, 0, 1e12, 10, 20],
+            [-90, -90, 20, 10, 20],
+            [30, 30, 0, 0, 720],
+            [63, 1, 40, 10, 45],
+        ]
+    )
+    picture = Picture(
+        image=image,
+        truth_boxes=boxes,
+        truth_labels=np.zeros(6, int),
+        detections=Detections(torch.tensor(boxes), torch.full((6,), 0.9), torch.zeros(6).long()),
+        class_names=("ship",),
+    ).draw()
+    assert picture.shape[1] == 384
