@@ -40,7 +40,7 @@ def main(
                 data, on_progress=lambda done: progress.update(task, completed=done)
             )
         metrics = evaluate_coco(
-            data.ground_truth(),
+            data.ground_truth(box_type=predictor.config.model.box_type),
             found.results,
             max_detections=predictor.config.inference.max_detections,
         )

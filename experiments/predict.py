@@ -6,8 +6,9 @@ python experiments/predict.py --checkpoint results/RUN photo.jpg folder/ --out f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,7 @@ from retina_ray.config import ConfigError
 from retina_ray.data.transforms import DecodeError, decode_image
 from retina_ray.evaluation.pictures import Picture, write_png
 from retina_ray.inference.predict import Predictor
+from retina_ray.structures import Detections
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 console = Console()
@@ -54,20 +56,22 @@ def main(
                 score_threshold=score_threshold,
             )
             write_png(_free_path(out, file, taken), picture.draw())
-            records += [
-                {"file": str(file), "box_xyxy": box, "score": score, "class": name}
-                for box, score, name in zip(
-                    found.boxes.tolist(),
-                    found.scores.tolist(),
-                    [predictor.class_names[i] for i in found.labels.tolist()],
-                    strict=True,
-                )
-            ]
+            records += _records(file, found, predictor.class_names)
         out.mkdir(parents=True, exist_ok=True)
         (out / "predictions.json").write_text(json.dumps(records, indent=1))
         console.print(f"{len(files) - len(unreadable)} images -> {out}", soft_wrap=True)
         if unreadable:
             raise ConfigError([("", message) for message in unreadable])
+
+
+def _records(file: Path, found: Detections, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """An entry for each detection; rotated boxes have a key and a meaning of their own."""
+    key = "box_rotated" if found.boxes.shape[-1] == 5 else "box_xyxy"
+    names = [class_names[label] for label in found.labels.tolist()]
+    return [
+        {"file": str(file), key: box, "score": score, "class": name}
+        for box, score, name in zip(found.boxes.tolist(), found.scores.tolist(), names, strict=True)
+    ]
 
 
 def _free_path(out: Path, file: Path, taken: set[Path]) -> Path:

@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.unpack import PlannedBatch
 from retina_ray.model import RetinaNet, RetinaNetCriterion
+from retina_ray.model.coders import make_coder
 from retina_ray.model.weights import load_backbone
-from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.train import distributed
 from retina_ray.train.checkpoints import Checkpoint
+from retina_ray.train.compilation import compile_forward
 from retina_ray.train.meters import NonFiniteLossError, StepMeter
 from retina_ray.train.optim import build_optimizer, clip_gradients
 from retina_ray.train.schedule import build_schedule
@@ -98,6 +99,8 @@ class TrainingLoop:
         if config.model.backbone_weights is not None and self.shape.start_step == 0:
             load_backbone(self.model.backbone, config.model.backbone_weights)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.train.compile == "all":
+            compile_forward(self.model)
         self.criterion = RetinaNetCriterion.from_config(config).to(self.device)
         self.optimizer = build_optimizer(
             self.model, config.optimizer, batch_size=config.train.batch_size
@@ -174,7 +177,7 @@ class TrainingLoop:
                     self._check(meter)
                     round_ = ValidationRound(
                         self.config.inference,
-                        BoxCoder(self.config.model.box_weights),
+                        make_coder(self.config.model),
                         self.category_ids,
                         num_samples=self.config.tracking.num_pictures,
                     )

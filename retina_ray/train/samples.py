@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from retina_ray.data.rotated_boxes import scale_rotated
 from retina_ray.evaluation.pictures import Picture
 from retina_ray.train.validation import Sample
 
@@ -41,14 +42,21 @@ def _picture(
     class_names: Sequence[str],
 ) -> Picture:
     height, width = sample.pixels.shape[:2]
-    scale = np.array([width / image["width"], height / image["height"]] * 2)
-    xywh = np.array([box for box, _ in boxes], dtype=np.float64).reshape(-1, 4)
-    xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    scale = (width / image["width"], height / image["height"])
     return Picture(
         image=sample.pixels,
-        truth_boxes=(xyxy * scale).astype(np.float32),
+        truth_boxes=_scaled([box for box, _ in boxes], *scale),
         truth_labels=np.array([label for _, label in boxes], dtype=np.int64),
         detections=sample.detections,
         class_names=class_names,
         caption=str(image.get("file_name", sample.image_id)),
     )
+
+
+def _scaled(boxes: Sequence[Sequence[float]], scale_x: float, scale_y: float) -> np.ndarray:
+    """XYWH as XYXY, rotated boxes as they are, in pixels of a resized image; float32."""
+    if any(len(box) == 5 for box in boxes):
+        return scale_rotated(np.array(boxes), scale_x, scale_y)
+    xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    return (xyxy * ([scale_x, scale_y] * 2)).astype(np.float32)

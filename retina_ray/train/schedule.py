@@ -44,6 +44,11 @@ def lr_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
     the cosine is (1 + cos(pi * step / num_steps)) / 2 ("SGDR", Loshchilov and Hutter 2017,
     equation 5, without restarts).
 
+    detectron2's later WarmupParamScheduler leads a linear warm-up straight to the rate that the
+    schedule has where the warm-up ends, and holds a constant one still. With milestones that is the
+    same unless one lies within the warm-up. Under a cosine it is a little lower: by at most 0.0024
+    of the full rate where the linear warm-up takes a twentieth of the run.
+
     Args:
         step: 0 is the first step, num_steps - 1 the last.
         num_steps: steps of the run.

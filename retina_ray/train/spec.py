@@ -104,8 +104,8 @@ def resolve(config: ExperimentConfig, storage: str) -> tuple[ExperimentConfig, s
         The complete config, the training URI and the validation URI.
 
     Raises:
-        ConfigError: no data, a number of classes that is not the data's, a schedule that does not
-            fit the run; all faults at once.
+        ConfigError: no data, data without the boxes that the model needs, a number of classes that
+            is not the data's, a schedule that does not fit the run; all faults at once.
         DataError: a data set that is missing or broken.
     """
     train_uri, val_uri = _uris(config, storage)
@@ -147,6 +147,14 @@ def _mismatches(config: ExperimentConfig, train: PreparedDataset, val: PreparedD
             f"its classes are not those of data.train (differing: {sorted(names) or 'their ids'}); "
             "import both with the same class list",
         )
+    if config.model.box_type == "rotated":
+        for name, dataset in (("data.train", train), ("data.val", val)):
+            if dataset.box_type != "rotated":
+                yield (
+                    name,
+                    f'{dataset.uri} has no rotated boxes: set model.box_type to "aligned", or '
+                    "prepare the set with them (datasets/README.md)",
+                )
     wanted = config.model.num_classes
     if wanted is not None and wanted != train.num_classes:
         yield (

@@ -11,8 +11,7 @@ import torch
 from retina_ray.config import InferenceConfig
 from retina_ray.evaluation.coco import to_results
 from retina_ray.model import RetinaNet
-from retina_ray.ops.box_coder import BoxCoder
-from retina_ray.ops.postprocess import select_detections
+from retina_ray.ops.postprocess import Coder, select_detections
 from retina_ray.structures import Batch, Detections
 from retina_ray.train import distributed
 
@@ -49,7 +48,7 @@ class ValidationRound:
     def __init__(
         self,
         config: InferenceConfig,
-        coder: BoxCoder,
+        coder: Coder,
         category_ids: list[int],
         *,
         num_samples: int = 0,

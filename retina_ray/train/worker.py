@@ -112,7 +112,8 @@ class _Host:
         if distributed.rank() != 0:
             return
         self._folder = _tracking_folder(self.spec.run_uri)
-        self._truth = self.inputs.val.ground_truth()
+        box_type = self.spec.config.model.box_type
+        self._truth = self.inputs.val.ground_truth(box_type=box_type)
         self._tracker = open_tracker(
             self.spec.config.tracking,
             run_dir=self._folder,

@@ -74,7 +74,7 @@ def checkpoint(shapes, tmp_path_factory):
     )
 
 
-def save_checkpoint(folder, data, *, names=None):
+def save_checkpoint(folder, data, *, names=None, **overrides):
     categories = [(c.id, c.name) for c in data.info.categories]
     if names is not None:
         categories = list(enumerate(names, start=1))
@@ -93,7 +93,7 @@ def save_checkpoint(folder, data, *, names=None):
                 anchors=AnchorConfig(sizes=(12.0, 24.0, 48.0)),
             )
         ),
-        {"input.eval_size_px": 64, "input.eval_max_size_px": 64},
+        {"input.eval_size_px": 64, "input.eval_max_size_px": 64, **overrides},
     )
     torch.manual_seed(0)
     saved = Checkpoint(
@@ -334,3 +334,85 @@ def test_as_a_user_runs_it(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean shapes?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- recipes and spaces
+
+
+def test_every_recipe_states_the_beta_of_its_box_loss():
+    from recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        assert "smooth_l1_beta" in recipe().loss.model_fields_set, name
+    assert RECIPES["coco_r50_fpn_1x"]().loss.smooth_l1_beta == 0.0  # detectron2's recipes
+
+
+def test_every_space_fits_the_recipes_for_it():
+    from recipes import RECIPES
+    from spaces import SPACES
+
+    from retina_ray.sweep.space import check_space
+
+    for recipe in ("shapes", "shapes_rotated"):
+        base = RECIPES[recipe]()
+        for name, space in SPACES.items():
+            if (recipe, name) != ("shapes_rotated", "assigners"):
+                check_space(space(base), base)
+
+
+def test_other_assigners_are_refused_for_rotated_boxes(tmp_path):
+    options = ["--recipe", "shapes_rotated", "--space", "assigners", "--storage", tmp_path]
+    message = refused("sweep", *options)
+    assert 'matcher.method: "atss" is for aligned boxes' in message
+
+
+# --- rotated boxes
+
+
+@pytest.fixture(scope="module")
+def turned_shapes(tmp_path_factory):
+    """A prepared set of 4 pictures of 64 px with rotated boxes."""
+    folder = tmp_path_factory.mktemp("data") / "turned"
+    make_shapes(str(folder), num_images=4, size_px=64, seed=1, split="val", rotated=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rotated_checkpoint(turned_shapes, tmp_path_factory):
+    data = PreparedDataset.open(str(turned_shapes))
+    folder = tmp_path_factory.mktemp("runs") / "turned"
+    return save_checkpoint(folder, data, **{"model.box_type": "rotated"})
+
+
+def test_rotated_boxes_are_evaluated(rotated_checkpoint, turned_shapes, tmp_path):
+    options = ["--checkpoint", rotated_checkpoint, "--out", tmp_path, "--device", "cpu"]
+    done = run("evaluate", "--dataset", turned_shapes, *options)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert {len(one["bbox"]) for one in found} == {5}
+    assert "ellipse" in done.stdout
+
+
+def test_rotated_boxes_are_predicted(rotated_checkpoint, tmp_path):
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), np.full((60, 90, 3), 200, np.uint8))
+    options = ["--checkpoint", rotated_checkpoint, "--out", tmp_path / "found", "--device", "cpu"]
+    done = run("predict", photo, *options)
+    assert done.exit_code == 0, done.output
+    records = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert records
+    assert all(len(one["box_rotated"]) == 5 and "box_xyxy" not in one for one in records)
+    assert cv2.imread(str(tmp_path / "found" / "photo.png")) is not None
+
+
+def test_rotated_models_refuse_aligned_data(shapes, tmp_path):
+    data = PreparedDataset.open(str(shapes))
+    same_names = save_checkpoint(tmp_path / "run", data, **{"model.box_type": "rotated"})
+    options = ["--dataset", shapes, "--out", tmp_path / "out", "--device", "cpu"]
+    message = refused("evaluate", "--checkpoint", same_names, *options)
+    assert f"{shapes}: has no rotated boxes" in message
+    trained = ["--set", f"data.train={shapes}", "--set", f"data.val={shapes}"]
+    trained += ["--set", "model.box_type=rotated", "--set", "loss.box_loss=smooth_l1"]
+    message = refused("train", "--recipe", "bccd_cpu", "--storage", tmp_path, *trained)
+    assert f"data.train: {shapes} has no rotated boxes" in message
+    assert f"data.val: {shapes} has no rotated boxes" in message

@@ -1,4 +1,6 @@
+import functools
 import math
+import shutil
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from retina_ray.config import ConfigError, with_overrides
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
+from retina_ray.train import compilation
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.loop import NonFiniteLossError
 from retina_ray.train.metrics_file import read_metrics
@@ -134,3 +137,62 @@ def test_data_that_changed_under_a_run_is_refused(harness, tmp_path):
 def test_pictures_of_the_validation_are_drawn(harness):
     harness.run(harness.spec(small_config(**{"tracking.num_pictures": 2})))
     assert sorted(p.name for p in (harness.root / "run" / "pictures").iterdir())
+
+
+def losses(harness, name):
+    return [
+        r["metrics"]["train/loss"] for r in figures(harness, name) if "train/loss" in r["metrics"]
+    ]
+
+
+def run_plain_and_compiled(harness):
+    """The losses of both runs."""
+    for choice in ("none", "all"):
+        config = small_config(
+            **{"train.compile": choice, "train.epochs": 1, "schedule.warmup_steps": 1}
+        )
+        harness.run(harness.spec(config, choice))
+    return losses(harness, "none"), losses(harness, "all")
+
+
+def compile_with(monkeypatch, backend):
+    to_backend = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(compilation.torch, "compile", to_backend)
+
+
+def test_compiled_runs_are_the_same(harness, monkeypatch):
+    # The compiler's own front end, without the C++ behind it, which would take a minute.
+    compile_with(monkeypatch, "aot_eager")
+    plain, compiled = run_plain_and_compiled(harness)
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    (before, _), (after, _) = harness.reports
+    assert after["val/AP"] == pytest.approx(before["val/AP"], abs=1e-4)
+    plain, compiled = (load_checkpoint(str(harness.root / name)) for name in ("none", "all"))
+    assert plain.model.keys() == compiled.model.keys()
+
+
+@pytest.mark.slow
+def test_compiled_runs_are_the_same_with_the_real_compiler(harness, caplog):
+    plain, compiled = run_plain_and_compiled(harness)
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    if shutil.which("g++"):
+        assert "uncompiled" not in caplog.text
+
+
+def test_a_run_goes_on_where_the_compiler_fails(harness, monkeypatch, caplog):
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    compile_with(monkeypatch, broken)
+    plain, compiled = run_plain_and_compiled(harness)
+    assert compiled == plain
+    (message,) = [r.getMessage() for r in caplog.records if "uncompiled" in r.getMessage()]
+    assert "no compiler here" in message
+
+
+def test_faults_of_the_model_are_not_taken_for_the_compilers():
+    model = torch.nn.Linear(2, 3)
+    compilation.compile_forward(model)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        model(torch.zeros(4, 7))
+    assert set(model.state_dict()) == {"weight", "bias"}

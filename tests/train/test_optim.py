@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from retina_ray.config import ConfigError, OptimizerConfig
+from retina_ray.config import ConfigError, ModelConfig, OptimizerConfig
+from retina_ray.model import RetinaNet
 from retina_ray.model.norms import FrozenBatchNorm2d, PerLevelBatchNorm2d, SyncBatchNorm2d
 from retina_ray.train.optim import build_optimizer, clip_gradients, parameter_groups
 
@@ -50,6 +51,51 @@ def test_groups_of_norms_and_biases():
     }
     assert found == expected
     assert len(groups) == 3
+
+
+@pytest.mark.parametrize("decay_bias", [None, 0.125])
+@pytest.mark.parametrize("bias_factor", [1.0, 2.0])
+def test_groups_of_a_whole_model_by_name(decay_bias, bias_factor):
+    model = RetinaNet.from_config(
+        ModelConfig(
+            backbone="resnet18",
+            backbone_norm="bn",
+            fpn_channels=32,
+            fpn_norm="gn",
+            head_norm="bn",
+            head_num_convs=1,
+            freeze_stages=2,
+        )
+    )
+    config = OptimizerConfig(
+        lr=0.1,
+        weight_decay=0.5,
+        weight_decay_norm=0.25,
+        weight_decay_bias=decay_bias,
+        bias_lr_factor=bias_factor,
+    )
+    found, groups = _hyperparameters(model, config)
+    expected = {}
+    for name in dict(model.named_parameters()):
+        if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1")):
+            continue
+        is_norm = any(part in name for part in (".bn", ".norm.", ".norms.", ".downsample.1."))
+        rate, decay = 0.1, 0.25 if is_norm else 0.5
+        if name.endswith(".bias"):  # each rule by itself: the factor leaves a norm's decay alone
+            rate = 0.1 * bias_factor
+            decay = decay if decay_bias is None else decay_bias
+        expected[name] = (rate, decay)
+    assert found == expected
+    assert len(groups) == len(set(expected.values()))
+    assert sum(name.endswith("norms.0.bias") for name in found) == 2  # shared by the levels
+
+
+def test_instance_and_layer_norms_are_norms():
+    net = nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.LayerNorm(2))
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, weight_decay_norm=0.25)
+    found, _ = _hyperparameters(net, config)
+    assert set(found.values()) == {(0.1, 0.25)}
+    assert len(found) == 4
 
 
 def test_biases_without_overrides_follow_their_module():

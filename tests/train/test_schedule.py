@@ -2,6 +2,7 @@
 
 import io
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -59,6 +60,73 @@ def test_constant_and_no_warmup():
 
     assert [at(step, 2) for step in range(4)] == [0.3, 0.3, 1.0, 1.0]
     assert at(0, 0) == 1.0
+
+
+def _plain(step, num_steps, *, name, warmup, length, factor, gamma, milestones):
+    """detectron2's WarmupMultiStepLR and WarmupCosineLR in their plainest form."""
+    if name == "cosine":
+        value = (1 + math.cos(math.pi * step / num_steps)) / 2
+    else:
+        value = 1.0
+        for milestone in milestones:
+            if step >= milestone:
+                value *= gamma
+    if step < length:
+        value *= factor if warmup == "constant" else factor + (1 - factor) * step / length
+    return value
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 20, 35, 39])
+@pytest.mark.parametrize("factor", [0.0, 0.001, 1.0])
+def test_every_step_of_both_schedules_with_both_warmups(length, factor):
+    # 10 and 30 of 40 steps: a warm-up of 20 outlasts the first milestone, one of 35 both.
+    for name, warmup in product(("multistep", "cosine"), ("linear", "constant")):
+        config = ScheduleConfig(
+            name=name,
+            milestones=(0.25, 0.75),
+            gamma=0.2,
+            warmup=warmup,
+            warmup_steps=length,
+            warmup_factor=factor,
+        )
+        options = {"name": name, "warmup": warmup, "length": length, "factor": factor}
+        expected = [_plain(s, 40, **options, gamma=0.2, milestones=(10, 30)) for s in range(40)]
+        assert [lr_factor(s, 40, config) for s in range(40)] == pytest.approx(expected, rel=1e-12)
+        optimizer = _optimizer()
+        rates = _rates(optimizer, build_schedule(optimizer, config, 40), 40)
+        assert [b for _, b in rates] == pytest.approx([2 * e for e in expected], rel=1e-12)
+
+
+def _composed(step, *, warmup, length, factor, after):
+    """detectron2's WarmupParamScheduler: a line from factor to what comes after, or a constant."""
+    if step >= length:
+        return after(step)
+    if warmup == "constant":
+        return factor * after(0)
+    return factor * after(0) * (1 - step / length) + after(length) * step / length
+
+
+@pytest.mark.parametrize("warmup", ["linear", "constant"])
+def test_detectron2s_newer_warmup_is_the_same_up_to_the_first_milestone(warmup):
+    config = ScheduleConfig(milestones=(0.25, 0.75), warmup=warmup, warmup_steps=10)
+
+    def steps(s):
+        return 0.1 ** ((s >= 10) + (s >= 30))
+
+    for length in (0, 1, 9):
+        shorter = config.model_copy(update={"warmup_steps": length})
+        options = {"warmup": warmup, "length": length, "factor": 0.001, "after": steps}
+        expected = [_composed(s, **options) for s in range(40)]
+        assert [lr_factor(s, 40, shorter) for s in range(40)] == pytest.approx(expected, rel=1e-12)
+
+    def cosine(s):
+        return (1 + math.cos(math.pi * s / 1000)) / 2
+
+    curved = ScheduleConfig(name="cosine", warmup="linear", warmup_steps=50)
+    options = {"warmup": "linear", "length": 50, "factor": 0.001, "after": cosine}
+    apart = [lr_factor(s, 1000, curved) - _composed(s, **options) for s in range(1000)]
+    assert min(apart) > -1e-12
+    assert 0.002 < max(apart) < 0.0024
 
 
 def test_milestones_are_rounded_to_steps():

@@ -324,3 +324,25 @@ def test_a_key_in_netrc_is_found(tmp_path, monkeypatch):
 def test_importing_the_module_does_not_import_wandb():
     code = "import sys, retina_ray.train.tracking; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rotated_boxes_are_drawn_into_the_picture(tmp_path):
+    turned = Picture(
+        image=np.full((60, 80, 3), 200, np.uint8),
+        truth_boxes=torch.tensor([[40.0, 30, 20, 10, 30]]),
+        truth_labels=torch.tensor([1]),
+        detections=Detections(
+            torch.tensor([[41.0, 30, 20, 10, 25]]), torch.tensor([0.75]), torch.tensor([1])
+        ),
+        class_names=["cat", "dog"],
+        caption="turned.jpg",
+    )
+    tracker = start(tmp_path)
+    tracker.log_pictures([turned], step=7)
+    tracker.finish("finished")
+    (path,) = wandb_files(tmp_path)
+    (row,) = history(wandb_records(path))
+    assert row["val/pictures"]["captions"] == ["turned.jpg"]
+    assert not row["val/pictures"].get("all_boxes")
+    (image,) = (path.parent / "files" / "media" / "images").rglob("*.jpg")
+    assert cv2.imread(str(image)).shape == turned.draw().shape
