@@ -406,7 +406,7 @@ def test_targets_pad_boxes_of_five_numbers():
     assert Targets.from_lists([], []).boxes.shape == (0, 0, 4)
     assert Targets.from_lists([], [], box_dim=5).boxes.shape == (0, 0, 5)
     with pytest.raises(ValueError, match=r"boxes of \[4, 5\] numbers"):
-        Targets.from_lists([torch.rand(2, 5), torch.zeros(0, 4)], labels)
+        Targets.from_lists([torch.rand(2, 5), torch.rand(1, 4)], labels)
     with pytest.raises(ValueError, match=r"\[5\] numbers: expected 4"):
         Targets.from_lists(boxes, labels, box_dim=4)
 

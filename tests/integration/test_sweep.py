@@ -4,13 +4,13 @@ import csv
 import io
 import json
 import shlex
-import struct
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from script_process import Script
+from wandb_file import finished_records, history
 
 from retina_ray.config import ExperimentConfig, from_json
 from retina_ray.inference.predict import Predictor
@@ -174,41 +174,16 @@ def test_the_best_checkpoint_loads_and_the_command_names_what_is_there(four):
     assert all(torch.isfinite(tensor).all() for tensor in predictor.model.state_dict().values())
 
 
-def wandb_records(path):
-    """The protobuf records of a .wandb file: a LevelDB log after a 7-byte header."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, whole = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
 def test_every_trial_is_one_wandb_run_of_the_sweeps_group(four):
     plan, rows, _ = four
     ids = set()
     for row in rows:
         (path,) = folder_of(plan, row).glob("wandb/*run-*/*.wandb")
-        records = list(wandb_records(path))
+        records = finished_records(path)
         run = next(r.run for r in records if r.HasField("run"))
         assert (run.run_group, run.display_name) == ("four", f"four-{row.trial_id}")
         ids.add(run.run_id)
-        keys = {
-            item.key or ".".join(item.nested_key)
-            for record in records
-            if record.HasField("history")
-            for item in record.history.item
-        }
+        keys = {key for one in history(records) for key in one}
         assert ("val/AP" in keys) == (row.status != "failed")
         exits = [r.exit.exit_code for r in records if r.HasField("exit")]
         assert exits == [int(row.status == "failed")]

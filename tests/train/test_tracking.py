@@ -2,7 +2,6 @@
 
 import json
 import math
-import struct
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from wandb_file import finished_records, history
 
 from retina_ray.config import TrackingConfig
 from retina_ray.evaluation import Picture
@@ -41,45 +41,6 @@ def start(run_dir, *, config=None, run_id="run1", **options):
 
 def wandb_files(run_dir):
     return sorted(Path(run_dir).glob("wandb/*run-*/*.wandb"))
-
-
-def wandb_records(path):
-    """The protobuf records of a .wandb file: a LevelDB log after a 7-byte header."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    position, whole, records = 7, b"", []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            records.append(record)
-            whole = b""
-    return records
-
-
-def history(records):
-    """What was logged, as one dict for each call."""
-    rows = []
-    for record in records:
-        if record.HasField("history"):
-            row = {}
-            for item in record.history.item:
-                *parents, leaf = item.nested_key or [item.key]
-                place = row
-                for parent in parents:
-                    place = place.setdefault(parent, {})
-                place[leaf] = json.loads(item.value_json)
-            rows.append(row)
-    return rows
 
 
 def picture(caption="x.jpg"):
@@ -114,7 +75,7 @@ def test_both_records_hold_what_was_logged(tmp_path, capfd):
     assert all(line["time"] > 1.7e9 for line in lines)
 
     (path,) = wandb_files(tmp_path)
-    records = wandb_records(path)
+    records = finished_records(path)
     run = next(r.run for r in records if r.HasField("run"))
     assert (run.run_id, run.display_name, run.run_group) == ("run1", "a name", "a sweep")
     assert run.project == "retina_ray"
@@ -139,7 +100,7 @@ def test_pictures_go_to_a_sheet_and_to_overlays(tmp_path):
     assert sheet.name == "step_00000007.png"
     assert cv2.imread(str(sheet)).shape[1] > 2 * 384
     (path,) = wandb_files(tmp_path)
-    (row,) = history(wandb_records(path))
+    (row,) = history(finished_records(path))
     assert row["train/step"] == 7
     assert row["val/pictures"]["count"] == 2
     assert row["val/pictures"]["captions"] == ["a.jpg", "b.jpg"]
@@ -163,7 +124,7 @@ def test_two_runs_in_one_process_stay_apart(tmp_path):
     values, exits = [], []
     for folder in ("1", "2"):
         (path,) = wandb_files(tmp_path / folder)
-        records = wandb_records(path)
+        records = finished_records(path)
         values.append([row["val/AP"] for row in history(records)])
         exits += [r.exit.exit_code for r in records if r.HasField("exit")]
     assert values == [[0.1], [0.2, 0.3]]
@@ -253,7 +214,7 @@ def test_a_wandb_that_fails_in_the_middle_is_said_once(tmp_path, monkeypatch, ca
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "no network" in message
     (path,) = wandb_files(tmp_path)
-    assert len(history(wandb_records(path))) == 1
+    assert len(history(finished_records(path))) == 1
 
 
 def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path, monkeypatch, caplog):
@@ -268,7 +229,7 @@ def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path, monkeypatch, 
     tracker.log({"x": 1.0}, step=1)
     tracker.finish("finished")
     (path,) = wandb_files(tmp_path)
-    assert history(wandb_records(path))[0]["x"] == 1.0
+    assert history(finished_records(path))[0]["x"] == 1.0
     assert "wandb sync --id run1" in caplog.text
 
 
@@ -341,7 +302,7 @@ def test_rotated_boxes_are_drawn_into_the_picture(tmp_path):
     tracker.log_pictures([turned], step=7)
     tracker.finish("finished")
     (path,) = wandb_files(tmp_path)
-    (row,) = history(wandb_records(path))
+    (row,) = history(finished_records(path))
     assert row["val/pictures"]["captions"] == ["turned.jpg"]
     assert not row["val/pictures"].get("all_boxes")
     (image,) = (path.parent / "files" / "media" / "images").rglob("*.jpg")
