@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
@@ -113,14 +115,34 @@ def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
             cores = os.cpu_count() or 1
             train = config.train
             needed = concurrent * (train.num_workers * train.cpus_per_worker + DATA_CPUS)
-            ray.init(
-                address="local",
-                num_cpus=max(cores, round(needed + 0.5)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            with _no_state_api():
+                ray.init(
+                    address="local",
+                    num_cpus=max(cores, round(needed + 0.5)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
     return cluster_size()
+
+
+@contextlib.contextmanager
+def _no_state_api() -> Iterator[None]:
+    """Tell the processes of a Ray started here that it has no server for questions on its state.
+
+    Without a dashboard there is none. Ray Train asks nevertheless whether its controller lives,
+    looks for the address for 20 seconds each time, and the end of every run waits for that. Where
+    nothing listens at the address that it is told, the question fails at once.
+    """
+    name = "RAY_API_SERVER_ADDRESS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "http://127.0.0.1:1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def cluster_size() -> ClusterSize:

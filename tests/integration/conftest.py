@@ -5,14 +5,13 @@ import ray
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
 from retina_ray.data.synthetic import make_shapes
+from retina_ray.train.resources import connect
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    """Four logical CPUs, whatever the machine has."""
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=40
-    )
+def local_ray(tiny_config):
+    """At least four logical CPUs, whatever the machine has, as the scripts start Ray."""
+    assert connect(tiny_config(**{"train.num_workers": 2})).cpus >= 4
     yield
     ray.shutdown()
 

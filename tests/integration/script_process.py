@@ -46,7 +46,7 @@ class Script:
         for line in stream:
             lines.append(line.rstrip())
 
-    def wait_for(self, pattern, seconds=150):
+    def wait_for(self, pattern, seconds=300):
         """Wait until a line of the output matches."""
         end = time.monotonic() + seconds
         while not any(re.search(pattern, line) for line in self.lines):

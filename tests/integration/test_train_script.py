@@ -52,7 +52,7 @@ def test_ctrl_c_and_resume(pictures, tmp_path):
     before = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] <= stopped_at]
 
     second = Script(*words)
-    assert second.end(150) == 0, second.output
+    assert second.end(300) == 0, second.output
     assert load_checkpoint(str(run)).meta.step == 20  # 4 epochs of 10 pictures, 2 a step
     records = read_metrics(run / "metrics.jsonl")
     assert records[: len(before)] == before
@@ -67,7 +67,7 @@ def test_ctrl_c_and_resume(pictures, tmp_path):
 def test_a_diverging_run_says_why_and_is_not_tried_again(pictures, tmp_path):
     more = {"optimizer.lr": 1e12, "optimizer.name": "sgd", "train.max_failures": 3}
     broken = Script("experiments/train.py", *options_of(pictures, tmp_path, "broken", **more))
-    assert broken.end(150) == 1, broken.output
+    assert broken.end(300) == 1, broken.output
     assert "Traceback" not in broken.output
     errors = " ".join(broken.errors)
     assert "the run failed: NonFiniteLossError: loss_" in errors
