@@ -266,8 +266,11 @@ def _block(
         others = modulation.gather(1, own_class).masked_fill_(positive, 0)
         modulation.scatter_(1, own_class, others)
     if gradient is not None:
-        torch.mul(slope.mul_(modulation), weight, out=slope)
-        gradient.copy_(slope)
+        slope.mul_(modulation)
+        if gradient.dtype == slope.dtype:
+            torch.mul(slope, weight, out=gradient)
+        else:
+            gradient.copy_(slope * weight)
     total = modulation.mul_(softplus).sum() * weight
     if not has_positive:
         return total
