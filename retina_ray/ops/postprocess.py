@@ -118,10 +118,10 @@ def _candidates(
     box_dim = anchors.shape[-1]
     num_anchors = deltas.shape[0] // box_dim
     num_classes = logits.shape[0] // num_anchors
-    cell, anchor, label, logit = _above(logits, num_anchors, _logit_below(score_threshold))
-    scores = logit.float().sigmoid()
-    index = ((cell * num_anchors + anchor) * num_classes + label)[scores > score_threshold]
-    scores = scores[scores > score_threshold]
+    lowest = _logit_below(score_threshold)
+    cell, anchor, label, scores = _promising(logits, num_anchors, lowest, topk)
+    index = (cell * num_anchors + anchor) * num_classes + label
+    index, scores = index[scores > score_threshold], scores[scores > score_threshold]
     if len(scores) > topk:
         reachable = scores >= scores.topk(topk).values[-1]
         index, scores = index[reachable], scores[reachable]
@@ -136,28 +136,40 @@ def _candidates(
     return coder.decode(chosen.float(), anchors[row]), scores, label
 
 
-def _above(
-    logits: Tensor, num_anchors: int, lowest: float
+def _promising(
+    logits: Tensor, num_anchors: int, lowest: float, topk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the logits (A * K, H, W) above a value.
+    """Find the pairs among which the best `topk` of those with a logit above `lowest` are.
 
     Most anchors have none: one pass takes each anchor's largest logit, and only those anchors are
-    looked into.
+    looked into. Where that leaves more than `topk` anchors, as many pairs score at least as high as
+    the last of the best `topk` of them, and nothing below is looked into either.
 
     Returns:
-        Cell y * W + x, anchor, class and logit, (C,) each, in no order.
+        Cell y * W + x, anchor, class and score, (C,) each, in no order.
     """
     if logits.is_contiguous():
         maps = logits.view(num_anchors, -1, logits.shape[1] * logits.shape[2])  # (A, K, H * W)
-        # Not "greater", so that a NaN does not hide the other classes.
-        anchor, cell = (~(maps.amax(1) <= lowest)).nonzero(as_tuple=True)
-        rows = maps[anchor, :, cell]
+        highest = maps.amax(1).float()
     else:
         maps = logits.permute(1, 2, 0).flatten(0, 1).unflatten(1, (num_anchors, -1))  # (H*W, A, K)
-        cell, anchor = (~(maps.amax(2) <= lowest)).nonzero(as_tuple=True)
+        highest = maps.amax(2).float()
+    # Not "greater", so that a NaN does not hide the other classes.
+    looked_into = ~(highest <= lowest)
+    least_score = 0.0
+    if int(looked_into.sum()) > topk:
+        ranked = highest.masked_fill(highest.isnan(), -math.inf).flatten()
+        least_score = ranked.topk(topk).values[-1].sigmoid()  # by score: rounding makes some equal
+        looked_into &= ~(highest.sigmoid() < least_score)
+    if logits.is_contiguous():
+        anchor, cell = looked_into.nonzero(as_tuple=True)
+        rows = maps[anchor, :, cell]
+    else:
+        cell, anchor = looked_into.nonzero(as_tuple=True)
         rows = maps[cell, anchor]
-    found, label = (rows > lowest).nonzero(as_tuple=True)
-    return cell[found], anchor[found], label, rows[found, label]
+    scores = rows.float().sigmoid()
+    found, label = ((rows > lowest) & (scores >= least_score)).nonzero(as_tuple=True)
+    return cell[found], anchor[found], label, scores[found, label]
 
 
 def _suppress(

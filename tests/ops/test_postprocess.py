@@ -99,6 +99,37 @@ def test_equals_the_plain_way(options, seed):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("topk", [1, 5, 25, 100])
+def test_the_best_of_many_equal_scores(topk, channels_last):
+    outputs = make_outputs(4, shift=1.0)
+    for level in outputs.logits:
+        level[level > 3] += 20  # scores of exactly 1, from logits that differ
+        level.mul_(2).round_().div_(2)
+        level[:, 0, 0, 0], level[:, 5, 0, 1], level[:, 9, 1] = NAN, math.inf, -math.inf
+    expected = reference(outputs, 0, SIZES[0], topk=topk, nms_threshold=1, limit=5000)
+    if channels_last:
+        outputs = HeadOutputs(
+            [level.to(memory_format=torch.channels_last) for level in outputs.logits],
+            outputs.deltas,
+            outputs.anchors,
+        )
+    found = select_detections(
+        outputs,
+        SIZES,
+        coder=BoxCoder(),
+        topk_per_level=topk,
+        nms_threshold=1,
+        max_detections=5000,
+    )[0]
+    assert 0 < len(found) == len(expected)
+    pairs = zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True)
+    rounded = sorted((round(s, 5), k, [round(x, 2) for x in box]) for s, k, box in pairs)
+    assert rounded == sorted(
+        (round(s, 5), k, [round(x, 2) for x in b.tolist()]) for s, b, k in expected
+    )
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
 def test_equals_torchvisions_postprocessing(channels_last):
     outputs = make_outputs(3)
     # Boxes well inside a large image: torchvision keeps those that clipping empties.
