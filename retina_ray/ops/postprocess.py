@@ -159,15 +159,15 @@ def _promising(
     least_score = 0.0
     if int(looked_into.sum()) > topk:
         ranked = highest.masked_fill(highest.isnan(), -math.inf).flatten()
-        least_score = ranked.topk(topk).values[-1].sigmoid()  # by score: rounding makes some equal
-        looked_into &= ~(highest.sigmoid() < least_score)
+        least_score = _scores(ranked.topk(topk).values[-1])  # by score: rounding makes some equal
+        looked_into &= ~(_scores(highest) < least_score)
     if logits.is_contiguous():
         anchor, cell = looked_into.nonzero(as_tuple=True)
         rows = maps[anchor, :, cell]
     else:
         cell, anchor = looked_into.nonzero(as_tuple=True)
         rows = maps[cell, anchor]
-    scores = rows.float().sigmoid()
+    scores = _scores(rows)
     found, label = ((rows > lowest) & (scores >= least_score)).nonzero(as_tuple=True)
     return cell[found], anchor[found], label, scores[found, label]
 
@@ -203,6 +203,15 @@ def _nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Ten
     boxes = boxes.double()
     apart = labels.to(boxes)[:, None] * (boxes.amax() + 1)
     return nms(boxes + apart, scores.double(), threshold)
+
+
+def _scores(logits: Tensor) -> Tensor:
+    """Float32 sigmoids, equal for equal logits.
+
+    `torch.sigmoid` is not: on a CPU, what is left over of a tensor after whole vectors of numbers
+    goes another way, and comes out a unit in the last place larger or smaller now and then.
+    """
+    return logits.float().neg().exp_().add_(1).reciprocal_()
 
 
 def _logit_below(score: float) -> float:

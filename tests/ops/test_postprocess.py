@@ -301,6 +301,40 @@ def test_equal_scores_are_cut_in_a_fixed_order():
     assert first[0].labels[:4].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_many_pairs_as_there_are_up_to_the_limit(dtype):
+    # One class, one level, far more anchors above the threshold than are kept: rounding must not
+    # put the least of the best below its own bound.
+    num_cells, generator = 47 * 53, torch.Generator().manual_seed(0)
+    grid = torch.arange(num_cells, dtype=torch.float32)[:, None]
+    anchors = grid * torch.tensor([20.0, 0, 20, 0]) + torch.tensor([0.0, 0, 10, 10])
+    deltas = [torch.zeros(1, 4, 47, 53)]
+    for _ in range(100):
+        logits = (torch.randn(1, 1, 47, 53, generator=generator) * 1.5 - 2).to(dtype)
+        found = select_detections(
+            HeadOutputs([logits], deltas, [anchors]),
+            torch.tensor([[10, 20 * num_cells]]),
+            coder=BoxCoder(),
+            max_detections=5000,
+        )[0]
+        assert len(found) == min(1000, int((logits.double().sigmoid() > 0.05).sum()))
+
+
+def test_equal_logits_have_equal_scores_and_keep_their_order():
+    # 45 pairs: more than a vector register holds, and no multiple of it.
+    anchors = torch.arange(9.0)[:, None] * torch.tensor([20.0, 0, 20, 0])
+    anchors = anchors + torch.tensor([0.0, 0, 10, 10])
+    for logit in torch.randn(200, generator=torch.Generator().manual_seed(1)).tolist():
+        outputs = HeadOutputs(
+            [torch.full((1, 5, 3, 3), logit)], [torch.zeros(1, 4, 3, 3)], [anchors]
+        )
+        found = select_detections(
+            outputs, torch.tensor([[10, 200]]), coder=BoxCoder(), score_threshold=0.0
+        )[0]
+        assert found.labels.tolist() == [0, 1, 2, 3, 4] * 9
+        assert len(set(found.scores.tolist())) == 1
+
+
 def test_suppression_goes_on_until_enough_remain():
     # 41 boxes upon each other of high scores, then 9 apart: the first look, at 4 * 10, finds one.
     same = torch.tensor([[10.0, 10, 50, 50]]).repeat(41, 1)
