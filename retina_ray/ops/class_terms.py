@@ -104,7 +104,8 @@ def own_term(
     if kind == "quality_focal":
         gap = p - quality
         modulation = _power(gap.abs(), gamma)
-        slope = _power_slope(gap.abs(), modulation, gamma) * gap.sign() * p * (1 - p)
+        slope = _power_slope(gap.abs(), modulation, gamma) * gap.sign() * p
+        slope = slope * torch.sigmoid(-x)  # 1 - p, exact where p rounds to 1
         return modulation * entropy, modulation * gap + slope * entropy
     modulation, softplus, slope = background_factors(x, gamma)
     modulation = modulation * background_weight("varifocal", alpha)
@@ -141,12 +142,12 @@ def every_term(
         z = torch.where(is_own, -x, x)
         weight = torch.where(is_own, alpha, 1 - alpha)
         weight = torch.where(alpha < 0, torch.ones_like(weight), weight)
-        p, complement, softplus = _sigmoid_and_softplus(z)
-        modulation = weight * torch.exp(gamma * (z - softplus))  # log(p) is z - softplus(z)
+        p, complement, softplus, log_p = _sigmoid_and_logs(z)
+        modulation = weight * torch.exp(gamma * log_p)
         derivative = modulation * (gamma * complement * softplus + p)
         return modulation * softplus, torch.where(is_own, -derivative, derivative)
     assert quality is not None
-    p, complement, softplus = _sigmoid_and_softplus(x)
+    p, complement, softplus, log_p = _sigmoid_and_logs(x)
     if kind == "quality_focal":
         target = torch.where(is_own, quality.to(x.dtype), torch.zeros_like(x))
         entropy = softplus - target * x
@@ -157,7 +158,7 @@ def every_term(
         return modulation * entropy, modulation * gap + slope * entropy
     quality = quality.to(x.dtype)
     modulation = torch.where(alpha < 0, torch.ones_like(alpha), alpha)
-    modulation = modulation * torch.exp(gamma * (x - softplus))
+    modulation = modulation * torch.exp(gamma * log_p)
     found = is_own & (quality > 0)
     return (
         torch.where(found, quality * (softplus - quality * x), modulation * softplus),
@@ -169,8 +170,11 @@ def every_term(
     )
 
 
-def _sigmoid_and_softplus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`p`, `1 - p` and `softplus(x)`, each to full precision, from one exponential."""
+def _sigmoid_and_logs(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`p`, `1 - p`, `softplus(x)` and `log(p)`, each to full precision, from one exponential.
+
+    log(p) is also x - softplus(x), but of a large x that difference keeps few digits.
+    """
     t = torch.exp(-x.abs())
     one_more = 1 + t
     larger = 1 / one_more
@@ -178,7 +182,8 @@ def _sigmoid_and_softplus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     above = x >= 0
     p = torch.where(above, larger, smaller)
     complement = torch.where(above, smaller, larger)
-    return p, complement, x.clamp(min=0) + _log1p(t, one_more, larger)
+    log_larger = -_log1p(t, one_more, larger)
+    return p, complement, x.clamp(min=0) - log_larger, x.clamp(max=0) + log_larger
 
 
 def _log1p(t: Tensor, one_more: Tensor, reciprocal: Tensor) -> Tensor:

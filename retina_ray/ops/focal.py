@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ _BLOCK_CPU = 2**17
 _BLOCK_GPU = 2**22
 # Logits of a level below which a compiled loop saves nothing and would only be compiled for itself.
 _SMALLEST_COMPILED = 2**15
+# Loops that the compiler may keep for the loss, and what its setting is and was called.
+_MOST_VARIANTS = 64
+_LIMIT_NAMES = ("recompile_limit", "cache_size_limit")
 
 
 def pyramid_focal_loss(
@@ -69,17 +73,19 @@ def pyramid_focal_loss(
             anchors, K for background, -1 for ignored ones.
         num_classes: K.
         alpha: weight of the positives in [0, 1], or negative for no weighting; a number, or a
-            scalar tensor on the device of the logits.
+            tensor of one number, which is taken as a constant. One on another device than the
+            logits is copied there, which waits for a GPU that holds it.
         gamma: focusing exponent, >= 0; likewise.
         compiled: let torch.compile make one loop of it; without a working compiler, a warning says
             so once and the loss is computed as it is otherwise. No value of alpha or gamma and no
-            size of image asks for another compilation.
+            number or size of images asks for another compilation.
 
     Returns:
         A float32 scalar; differentiable once with respect to the logits.
 
     Raises:
-        ValueError: if the channels are not a multiple of K, or the labels do not fit the logits.
+        ValueError: if the channels are not a multiple of K, the labels do not fit the logits, or
+            alpha or gamma is a tensor of more or less than one number.
     """
     return pyramid_class_loss(
         logits, labels, num_classes=num_classes, alpha=alpha, gamma=gamma, compiled=compiled
@@ -127,6 +133,7 @@ def pyramid_class_loss(
         raise ValueError(f"quality: {kind} needs one for each label, {labels.shape}; got {shape}")
     else:
         quality = quality.detach()
+    alpha, gamma = _constant("alpha", alpha, logits), _constant("gamma", gamma, logits)
     terms = _Terms(num_classes, kind, alpha, gamma, compiled)
     with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in logits)
     return _PyramidLoss.apply(labels, quality, terms, with_gradient, *logits)
@@ -151,7 +158,10 @@ class _PyramidLoss(torch.autograd.Function):
         ctx.terms = terms
         if with_gradient:
             ctx.save_for_backward(labels, quality, *logits)
-        value, ctx.gradients = _value_and_gradients(logits, labels, quality, terms, with_gradient)
+        with _room_for_variants(terms):
+            value, ctx.gradients = _value_and_gradients(
+                logits, labels, quality, terms, with_gradient
+            )
         return value
 
     @staticmethod
@@ -160,7 +170,8 @@ class _PyramidLoss(torch.autograd.Function):
         labels, quality, *logits = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # a second pass through a retained graph
-            _, gradients = _value_and_gradients(logits, labels, quality, ctx.terms, True)
+            with _room_for_variants(ctx.terms):
+                _, gradients = _value_and_gradients(logits, labels, quality, ctx.terms, True)
         # In place: the gradient is the one tensor of this size, and nobody else holds it.
         scaled = [
             gradient.mul_(grad_outputs[0]).to(level.dtype)
@@ -302,7 +313,7 @@ def _compiled_level(
     except Exception as error:
         if not _is_compiler_fault(error):
             raise
-        _warn_of_no_compiler(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        _warn_of_fallback(_reason(error))
         return _level(logits, labels, quality, terms, with_gradient)
 
 
@@ -328,19 +339,51 @@ def _whole_level(
     x = at_least_float32(logits)
     classes = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[:, None]
     loss, gradient = every_term(x, labels == classes, quality, kind=kind, alpha=alpha, gamma=gamma)
-    ignored = labels < 0
-    sums = loss.masked_fill(ignored, 0).sum(2 if x.shape[2] > 1 else 1, dtype=torch.float64)
+    kept = (labels >= 0).to(x.dtype)  # a factor, as a mask would hide a NaN at an ignored anchor
+    sums = (loss * kept).sum(2 if x.shape[2] > 1 else 1, dtype=torch.float64)
     if not with_gradient:
         return sums, None
-    return sums, gradient.masked_fill(ignored, 0).to(_gradient_dtype(logits))
+    return sums, (gradient * kept).to(_gradient_dtype(logits))
+
+
+def _constant(name: str, value: Number, logits: Sequence[Tensor]) -> Number:
+    """A number as it is; a tensor as a scalar in the precision of the computation, detached.
+
+    Made without a wait for the device.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name}: expected a number or a tensor of one, got one of shape {tuple(value.shape)}"
+        )
+    value = value.detach().reshape(())
+    if not logits:
+        return value
+    wide = any(level.dtype == torch.float64 for level in logits)
+    dtype = torch.float64 if wide else torch.float32
+    return value.to(device=logits[0].device, dtype=dtype, non_blocking=True)
 
 
 def _scalar(value: Number, like: Tensor) -> Tensor:
     """A scalar tensor in the precision of the computation, made without a wait for the device."""
     dtype = _value_dtype(like)
     if isinstance(value, Tensor):
-        return value.to(device=like.device, dtype=dtype, non_blocking=True)
+        return value.to(dtype)
     return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def _room_for_variants(terms: _Terms) -> contextlib.AbstractContextManager[object]:
+    """Lets the compiler, if used, keep a loop for each variant: by default it gives up at the 9th.
+
+    Kinds of loss, types, memory formats, devices, autocast, with a gradient and without, and sizes
+    of 1 are variants; a sweep in one process can meet a dozen.
+    """
+    if not terms.compiled:
+        return contextlib.nullcontext()
+    config = importlib.import_module("torch._dynamo.config")  # heavy: not before it is needed
+    name = next(name for name in _LIMIT_NAMES if hasattr(config, name))
+    return config.patch({name: max(_MOST_VARIANTS, getattr(config, name))})
 
 
 def _is_compiler_fault(error: Exception) -> bool:
@@ -348,12 +391,21 @@ def _is_compiler_fault(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
+def _reason(error: Exception) -> str:
+    """Why the loss is not compiled, and what to do."""
+    what = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    if type(error).__name__ in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit"):
+        return (
+            f"torch.compile's limit of variants of a function is reached, {_MOST_VARIANTS} or more "
+            f"({what}). Earlier ones go on compiled. TORCH_LOGS=recompiles tells how they differ"
+        )
+    return f"{what}. On a CPU, torch.compile needs a C++ compiler"
+
+
 @functools.cache
-def _warn_of_no_compiler(reason: str) -> None:
+def _warn_of_fallback(reason: str) -> None:
     logger.warning(
-        "the classification loss could not be compiled and is computed uncompiled (%s). On a CPU, "
-        "torch.compile needs a C++ compiler.",
-        reason,
+        "the classification loss could not be compiled and is computed uncompiled: %s.", reason
     )
 
 
@@ -386,7 +438,9 @@ def _rows_as_maps(rows: Tensor, level: Tensor, num_classes: int) -> Tensor:
     num_images, channels, height, width = level.shape
     num_anchors, num_cells = channels // num_classes, height * width
     by_anchor = rows.view(num_images, num_cells, num_anchors).transpose(1, 2)
-    return by_anchor.reshape(num_images * num_anchors, 1, num_cells)
+    # Always a copy: of one image a view would do, whose strides would be compiled for themselves.
+    in_order = by_anchor.clone(memory_format=torch.contiguous_format)
+    return in_order.view(num_images * num_anchors, 1, num_cells)
 
 
 def _gradient_dtype(logits: Tensor) -> torch.dtype:

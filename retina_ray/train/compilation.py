@@ -17,9 +17,10 @@ def compile_forward(model: nn.Module) -> None:
     """Let torch.compile make the forward pass of a model, and with it the backward pass, in place.
 
     The names in the state dict stay as they are. The first size of batch is compiled for itself,
-    the second for all sizes to come, as long as the coarsest level of the pyramid is more than one cell
-    high and wide (smaller images are compiled size by size, a few times). Where the compiler fails (on a CPU it needs a C++ compiler), a
-    warning says so once, and the model computes uncompiled from there on.
+    the second for all sizes to come, as long as the coarsest level of the pyramid is more than one
+    cell high and wide (smaller images are compiled size by size, a few times). Where the compiler
+    fails (on a CPU it needs a C++ compiler), a warning says so once, and the model computes
+    uncompiled from there on.
 
     Args:
         model: on its device; before it is wrapped for several workers, so that each of them may

@@ -456,7 +456,12 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(
         )
     )
     criterion = make_criterion(
-        box_loss=box_loss, normalizer=normalizer, cls_loss=cls_loss, matcher=matcher
+        box_loss=box_loss,
+        normalizer=normalizer,
+        cls_loss=cls_loss,
+        matcher=matcher,
+        focal_alpha=torch.empty((), device="meta"),
+        focal_gamma=torch.empty((), device="meta"),
     ).to("meta")
     sum(criterion(on_meta, targets).values()).backward()
     assert on_meta.deltas[0].grad.shape == outputs.deltas[0].shape

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+from storage import LargestStorage
 
 from retina_ray.ops import atss as atss_module
 from retina_ray.ops.anchors import AnchorGenerator
@@ -239,6 +240,18 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(m):
     match = AtssMatcher().match_grid(torch.zeros(2, m, 4, device="meta"), anchors, grids)
     assert all(tensor.shape == (2, 162) for tensor in match)
     assert match.positive.device.type == "meta"
+
+
+@pytest.mark.parametrize(("device", "num_images"), [("cpu", 2), ("meta", 16)])
+def test_memory_is_bounded_whatever_the_number_of_boxes(device, num_images):
+    # 3 levels, 9 cells, 15 anchors: 405 candidates a box. Their corners take 6.2 MiB an image.
+    anchors, grids = make_anchors(160, 160, (1, 1.2, 1.4, 1.6, 1.8), (0.5, 1.0, 2.0))
+    anchors = [level.float().to(device) for level in anchors]
+    boxes = random_boxes((num_images, 1000), 1, 160, 160).float().to(device)
+    with LargestStorage() as largest:
+        AtssMatcher().match_grid(boxes, anchors, grids)
+    # A block of 2**18 candidates, of 4 float32 each, on a CPU; else of 2**22, as on a GPU.
+    assert 0.5 < largest.mib <= (4 if device == "cpu" else 64), largest.name
 
 
 def test_many_boxes_keep_the_best_candidate():

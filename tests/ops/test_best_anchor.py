@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from storage import LargestStorage
 
 from retina_ray.ops import best_anchor as best_anchor_module
 from retina_ray.ops.best_anchor import AnchorClaims, BestAnchorMatcher
@@ -141,6 +142,16 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(m):
     anchors = [torch.zeros(r, 4, device="meta") for r in (48, 12)]
     match = BestAnchorMatcher().match_grid(boxes, anchors, [(4, 4), (2, 2)])
     assert all(tensor.shape == (3, 60) for tensor in match)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_memory_is_bounded_whatever_the_number_of_boxes(device):
+    # All IoUs of one image would take 76 MiB.
+    anchors, boxes = random_boxes((20_000,), 1).to(device), random_boxes((4, 1000), 2).to(device)
+    with LargestStorage() as largest:
+        BestAnchorMatcher().match_grid(boxes, [anchors], [(100, 200)])
+    # A block of 2**20 float32 on a CPU, where values can be seen; else of 2**24, as on a GPU.
+    assert 0.5 < largest.mib <= (4 if device == "cpu" else 64), largest.name
 
 
 def test_claims_in_parts_are_settled_as_at_once():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from storage import LargestStorage
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
 from retina_ray.ops import matcher as matcher_module
@@ -240,6 +241,22 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send():
     levels, grids = make_grid()
     levels = [level.to("meta") for level in levels]
     assert Matcher().match_grid(boxes, levels, grids).index.shape == (3, sum(map(len, levels)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("by_grid", [True, False])
+def test_memory_is_bounded_whatever_the_number_of_boxes(device, by_grid):
+    # All IoUs of one image would take 86 MiB: 1000 boxes, 50 x 50 cells, 9 anchors a cell.
+    sizes = [[32 * 2 ** (i / 3) for i in range(3)]]
+    anchors = AnchorGenerator(sizes, (0.5, 1, 2), (8,))([(50, 50)])
+    boxes = random_boxes((1 if device == "cpu" and by_grid else 4, 1000), 1).to(device)
+    with LargestStorage() as largest:
+        if by_grid:
+            Matcher().match_grid(boxes, [anchors[0].to(device)], [(50, 50)])
+        else:
+            Matcher().match_boxes(boxes, anchors[0].to(device))
+    # A block of 2**20 float32 on a CPU, where values can be seen; else of 2**24, as on a GPU.
+    assert 0.5 < largest.mib <= (4 if device == "cpu" else 64), largest.name
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.6, 0.5), (-0.1, 0.5), (0.4, 1.1)])

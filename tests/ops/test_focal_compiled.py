@@ -1,0 +1,166 @@
+"""The one-pass loss through the compiler: the same digits, and how often it compiles.
+
+What is compiled is compared with the definition in all its settings in test_focal.py, without the
+compiler; here are a few of them with it.
+"""
+
+import itertools
+
+import pytest
+import torch
+from loss_cases import (
+    GAMMAS,
+    KINDS,
+    apart_from_scores,
+    by_definition,
+    channels_last,
+    check,
+    make_case,
+    make_quality,
+)
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from retina_ray.ops import focal
+from retina_ray.ops.focal import pyramid_class_loss, pyramid_focal_loss
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    """Skips where torch.compile does not work at all, on a machine without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.rand(8))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Makes the loss compile by a backend, from nothing, and counts."""
+    torch.compiler.reset()
+    focal._warn_of_fallback.cache_clear()
+
+    def compile_by(backend):
+        counter = CompileCounterWithBackend(backend)
+        whole_level = torch.compile(
+            focal._whole_level, dynamic=True, fullgraph=True, backend=counter
+        )
+        monkeypatch.setattr(focal, "_compile", lambda: whole_level)
+        return counter
+
+    yield compile_by
+    torch.compiler.reset()
+    focal._warn_of_fallback.cache_clear()
+
+
+def number(value):
+    return float(value.detach()) if isinstance(value, torch.Tensor) else value
+
+
+def large_case(kind, num_images=2, height=40, dtype=torch.float32):
+    """A level beyond the size from which it is compiled, and a small one that is not."""
+    logits, labels = make_case(num_images, seed=height, dtype=dtype, grids=((height, 60), (2, 2)))
+    assert logits[0].numel() >= focal._SMALLEST_COMPILED > logits[1].numel()
+    if kind == "focal":
+        return logits, labels, None
+    return logits, labels, apart_from_scores(make_quality(labels), logits, labels, 5)
+
+
+SIZES = ((2, 40), (3, 44), (1, 53), (4, 40))  # images, height
+VALUES = (  # alpha, gamma; a sweep changes them
+    (-1, 0),
+    (0.25, 0.5),
+    (torch.tensor(0.5), 1.0),
+    (0.75, torch.tensor(2.0, dtype=torch.float64)),
+    (torch.nn.Parameter(torch.tensor([0.25])), torch.tensor([5])),
+)
+assert tuple(float(gamma) for _, gamma in VALUES) == GAMMAS
+LIMIT = next(name for name in focal._LIMIT_NAMES if hasattr(torch._dynamo.config, name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("last", [False, True])
+def test_equals_the_definition_and_is_compiled_once(compiler, counted, kind, last):
+    counter = counted("inductor")
+    for num_images, height in SIZES:
+        logits, labels, quality = large_case(kind, num_images, height)
+        given = channels_last(logits) if last else logits
+        for alpha, gamma in VALUES:
+            options = {"num_classes": 5, "kind": kind}
+            expected = by_definition(
+                logits, labels, quality, alpha=number(alpha), gamma=number(gamma), **options
+            )
+            loss = pyramid_class_loss(
+                given, labels, quality, alpha=alpha, gamma=gamma, compiled=True, **options
+            )
+            check(loss, given, expected)
+    assert counter.frame_count == 1  # one for all values of alpha and gamma, and all sizes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_under_autocast(compiler, counted, kind):
+    counter = counted("inductor")
+    logits, labels, quality = large_case(kind, dtype=torch.bfloat16)
+    options = {"num_classes": 5, "kind": kind, "alpha": 0.75, "gamma": 2.0}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = pyramid_class_loss(logits, labels, quality, compiled=True, **options)
+    assert loss.dtype == torch.float32
+    check(loss, logits, by_definition(logits, labels, quality, **options), rtol=2**-8 + 1e-6)
+    broken = [x.detach().clone().requires_grad_() for x in logits]
+    broken[0].data[0, 0, 0, 0] = float("nan")
+    labels[0, 0] = -1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = pyramid_class_loss(broken, labels, quality, compiled=True, **options)
+    assert loss.isnan()  # an ignored anchor does not hide it
+    first, _ = torch.autograd.grad(loss, broken)
+    assert first.isnan().nonzero().tolist() == [[0, 0, 0, 0]]
+    assert counter.frame_count == 1
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == focal.__name__]
+
+
+def test_all_variants_of_one_process_stay_compiled(counted, caplog):
+    counter = counted("eager")
+    limit = getattr(torch._dynamo.config, LIMIT)
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    for dtype, last in itertools.product(dtypes, (False, True)):
+        logits, labels, _ = large_case("focal", dtype=dtype)
+        logits = channels_last(logits) if last else logits
+        pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
+        with torch.no_grad():
+            pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
+    assert counter.frame_count == 12 > limit  # 3 types, 2 formats, with a gradient and without
+    assert not warnings_of(caplog)
+    assert getattr(torch._dynamo.config, LIMIT) == limit  # other compiled functions keep theirs
+
+
+def test_beyond_the_most_variants_it_says_so_and_computes(counted, monkeypatch, caplog):
+    counter = counted("eager")
+    monkeypatch.setattr(focal, "_MOST_VARIANTS", 1)
+    with torch._dynamo.config.patch({LIMIT: 1}):
+        for dtype in (torch.float32, torch.float64, torch.float64, torch.float32):
+            logits, labels, _ = large_case("focal", dtype=dtype)
+            loss = pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
+            check(loss, logits, by_definition(logits, labels, num_classes=5, alpha=0.25, gamma=2.0))
+    assert counter.frame_count == 1
+    (warning,) = warnings_of(caplog)
+    assert "limit of variants of a function is reached, 1 or more" in warning
+    assert "C++" not in warning
+
+
+def test_without_a_compiler_it_warns_once_and_computes(monkeypatch, caplog):
+    class BackendCompilerFailedError(Exception):
+        __module__ = "torch._dynamo.exc"
+
+    def fail(*args):
+        raise BackendCompilerFailedError("no g++")
+
+    focal._warn_of_fallback.cache_clear()
+    monkeypatch.setattr(focal, "_compile", lambda: fail)
+    logits, labels, _ = large_case("focal")
+    for _ in range(2):
+        loss = pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
+        assert torch.equal(loss, pyramid_focal_loss(logits, labels, num_classes=5))
+    (warning,) = warnings_of(caplog)
+    assert "no g++. On a CPU, torch.compile needs a C++ compiler." in warning
