@@ -8,25 +8,27 @@ format name the two places: `--annotations FILE --images DIR --split train`.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from summary import prepare_splits
 
 from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy
+from retina_ray.data.dataset_info import join_uri
+from retina_ray.data.image_files import MAX_PIXELS
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.parallel import shard_mapper
 from retina_ray.data.shards import PreparedDataset
 
 
 def main(
     out: Annotated[str, typer.Option(help="Folder or URI; each split goes below it.")],
-    source: Annotated[Path | None, typer.Option(help="Folder in COCO's own layout.")] = None,
+    source: Annotated[str | None, typer.Option(help="Folder or URI in COCO's own layout.")] = None,
     splits: Annotated[str, typer.Option(help="Splits of --source, by comma.")] = "train,val",
     year: Annotated[str, typer.Option(help="As it stands in the names of --source.")] = "2017",
-    annotations: Annotated[Path | None, typer.Option(help="One annotation file.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The folder of its images.")] = None,
+    annotations: Annotated[str | None, typer.Option(help="One annotation file.")] = None,
+    images: Annotated[str | None, typer.Option(help="The folder of its images.")] = None,
     split: Annotated[str, typer.Option(help="What to call the split of --annotations.")] = "train",
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "coco",
     on_bad_box: Annotated[BadBoxPolicy, typer.Option(help="Boxes that cannot be used.")] = "error",
@@ -36,14 +38,21 @@ def main(
     max_size: Annotated[
         int | None, typer.Option(min=1, help="Shrink the longer side to this many pixels.")
     ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images of more pixels are not decoded.")
+    ] = MAX_PIXELS,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ray tasks that write at once; 0: this process alone."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Turn COCO, or another data set in its format, into shards."""
-    places: dict[str, tuple[Path, Path]] = {}
+    places: dict[str, tuple[str, str]] = {}
     if source is not None and annotations is None and images is None:
         for part in (part.strip() for part in splits.split(",") if part.strip()):
-            file = source / "annotations" / f"instances_{part}{year}.json"
-            places[part] = (file, source / f"{part}{year}")
+            file = join_uri(source, f"annotations/instances_{part}{year}.json")
+            places[part] = (file, join_uri(source, f"{part}{year}"))
     elif source is None and annotations is not None and images is not None:
         places[split] = (annotations, images)
     else:
@@ -52,7 +61,7 @@ def main(
     def run(part: str, on_progress: OnProgress) -> PreparedDataset:
         return import_coco(
             *places[part],
-            f"{out}/{part}",
+            join_uri(out, part),
             split=part,
             name=name,
             on_bad_box=on_bad_box,
@@ -60,6 +69,8 @@ def main(
             max_size_px=max_size,
             overwrite=overwrite,
             on_progress=on_progress,
+            max_pixels=max_pixels,
+            map_shards=shard_mapper(num_workers),
         )
 
     prepare_splits(out, {part: partial(run, part) for part in places})

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from summary import prepare_splits
 
+from retina_ray.data.dataset_info import join_uri
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import make_shapes
@@ -30,7 +31,7 @@ def main(
 
     def draw(split: str, num_images: int, on_progress: OnProgress) -> PreparedDataset:
         return make_shapes(
-            f"{out}/{split}",
+            join_uri(out, split),
             num_images=num_images,
             size_px=size,
             seed=seed,

@@ -8,20 +8,24 @@ among them BCCD (blood cells, https://github.com/Shenggan/BCCD_Dataset).
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from summary import prepare_splits
 
 from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy
+from retina_ray.data.dataset_info import join_uri
+from retina_ray.data.image_files import MAX_PIXELS
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.importers.voc import DifficultPolicy, import_voc
+from retina_ray.data.parallel import shard_mapper
 from retina_ray.data.shards import PreparedDataset
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Folder with Annotations, JPEGImages, ImageSets.")],
+    source: Annotated[
+        str, typer.Option(help="Folder or URI with Annotations, JPEGImages, ImageSets.")
+    ],
     out: Annotated[str, typer.Option(help="Folder or URI; each split goes below it.")],
     splits: Annotated[str, typer.Option(help="Files of ImageSets/Main, by comma.")] = "train,val",
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "voc",
@@ -36,6 +40,13 @@ def main(
     max_size: Annotated[
         int | None, typer.Option(min=1, help="Shrink the longer side to this many pixels.")
     ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images of more pixels are not decoded.")
+    ] = MAX_PIXELS,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ray tasks that write at once; 0: this process alone."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Turn a Pascal VOC data set into shards."""
@@ -43,7 +54,7 @@ def main(
     def run(split: str, on_progress: OnProgress) -> PreparedDataset:
         return import_voc(
             source,
-            f"{out}/{split}",
+            join_uri(out, split),
             split=split,
             image_set=split,
             name=name,
@@ -54,6 +65,8 @@ def main(
             max_size_px=max_size,
             overwrite=overwrite,
             on_progress=on_progress,
+            max_pixels=max_pixels,
+            map_shards=shard_mapper(num_workers),
         )
 
     chosen = [split.strip() for split in splits.split(",") if split.strip()]

@@ -7,9 +7,10 @@ image, a class that the data set does not have, coordinates that cannot be read.
     drop    leave them out, and count them in the report
     clip    cut what sticks out at the border; leave out what cannot be mended
 
-`on_bad_image` is for images that cannot be read, are missing or cut off, or have another size than
-the annotations say: `error`, or `drop` (with their boxes). Faults of structure are errors always:
-ids used twice, annotations of unknown images or categories, file names that leave the folder.
+`on_bad_image` is for images that cannot be read, are missing, cut off or enormous, or have another
+size than the annotations say: `error`, or `drop` (with their boxes). Faults of structure are errors
+always: ids used twice, annotations of unknown images or categories, file names that leave the
+folder.
 
 A box that ends exactly on the border is fine. One that sticks out by at most `ROUNDING_PX` is an
 artefact of rounding (COCO's two decimals, VOC's 0-based files): it is cut at the border whatever
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from retina_ray.data.schema import DataError, Fault
 __all__ = [
     "BOX_FAULTS",
     "MALFORMED_BOX",
+    "NOT_FINITE",
     "ROUNDING_PX",
     "UNKNOWN_CLASS",
     "ZERO_SIZE",
@@ -65,7 +67,7 @@ BOX_FAULTS = frozenset({MALFORMED_BOX, NOT_FINITE, ZERO_SIZE, OUTSIDE, UNKNOWN_C
 _MAX_EXAMPLES = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawBox:
     """An annotation as an importer read it.
 
@@ -79,6 +81,7 @@ class RawBox:
         problem: (kind, message) where the importer found the annotation bad already.
         rotated: (x_center, y_center, width, height, angle) in a set of rotated boxes; `xyxy` is
             then the aligned box around it.
+        where: place in the annotation file, for messages, where an id alone would not find it.
     """
 
     annotation_id: int
@@ -89,9 +92,10 @@ class RawBox:
     iscrowd: bool = False
     problem: tuple[str, str] | None = None
     rotated: tuple[float, ...] | None = None
+    where: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawImage:
     """An image as an importer read it.
 
@@ -189,6 +193,28 @@ class ImportLog:
         if len(self._examples) < _MAX_EXAMPLES:
             self._examples.append(text)
 
+    def absorb(self, part: ImportLog) -> None:
+        """Add what was noted on a part of the images; parts come in the order of the images."""
+        self.faults += part.faults
+        self.absorb_counts(part.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was changed and left out, as JSON can hold it; without the faults."""
+        return {
+            "counts": dict(self.counts),
+            "dropped_boxes": dict(self.dropped_boxes),
+            "dropped_images": dict(self.dropped_images),
+            "examples": list(self._examples),
+        }
+
+    def absorb_counts(self, part: Mapping[str, Any]) -> None:
+        """Add what `to_dict` gave of another log."""
+        self.counts.update(part["counts"])
+        self.dropped_boxes.update(part["dropped_boxes"])
+        self.dropped_images.update(part["dropped_images"])
+        for text in part["examples"]:
+            self._note(text)
+
     def raise_if_faulty(self) -> None:
         """Raise all faults at once.
 
@@ -257,7 +283,8 @@ def _check_box(
     """Return the box, the clipped box, or None; the log knows why."""
 
     def fault(kind: str, message: str) -> Fault:
-        return Fault(kind, message, image.file_name, image.image_id, raw.annotation_id)
+        text = f"{raw.where}: {message}" if raw.where else message
+        return Fault(kind, text, image.file_name, image.image_id, raw.annotation_id)
 
     numbers = raw.rotated or raw.xyxy
     shown = "rotated (" if raw.rotated else "XYXY ("

@@ -8,32 +8,33 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import cv2
 import numpy as np
 
-__all__ = ["EncodedImage", "SourceFileError", "encode_jpeg", "load_image", "resolve_inside"]
+from retina_ray.data.image_headers import read_header
+from retina_ray.data.sources import SourceFileError, SourceFolder
+
+__all__ = [
+    "MAX_PIXELS",
+    "EncodedImage",
+    "check_whole",
+    "encode_jpeg",
+    "load_image",
+    "read_image_file",
+]
 
 JPEG_QUALITY = 95
 
+MAX_PIXELS = 180_000_000
+"""Images of more pixels are refused before they are decoded: 0.5 GB as 8-bit RGB. The largest
+cameras and most scans stay below it; a file of some kilobytes that claims more is a bomb."""
+
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNM_START = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 # Within a scan, FF is followed by 00 (a stuffed byte) or D0-D7 (restart): anything else ends it.
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-
-
-class SourceFileError(ValueError):
-    """A file of the source, an image or its annotation, cannot be used.
-
-    Attributes:
-        kind: a few words that group alike faults.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
 
 
 @dataclass(frozen=True)
@@ -58,58 +59,48 @@ class EncodedImage:
     changes: tuple[str, ...] = ()
 
 
-def resolve_inside(folder: Path, file_name: str) -> Path:
-    """Find a file that an annotation names, and refuse one that lies elsewhere.
+def read_image_file(folder: SourceFolder, file_name: str) -> bytes:
+    """Read the bytes of an image.
 
     Args:
-        folder: of the images; may itself be a link.
-        file_name: relative to it; may name sub-folders.
-
-    Returns:
-        The file with links resolved; it need not exist.
+        folder: of the images.
+        file_name: as the annotations give it, relative to the folder.
 
     Raises:
-        SourceFileError: the name is absolute, climbs out with `..`, or is a link to the outside.
+        SourceFileError: missing, unreadable, or not within the folder.
+        StorageError: a remote storage does not answer.
     """
-    kind = "file name leaves the folder"
-    hint = "a file name must be relative and stay within the folder of the images"
-    if not file_name or "\0" in file_name:
-        raise SourceFileError(kind, f"{file_name!r} is not a file name")
-    absolute = PurePosixPath(file_name).is_absolute() or PureWindowsPath(file_name).anchor
-    parts = PurePosixPath(file_name.replace("\\", "/")).parts
-    if absolute or ".." in parts:
-        raise SourceFileError(kind, f"{file_name!r}: {hint}")
-    base = folder.resolve()
-    path = (base / file_name).resolve()
-    if not path.is_relative_to(base):
-        raise SourceFileError(kind, f"{file_name!r} is a link to {path}: {hint}; copy it in")
-    return path
+    try:
+        return folder.read_bytes(file_name)
+    except FileNotFoundError:
+        message = f"{folder}/{file_name} does not exist"
+        raise SourceFileError("missing image", message) from None
+    except OSError as error:
+        raise SourceFileError("unreadable image", f"cannot be read: {error}") from None
 
 
-def load_image(path: Path, *, max_size_px: int | None = None) -> EncodedImage:
-    """Read an image file, decode it to see that it is whole, and re-encode it only where needed.
+def load_image(
+    data: bytes, *, max_size_px: int | None = None, max_pixels: int = MAX_PIXELS
+) -> EncodedImage:
+    """Decode an image file to see that it is whole, and re-encode it only where needed.
 
     JPEG and PNG files keep their bytes, except where the image is larger than `max_size_px` or its
     EXIF orientation turns it: then the turned, smaller image is stored as JPEG of quality 95, so
-    that every decoder sees the same pixels. Other formats that OpenCV knows become PNG.
+    that every decoder sees the same pixels. BMP, GIF, WebP, TIFF and PNM become PNG.
 
     Args:
-        path: of the file.
+        data: the bytes of the file.
         max_size_px: the longer side is made at most this; None: as it is.
+        max_pixels: height times width; an image whose header says more is not decoded.
 
     Returns:
         The image as it goes into a shard.
 
     Raises:
-        SourceFileError: missing, not an image, or cut off.
+        SourceFileError: not an image, cut off, or enormous.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise SourceFileError("missing image", f"{path} does not exist") from None
-    except OSError as error:
-        raise SourceFileError("unreadable image", f"cannot be read: {error}") from None
-    _check_whole(data)
+    check_whole(data)
+    _check_size(data, max_pixels)
     pixels = _decode(data, cv2.IMREAD_COLOR)
     height, width = pixels.shape[:2]
     changes = []
@@ -166,7 +157,7 @@ def _is_turned(data: bytes, pixels: np.ndarray) -> bool:
     return stored.shape != pixels.shape or not np.array_equal(stored, pixels)
 
 
-def _check_whole(data: bytes) -> None:
+def check_whole(data: bytes) -> None:
     """Refuse files that were cut off: decoders fill the rest with grey and say nothing.
 
     Raises:
@@ -184,6 +175,34 @@ def _check_whole(data: bytes) -> None:
             "truncated image",
             f"the file ends early or is damaged ({len(data)} bytes); copy it again",
         )
+
+
+def _check_size(data: bytes, max_pixels: int) -> None:
+    """Refuse what would unfold to too many pixels, and what does not say how many they are.
+
+    Raises:
+        SourceFileError: more pixels than the limit, or a header of no known format.
+    """
+    header = read_header(data)
+    height, width = (header.height, header.width) if header else _pnm_size(data)
+    if height is None or width is None:
+        raise SourceFileError(
+            "unreadable image",
+            "no header of a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM image; convert it to one of "
+            "them, or leave it out",
+        )
+    if height * width > max_pixels:
+        raise SourceFileError(
+            "enormous image",
+            f"{width} x {height} pixels by its header, {height * width} in all and more than the "
+            f"limit of {max_pixels}: it was not decoded; cut it into tiles, or raise the limit",
+        )
+
+
+def _pnm_size(data: bytes) -> tuple[int | None, int | None]:
+    """(height, width) of a PBM, PGM or PPM."""
+    match = _PNM_START.match(data)
+    return (int(match[2]), int(match[1])) if match else (None, None)
 
 
 def _jpeg_is_whole(data: bytes) -> bool:

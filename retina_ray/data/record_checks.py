@@ -5,6 +5,7 @@ Needs numpy only: no PyTorch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
@@ -25,7 +26,7 @@ def check_categories(categories: Sequence[Category]) -> None:
     faults = []
     for what in ("id", "name"):
         values = [getattr(category, what) for category in categories]
-        for value in sorted({v for v in values if values.count(v) > 1}):
+        for value in sorted(value for value, count in Counter(values).items() if count > 1):
             faults.append(
                 Fault(f"duplicate category {what}", f"category {what} {value!r} is not unique")
             )
@@ -70,7 +71,7 @@ def record_faults(
     if record.image_id in image_ids:
         yield fault("duplicate image id", "this id was added before; ids must be unique")
     ids = [int(i) for i in record.annotation_id]
-    for i in sorted({i for i in ids if ids.count(i) > 1 or i in annotation_ids}):
+    for i in sorted(i for i, count in Counter(ids).items() if count > 1 or i in annotation_ids):
         yield fault("duplicate annotation id", "this id was added before", i)
     for i, label, box in zip(ids, record.labels, np.asarray(record.boxes), strict=True):
         if not 0 <= label < num_classes:

@@ -1,10 +1,15 @@
+import json
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 
 from retina_ray.data.checks import BOX_FAULTS, ImportLog, RawBox, RawImage, check_boxes
-from retina_ray.data.image_files import SourceFileError, encode_jpeg, load_image, resolve_inside
-from retina_ray.data.schema import DataError
+from retina_ray.data.image_files import encode_jpeg, load_image, read_image_file
+from retina_ray.data.schema import DataError, Fault
+from retina_ray.data.sources import SourceFileError, SourceFolder, resolve_inside
 
 NAN, INF = float("nan"), float("inf")
 
@@ -134,15 +139,20 @@ def save(path, pixels, *options):
     return path
 
 
+def load(path, **options):
+    """As an import does it: the bytes from their folder, then the decoder."""
+    return load_image(read_image_file(SourceFolder(path.parent), path.name), **options)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.progressive.jpg"])
 def test_whole_files_keep_their_bytes(tmp_path, name):
     options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if "progressive" in name else []
     path = save(tmp_path / name, picture(), *options)
-    image = load_image(path, max_size_px=50)
+    image = load(path, max_size_px=50)
     assert image.data == path.read_bytes()
     assert (image.height, image.width, image.changes) == (30, 50, ())
     path.write_bytes(path.read_bytes() + b"\0trailing")  # what some cameras append
-    assert load_image(path).height == 30
+    assert load(path).height == 30
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.progressive.jpg"])
@@ -153,7 +163,7 @@ def test_cut_files_are_refused(tmp_path, name, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(SourceFileError) as caught:
-        load_image(path)
+        load(path)
     assert caught.value.kind == "truncated image"
 
 
@@ -163,7 +173,7 @@ def test_damaged_png_is_refused(tmp_path):
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(SourceFileError, match="damaged"):
-        load_image(path)
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -180,31 +190,31 @@ def test_files_that_are_no_image(tmp_path, content, kind):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SourceFileError) as caught:
-        load_image(path)
+        load(path)
     assert caught.value.kind == kind
 
 
 def test_folder_is_not_an_image(tmp_path):
     with pytest.raises(SourceFileError) as caught:
-        load_image(tmp_path)
+        load(tmp_path)
     assert caught.value.kind == "unreadable image"
 
 
 def test_large_images_are_shrunk(tmp_path):
     pixels = np.full((30, 50, 3), 77, np.uint8)
-    image = load_image(save(tmp_path / "a.png", pixels), max_size_px=25)
+    image = load(save(tmp_path / "a.png", pixels), max_size_px=25)
     assert (image.height, image.width) == (15, 25)
     assert (image.original_height, image.original_width) == (30, 50)
     assert image.changes == ("resized",)
     assert image.data.startswith(b"\xff\xd8\xff")
     decoded = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)
     assert np.abs(decoded.astype(int) - 77).max() <= 2
-    assert load_image(save(tmp_path / "b.png", picture(1, 50)), max_size_px=20).height == 1
+    assert load(save(tmp_path / "b.png", picture(1, 50)), max_size_px=20).height == 1
 
 
 def test_other_formats_become_png_without_loss(tmp_path):
     pixels = picture()
-    image = load_image(save(tmp_path / "a.bmp", pixels))
+    image = load(save(tmp_path / "a.bmp", pixels))
     assert image.changes == ("format changed",)
     assert image.data.startswith(b"\x89PNG")
     back = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)
@@ -220,7 +230,7 @@ def test_exif_orientation_is_applied_for_every_decoder(tmp_path):
     data = encode_jpeg(pixels)
     path = tmp_path / "a.jpg"
     path.write_bytes(data[:2] + segment + data[2:])
-    image = load_image(path)
+    image = load(path)
     assert (image.height, image.width) == (50, 30)
     assert image.changes == ("orientation applied",)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -236,3 +246,85 @@ def test_encode_jpeg_takes_rgb():
     decoded = cv2.imdecode(np.frombuffer(encode_jpeg(pixels), np.uint8), cv2.IMREAD_COLOR)
     assert decoded[8, 8, 2] > 190  # red comes last in OpenCV's order
     assert decoded[8, 8, 0] < 10
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A whole PNG of a few bytes that claims to be of this size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        content = kind + body
+        return struct.pack(">I", len(body)) + content + struct.pack(">I", zlib.crc32(content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files of 50 000 x 50 000 pixels: 7.5 GB each, once decoded."""
+    side = 50_000
+    jpeg = bytearray(encode_jpeg(picture()))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    _, bmp = cv2.imencode(".bmp", picture())
+    bmp[18:26] = np.frombuffer(struct.pack("<ii", side, -side), np.uint8)
+    return {
+        "png": png_header(side, side),
+        "jpeg": bytes(jpeg),
+        "bmp": bmp.tobytes(),
+        "pnm": b"P6 # a comment\n50000 50000\n255\n" + bytes(99),
+        "gif": b"GIF89a" + struct.pack("<HH", side, side) + bytes(9),
+        "webp": b"RIFF\0\0\0\0WEBPVP8X\n\0\0\0\0\0\0\0" + 2 * (side - 1).to_bytes(3, "little"),
+        "tiff": b"II*\0\x08\0\0\0\x02\0"
+        + struct.pack("<HHIIHHIII", 256, 4, 1, side, 257, 4, 1, side, 0),
+    }
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "bmp", "pnm", "gif", "webp", "tiff"])
+def test_decompression_bombs_are_refused_by_their_header(monkeypatch, name):
+    monkeypatch.setattr(cv2, "imdecode", None)  # it is never asked
+    with pytest.raises(SourceFileError, match="50000 x 50000 pixels by its header") as caught:
+        load_image(bombs()[name])
+    assert caught.value.kind == "enormous image"
+    assert "limit of 180000000" in caught.value.message
+
+
+def test_limit_of_pixels_can_be_set():
+    data = encode_jpeg(picture())  # 50 x 30
+    assert load_image(data, max_pixels=1500).width == 50
+    with pytest.raises(SourceFileError, match="1500 in all and more than the limit of 1499"):
+        load_image(data, max_pixels=1499)
+
+
+def test_formats_of_unknown_size_are_not_decoded(monkeypatch):
+    _, avif_like = cv2.imencode(".hdr", picture().astype(np.float32))
+    monkeypatch.setattr(cv2, "imdecode", None)
+    for data in (avif_like.tobytes(), b"no image at all"):
+        with pytest.raises(SourceFileError, match="no header of a JPEG, PNG") as caught:
+            load_image(data)
+        assert caught.value.kind == "unreadable image"
+
+
+@pytest.mark.parametrize("extension", [".bmp", ".ppm", ".webp", ".tif", ".gif"])
+def test_formats_that_become_png(extension):
+    _, data = cv2.imencode(extension, picture())
+    image = load_image(data.tobytes())
+    assert (image.height, image.width, image.changes) == (30, 50, ("format changed",))
+
+
+def test_parts_of_a_log_add_up_to_the_whole():
+    """As tasks note it and the driver sums it up, through JSON where a shard was kept."""
+    whole, first, second = (ImportLog(on_bad_box="drop", on_bad_image="drop") for _ in range(3))
+    for i in range(30):
+        part = first if i < 12 else second
+        for log in (whole, part):
+            log.bad_box(Fault("kind a" if i % 2 else "kind b", f"box {i}"))
+            log.counts["rounded_boxes"] += 1
+    for log in (whole, second):
+        log.bad_image(Fault("missing image", "gone"))
+    total = ImportLog(on_bad_box="drop", on_bad_image="drop")
+    total.absorb_counts(json.loads(json.dumps(first.to_dict())))
+    total.absorb(second)
+    assert json.dumps(total.report()) == json.dumps(whole.report())
+    assert total.report()["dropped_boxes"] == 30
+    assert len(total.report()["examples"]) == 20

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,66 @@ def test_coco_with_explicit_places(tmp_path):
     assert "[red]dot[/red]" in done.stdout
 
 
+def yolo_set(root: Path, num_images: int = 4) -> Path:
+    """A YOLO data set whose two splits have the same images; returns its data.yaml."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(num_images):
+            pixels = np.full((8, 8 + i, 3), i, np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{i}.png"), pixels)
+            (root / "labels" / split / f"{i}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    path = root / "data.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: [dot]\n")
+    return path
+
+
+def test_yolo(tmp_path):
+    source = yolo_set(tmp_path / "source")
+    options = ("--data", f"file://{source}", "--out", tmp_path / "out")
+    done = run("yolo", *options)
+    assert done.returncode == 0, done.stderr
+    assert [PreparedDataset.open(tmp_path / "out" / s).num_images for s in ("train", "val")] == [
+        4,
+        4,
+    ]
+    # As after a kill between the splits: the finished one stays, the other one is written.
+    before = (tmp_path / "out" / "train" / "dataset.json").stat().st_mtime_ns
+    (tmp_path / "out" / "val" / "dataset.json").unlink()
+    done = run("yolo", *options)
+    assert done.returncode == 0, done.stderr
+    assert "train: complete already" in done.stderr
+    assert (tmp_path / "out" / "train" / "dataset.json").stat().st_mtime_ns == before
+    assert PreparedDataset.open(tmp_path / "out" / "val").num_images == 4
+    # A split with faults takes none with it that was there before.
+    shutil.rmtree(tmp_path / "out" / "val")
+    (tmp_path / "source" / "labels" / "val" / "2.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    done = run("yolo", *options)
+    assert done.returncode == 2
+    assert "labels/val/2.txt, line 1" in done.stderr
+    assert PreparedDataset.open(tmp_path / "out" / "train").num_images == 4
+    assert not list((tmp_path / "out" / "val").glob("*"))
+
+
+def test_enormous_images_are_refused(tmp_path):
+    source = yolo_set(tmp_path / "source")
+    options = ("--data", source, "--out", tmp_path / "out", "--splits", "train")
+    done = run("yolo", *options, "--max-pixels", 80)  # the four have 64 to 88
+    assert done.returncode == 2
+    assert "11 x 8 pixels by its header" in done.stderr
+    done = run("yolo", *options, "--max-pixels", 80, "--on-bad-image", "drop")
+    assert done.returncode == 0, done.stderr
+    assert PreparedDataset.open(tmp_path / "out" / "train").num_images == 3
+
+
+@pytest.mark.ray
+def test_ray_workers(tmp_path):
+    source = yolo_set(tmp_path / "source")
+    done = run("yolo", "--data", source, "--out", tmp_path / "out", "--num-workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert PreparedDataset.open(tmp_path / "out" / "val").num_images == 4
+
+
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
@@ -93,6 +154,8 @@ def test_coco_with_explicit_places(tmp_path):
         ("voc", ["--source", "nowhere"], "not a VOC data set"),
         ("voc", ["--source", "nowhere", "--splits", ","], "at least one split"),
         ("voc", ["--source", "nowhere", "--on-bad-box", "mend"], "mend"),
+        ("yolo", ["--data", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        ("yolo", ["--data", "nosuch://a/b.yaml"], "not a storage that pyarrow knows"),
     ],
 )
 def test_faults_end_with_code_2_and_without_a_traceback(tmp_path, script, options, message):

@@ -337,7 +337,8 @@ def test_shard_that_is_not_parquet_is_named_on_reading(tmp_path):
 
 
 def test_modules_import_without_torch_and_ray():
-    names = "schema shards checks synthetic image_files importers.coco importers.voc".split()
+    names = "schema shards checks synthetic image_files sources parallel".split()
+    names += [f"importers.{name}" for name in ("coco", "voc", "yolo", "export")]
     code = "import sys\n" + "\n".join(f"import retina_ray.data.{name}" for name in names)
     code += "\nassert not {'torch', 'ray', 'wandb'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True)

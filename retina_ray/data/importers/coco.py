@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections import Counter
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -29,12 +29,16 @@ from retina_ray.data.checks import (
     RawImage,
     repeated,
 )
-from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.dataset_info import shown_uri
+from retina_ray.data.image_files import MAX_PIXELS
+from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
+from retina_ray.data.importers.raw import RawDataset
 from retina_ray.data.rotated_boxes import enclosing_boxes
 from retina_ray.data.schema import Category, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.sources import SourceFolder, read_file
 
-__all__ = ["import_coco"]
+__all__ = ["import_coco", "read_coco"]
 
 
 def import_coco(
@@ -51,12 +55,14 @@ def import_coco(
     rows_per_shard: int = 2048,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    max_pixels: int = MAX_PIXELS,
+    map_shards: MapShards = map_in_process,
 ) -> PreparedDataset:
     """Turn a COCO data set into shards, and check all of it on the way.
 
     Args:
-        annotations_json: such as `instances_train2017.json`.
-        images_dir: the folder that `file_name` is relative to.
+        annotations_json: such as `instances_train2017.json`: a local path or a URI.
+        images_dir: the folder that `file_name` is relative to: a local path or a URI.
         out_uri: folder of the prepared set: a local path or a URI.
         split: e.g. "train".
         name: of the data set.
@@ -68,6 +74,8 @@ def import_coco(
         rows_per_shard: images of a file.
         overwrite: replace a set that is there already.
         on_progress: called with (images done, images in all).
+        max_pixels: images whose headers claim more are refused before they are decoded.
+        map_shards: who writes the shards: this process, or `retina_ray.data.parallel`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.
@@ -75,12 +83,48 @@ def import_coco(
     Raises:
         DataError: everything that is wrong, at once.
     """
-    annotations_json, images_dir = Path(annotations_json), Path(images_dir)
-    if not images_dir.is_dir():
-        raise DataError(f"{images_dir}: no such folder of images")
     log = ImportLog(on_bad_box=on_bad_box, on_bad_image=on_bad_image)
-    data = _load_json(annotations_json)
-    file = annotations_json.name
+    return write_images(
+        read_coco(annotations_json, images_dir, log=log),
+        out_uri,
+        name=name,
+        split=split,
+        log=log,
+        max_size_px=max_size_px,
+        rows_per_group=rows_per_group,
+        rows_per_shard=rows_per_shard,
+        overwrite=overwrite,
+        on_progress=on_progress,
+        max_pixels=max_pixels,
+        map_shards=map_shards,
+    )
+
+
+def read_coco(
+    annotations_json: str | os.PathLike[str],
+    images_dir: str | os.PathLike[str],
+    *,
+    log: ImportLog,
+) -> RawDataset:
+    """Read the annotations of a COCO data set, without looking at an image.
+
+    Args:
+        annotations_json: such as `instances_train2017.json`: a local path or a URI.
+        images_dir: the folder that `file_name` is relative to: a local path or a URI.
+        log: receives the faults of the annotations' structure.
+
+    Returns:
+        The images in the order of the file, with their boxes.
+
+    Raises:
+        DataError: the file or the folder is missing, or the file is not COCO's JSON.
+    """
+    images_folder = SourceFolder(images_dir)
+    if not images_folder.is_dir():
+        raise DataError(f"{images_folder}: no such folder of images")
+    path = os.fspath(annotations_json)
+    file = PurePath(shown_uri(path)).name
+    data = _load_json(path)
     categories = _read_categories(data["categories"], file, log)
     images = _read_images(data["images"], file, log)
     labels = {category.id: label for label, category in enumerate(categories)}
@@ -88,50 +132,40 @@ def import_coco(
     _read_annotations(data["annotations"], images, labels, file, log, rotated)
     if not categories:
         log.bad_structure(Fault("no categories", "holds no usable category", file))
-    if log.faults and not (categories and images):
-        raise DataError(log.faults)
-    return write_images(
-        list(images.values()),
-        out_uri,
-        images_dir=images_dir,
-        name=name,
-        split=split,
-        source=f"{annotations_json} with {images_dir}",
+    return RawDataset(
+        images=list(images.values()),
         categories=categories,
-        log=log,
-        max_size_px=max_size_px,
-        rows_per_group=rows_per_group,
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-        on_progress=on_progress,
+        folder=images_folder,
+        source=f"{shown_uri(path)} with {shown_uri(images_dir)}",
         box_type="rotated" if rotated else "aligned",
     )
 
 
-def _load_json(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _load_json(path: str) -> dict[str, list[dict[str, Any]]]:
     """Read the file and check its outline.
 
     Raises:
         DataError: missing, not JSON, or without one of the three lists.
     """
+    shown = shown_uri(path)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_file(path))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation file") from None
+        raise DataError(f"{shown}: no such annotation file") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+        raise DataError(f"{shown}: cannot be read as JSON ({error})") from error
     wanted = ("images", "annotations", "categories")
     if not isinstance(data, dict) or any(not isinstance(data.get(key), list) for key in wanted):
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise DataError(
-            f"{path}: not a COCO annotation file: expected an object with the lists "
+            f"{shown}: not a COCO annotation file: expected an object with the lists "
             f"{', '.join(wanted)}, found {found}"
         )
     faults = [
         Fault(
             f"malformed entry in {key}",
             f"{key}[{i}] is {entry!r:.60}, expected an object",
-            path.name,
+            PurePath(shown).name,
         )
         for key in wanted
         for i, entry in enumerate(data[key])

@@ -1,190 +1,211 @@
-"""From checked annotations and image files to shards: what all importers share.
+"""From annotations and image files to a prepared data set: what all importers share.
 
-One pass over the images: each is read, decoded and checked in a thread, its boxes are checked
-against its true size, and it is written. The first fault stops the writing but not the checking, so
-that one error names everything.
+The images are cut into shards by their position, and each shard is written by one task: see
+`retina_ray.data.importers.write_shard`. Who runs the tasks is up to the caller: one process, as
+here by default, or the nodes of a Ray cluster (`retina_ray.data.parallel`). The bytes are the same.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import asdict
+from hashlib import sha256
 
-import numpy as np
+import pyarrow.fs as pafs
 
-from retina_ray.data.checks import ImportLog, RawImage, check_boxes
-from retina_ray.data.image_files import EncodedImage, SourceFileError, load_image, resolve_inside
-from retina_ray.data.rotated_boxes import scale_rotated
-from retina_ray.data.schema import BoxType, Category, Fault, Record
-from retina_ray.data.shards import PreparedDataset, ShardWriter
+from retina_ray.data.checks import ImportLog
+from retina_ray.data.dataset_info import INFO_FILE, open_filesystem, shown_uri
+from retina_ray.data.image_files import MAX_PIXELS
+from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.importers.shard_tasks import (
+    ShardOptions,
+    ShardResult,
+    ShardTask,
+    read_finished,
+)
+from retina_ray.data.importers.write_shard import write_shard
+from retina_ray.data.record_checks import check_categories
+from retina_ray.data.schema import DataError
+from retina_ray.data.shard_writer import (
+    begin_dataset,
+    check_group_sizes,
+    delete_dataset,
+    finish_dataset,
+)
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.sources import SourceFolder
 
-__all__ = ["OnProgress", "write_images"]
+__all__ = ["MapShards", "OnProgress", "map_in_process", "write_images"]
 
 OnProgress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
-_MAX_THREADS = 8
+MapShards = Callable[
+    [Callable[..., Iterator[int | ShardResult]], Sequence[ShardTask]], Iterator[int | ShardResult]
+]
+"""Applies `write_shard` to tasks, anywhere, and passes on what it yields, in any order."""
+
+_log = logging.getLogger(__name__)
+
+
+def map_in_process(
+    function: Callable[..., Iterator[int | ShardResult]], tasks: Sequence[ShardTask]
+) -> Iterator[int | ShardResult]:
+    """Run the tasks one after the other in this process; images are decoded in threads.
+
+    Args:
+        function: of one task.
+        tasks: of the import.
+
+    Yields:
+        What the function yields: numbers of images that are done, and results.
+    """
+    for task in tasks:
+        yield from function(task)
 
 
 def write_images(
-    images: Sequence[RawImage],
+    raw: RawDataset,
     out_uri: str | os.PathLike[str],
     *,
-    images_dir: Path,
     name: str,
     split: str,
-    source: str,
-    categories: Sequence[Category],
     log: ImportLog,
     max_size_px: int | None,
     rows_per_group: int,
     rows_per_shard: int,
     overwrite: bool,
     on_progress: OnProgress | None,
-    box_type: BoxType = "aligned",
+    max_pixels: int = MAX_PIXELS,
+    map_shards: MapShards = map_in_process,
 ) -> PreparedDataset:
     """Check images and boxes, and write a prepared data set.
 
+    An import that was killed leaves its finished shards and no `dataset.json`; the same import
+    again keeps them and writes the rest. Where it was complete already, there is nothing to do.
+    Image files that were changed in between are not noticed: overwrite the set then.
+
     Args:
-        images: with their raw boxes, in the order in which they are written.
+        raw: what a reader found.
         out_uri: folder of the new set.
-        images_dir: what the file names are relative to.
         name: of the data set.
         split: e.g. "train".
-        source: where it came from, in words.
-        categories: in the order of the labels.
         log: policies, and the faults of structure found so far.
         max_size_px: make the longer side at most this; None: keep the files as they are.
         rows_per_group: images of a row group.
         rows_per_shard: images of a file.
         overwrite: replace a set that is there already.
-        on_progress: called after each image.
-        box_type: "rotated": every raw box has a rotated one.
+        on_progress: called after each image, or each few of them.
+        max_pixels: images of more pixels are refused before they are decoded.
+        map_shards: who runs the tasks.
 
     Returns:
         The new set, opened.
 
     Raises:
         DataError: all faults at once; nothing is left behind that looks like a data set.
-        ValueError: max_size_px is below 1.
+        ValueError: max_size_px, max_pixels or a number of rows is below 1.
     """
-    if max_size_px is not None and max_size_px < 1:
-        raise ValueError(f"max_size_px = {max_size_px} must be at least 1")
-    writer = ShardWriter(
-        out_uri,
-        name=name,
-        split=split,
-        categories=categories,
-        source=source,
+    for option, value in (("max_size_px", max_size_px), ("max_pixels", max_pixels)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} = {value} must be at least 1")
+    check_group_sizes(rows_per_group=rows_per_group, rows_per_shard=rows_per_shard)
+    if log.faults and not (raw.categories and raw.images):
+        raise DataError(log.faults)
+    options = ShardOptions(
+        uri=SourceFolder(out_uri).uri,
+        folder=raw.folder,
+        num_classes=len(raw.categories),
+        box_type=raw.box_type,
+        on_bad_box=log.on_bad_box,
+        on_bad_image=log.on_bad_image,
+        max_size_px=max_size_px,
+        max_pixels=max_pixels,
         rows_per_group=rows_per_group,
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-        box_type=box_type,
+        check_only=bool(log.faults),
     )
-    largest = (0, 0)
-    with writer:
-        loaded = _load_all(images, images_dir, max_size_px)
-        for done, (image, result) in enumerate(zip(images, loaded, strict=True), start=1):
-            record = _checked_record(image, result, log, box_type)
-            if isinstance(result, EncodedImage):
-                largest = max(largest, (result.original_height, result.original_width), key=max)
-            if record is not None and not log.faults:
-                writer.add(record)
-            if on_progress is not None:
-                on_progress(done, len(images))
+    if not log.faults:
+        check_categories(raw.categories)
+    tasks = _cut(raw, options, rows_per_shard)
+    named = [name, split, raw.source, *(asdict(category) for category in raw.categories)]
+    key = sha256(json.dumps([*named, *(task.key for task in tasks)]).encode()).hexdigest()
+    if not overwrite and not log.faults and (same := _same_import(out_uri, key)) is not None:
+        _log.info("%s: complete already: the same data with the same options", shown_uri(out_uri))
+        return same
+    begin_dataset(out_uri, overwrite=overwrite, keep_unfinished=True)
+    try:
+        results = _write_shards(tasks, map_shards, on_progress)
+        for result in results:
+            log.absorb(result.log)
         log.raise_if_faulty()
-        writer.report.update(log.report())
-        writer.report["max_size_px"] = max_size_px
-        writer.report["largest_original_size"] = list(largest)
+        largest = max((result.largest_size for result in results), key=max, default=(0, 0))
+        finish_dataset(
+            out_uri,
+            name=name,
+            split=split,
+            source=raw.source,
+            categories=raw.categories,
+            contents=[result.content for result in results if result.content is not None],
+            report={
+                **log.report(),
+                "max_size_px": max_size_px,
+                "largest_original_size": list(largest),
+                "import_key": key,
+            },
+            box_type=raw.box_type,
+        )
+    except DataError:
+        delete_dataset(out_uri)
+        raise
     return PreparedDataset.open(out_uri)
 
 
-def _load_all(
-    images: Sequence[RawImage], images_dir: Path, max_size_px: int | None
-) -> Iterator[EncodedImage | SourceFileError]:
-    """Read the files in threads, a few ahead, and yield the results in order."""
-
-    def load(image: RawImage) -> EncodedImage | SourceFileError:
-        try:
-            path = resolve_inside(images_dir, image.file_name)
-            return load_image(path, max_size_px=max_size_px)
-        except SourceFileError as fault:
-            return fault
-
-    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(num_threads) as pool:
-        ahead: deque[Future[EncodedImage | SourceFileError]] = deque()
-        for image in images:
-            ahead.append(pool.submit(load, image))
-            if len(ahead) > 2 * num_threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+def _cut(raw: RawDataset, options: ShardOptions, rows_per_shard: int) -> list[ShardTask]:
+    """One task for each shard."""
+    starts = range(0, len(raw.images), rows_per_shard)
+    return [
+        ShardTask.of(index, raw.images[start : start + rows_per_shard], options)
+        for index, start in enumerate(starts)
+    ]
 
 
-def _checked_record(
-    image: RawImage, result: EncodedImage | SourceFileError, log: ImportLog, box_type: BoxType
-) -> Record | None:
-    """Judge an image and its boxes; None where the image is not to be written."""
-
-    def fault(kind: str, message: str) -> Fault:
-        return Fault(kind, message, image.file_name, image.image_id)
-
-    usable = True
-    height, width = image.height, image.width
-    if isinstance(result, SourceFileError):
-        usable = False
-        problem = fault(result.kind, result.message)
-        escapes = result.kind == "file name leaves the folder"
-        (log.bad_structure if escapes else log.bad_image)(problem)
-    else:
-        true_size = (result.original_height, result.original_width)
-        if height is not None and width is not None and (height, width) != true_size:
-            usable = False
-            log.bad_image(_size_fault(image, *true_size))
-        height, width = true_size
-    if height is None or width is None or not (usable or log.on_bad_image == "error"):
+def _same_import(uri: str | os.PathLike[str], key: str) -> PreparedDataset | None:
+    """The set that is there, where it was made of the same data with the same options."""
+    filesystem, path = open_filesystem(uri)
+    if filesystem.get_file_info(f"{path}/{INFO_FILE}").type == pafs.FileType.NotFound:
         return None
-    checked = check_boxes(image, height=height, width=width, log=log)
-    if not usable or isinstance(result, SourceFileError):
+    try:
+        dataset = PreparedDataset.open(uri)
+    except DataError:
         return None
-    for change in result.changes:
-        log.counts[f"images {change}".replace(" ", "_")] += 1
-    scale = np.array([result.width / width, result.height / height])
-    limit = np.array([result.width, result.height])
-    rotated = scale_rotated(checked.rotated, *scale) if box_type == "rotated" else None
-    xyxy = np.minimum(checked.boxes.reshape(-1, 2, 2) * scale, limit).reshape(-1, 4)
-    return Record(
-        image=result.data,
-        file_name=image.file_name,
-        image_id=image.image_id,
-        height=result.height,
-        width=result.width,
-        boxes=xyxy.astype(np.float32),
-        labels=checked.labels,
-        iscrowd=checked.iscrowd,
-        area=checked.area * scale.prod(),
-        annotation_id=checked.annotation_id,
-        bbox=(checked.bbox.reshape(-1, 2, 2) * scale).reshape(-1, 4),
-        rotated_boxes=rotated,
-    )
+    return dataset if dataset.report.get("import_key") == key else None
 
 
-def _size_fault(image: RawImage, height: int, width: int) -> Fault:
-    """Describe an annotated size that is not the file's."""
-    turned = (image.height, image.width) == (width, height) and height != width
-    hint = (
-        "height and width are exchanged: perhaps an EXIF orientation that the annotator's tool did "
-        "not apply"
-        if turned
-        else "the annotations may belong to another copy of the image"
-    )
-    return Fault(
-        "annotated size differs from the image",
-        f"annotated {image.width} x {image.height} pixels, decoded {width} x {height}; {hint}",
-        image.file_name,
-        image.image_id,
-    )
+def _write_shards(
+    tasks: list[ShardTask], map_shards: MapShards, on_progress: OnProgress | None
+) -> list[ShardResult]:
+    """Write the shards that are not there yet, and return the results in order."""
+    results = read_finished(tasks)
+    total = sum(len(task.images) for task in tasks)
+    done = sum(len(task.images) for task in tasks if task.index in results)
+    if results:
+        _log.info(
+            "%s: an interrupted import finished %d of %d shards; they are kept",
+            shown_uri(tasks[0].options.uri),
+            len(results),
+            len(tasks),
+        )
+        if on_progress is not None:
+            on_progress(done, total)
+    missing = [task for task in tasks if task.index not in results]
+    for event in map_shards(write_shard, missing):
+        if isinstance(event, ShardResult):
+            results[event.index] = event
+        else:
+            done += event
+            if on_progress is not None:
+                on_progress(done, total)
+    return [results[task.index] for task in tasks]

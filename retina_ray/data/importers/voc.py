@@ -13,36 +13,32 @@ category ids 1 to K in the order of the labels.
 
 from __future__ import annotations
 
-import math
 import os
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
-from xml.etree import ElementTree
-from xml.parsers import expat
 
 from retina_ray.data.checks import (
-    MALFORMED_BOX,
-    UNKNOWN_CLASS,
-    ZERO_SIZE,
     BadBoxPolicy,
     BadImagePolicy,
     ImportLog,
-    RawBox,
-    RawImage,
     repeated,
 )
-from retina_ray.data.image_files import SourceFileError, resolve_inside
-from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.dataset_info import shown_uri
+from retina_ray.data.image_files import MAX_PIXELS
+from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
+from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.importers.voc_xml import (
+    IMAGE_SUFFIXES,
+    DifficultPolicy,
+    parse_all,
+    read_image,
+    read_object,
+)
 from retina_ray.data.schema import Category, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.sources import SourceFileError, SourceFolder
 
-__all__ = ["DifficultPolicy", "import_voc", "voc_class_names"]
-
-DifficultPolicy = Literal["keep", "crowd", "drop"]
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+__all__ = ["DifficultPolicy", "import_voc", "read_voc", "voc_class_names"]
 
 
 def import_voc(
@@ -61,11 +57,13 @@ def import_voc(
     rows_per_shard: int = 2048,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    max_pixels: int = MAX_PIXELS,
+    map_shards: MapShards = map_in_process,
 ) -> PreparedDataset:
     """Turn one split of a VOC data set into shards, and check all of it on the way.
 
     Args:
-        root: the folder that holds Annotations, ImageSets and JPEGImages.
+        root: the folder that holds Annotations, ImageSets and JPEGImages: a local path or a URI.
         out_uri: folder of the prepared set: a local path or a URI.
         split: its name in the prepared set, e.g. "train".
         image_set: `ImageSets/Main/<image_set>.txt`.
@@ -83,6 +81,8 @@ def import_voc(
         rows_per_shard: images of a file.
         overwrite: replace a set that is there already.
         on_progress: called with (images done, images in all).
+        max_pixels: images whose headers claim more are refused before they are decoded.
+        map_shards: who writes the shards: this process, or `retina_ray.data.parallel`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.
@@ -93,42 +93,78 @@ def import_voc(
     """
     if difficult not in ("keep", "crowd", "drop"):
         raise ValueError(f"difficult = {difficult!r}: expected 'keep', 'crowd' or 'drop'")
-    root = Path(root)
     log = ImportLog(on_bad_box=on_bad_box, on_bad_image=on_bad_image)
-    ids = _read_image_set(root, image_set, log)
-    names = list(class_names) if class_names is not None else voc_class_names(root)
-    labels = {class_name: label for label, class_name in enumerate(names)}
-    images = []
-    next_annotation = 1
-    for image_id, stem in enumerate(ids, start=1):
-        image = _read_image(root, stem, image_id, log)
-        if image is None:
-            continue
-        raw, annotation = image
-        boxes = []
-        for obj in annotation.findall("object"):
-            box = _read_object(obj, next_annotation, labels, difficult, log)
-            next_annotation += 1
-            if box is not None:
-                boxes.append(box)
-        images.append(RawImage(image_id, raw.file_name, raw.height, raw.width, boxes))
-    if not names:
-        log.bad_structure(Fault("no classes", f"no object in {root / 'Annotations'} has a name"))
-        raise DataError(log.faults)
     return write_images(
-        images,
+        read_voc(root, image_set=image_set, class_names=class_names, difficult=difficult, log=log),
         out_uri,
-        images_dir=root / "JPEGImages",
         name=name,
         split=split,
-        source=f"{root}, image set {image_set}",
-        categories=[Category(label + 1, class_name) for class_name, label in labels.items()],
         log=log,
         max_size_px=max_size_px,
         rows_per_group=rows_per_group,
         rows_per_shard=rows_per_shard,
         overwrite=overwrite,
         on_progress=on_progress,
+        max_pixels=max_pixels,
+        map_shards=map_shards,
+    )
+
+
+def read_voc(
+    root: str | os.PathLike[str],
+    *,
+    image_set: str = "train",
+    class_names: Sequence[str] | None = None,
+    difficult: DifficultPolicy = "keep",
+    log: ImportLog,
+) -> RawDataset:
+    """Read the annotations of one split of a VOC data set, without looking at an image.
+
+    Args:
+        root: the folder that holds Annotations, ImageSets and JPEGImages: a local path or a URI.
+        image_set: `ImageSets/Main/<image_set>.txt`.
+        class_names: as `import_voc` takes them.
+        difficult: as `import_voc` takes it.
+        log: receives the faults of the annotations' structure.
+
+    Returns:
+        The images in the order of the split's file, with their boxes.
+
+    Raises:
+        DataError: no such root or split.
+        ValueError: `difficult` is none of the three.
+    """
+    if difficult not in ("keep", "crowd", "drop"):
+        raise ValueError(f"difficult = {difficult!r}: expected 'keep', 'crowd' or 'drop'")
+    folder = SourceFolder(root)
+    ids = _read_image_set(folder, image_set, log)
+    names = list(class_names) if class_names is not None else voc_class_names(root)
+    labels = {class_name: label for label, class_name in enumerate(names)}
+    images_folder = folder.child("JPEGImages")
+    nested = any("/" in stem for stem in ids)
+    files = set(images_folder.list_files(suffixes=IMAGE_SUFFIXES, recursive=nested))
+    annotations = folder.child("Annotations")
+    images = []
+    next_annotation = 1
+    for image_id, (stem, root_element) in enumerate(parse_all(annotations, ids), start=1):
+        if isinstance(root_element, SourceFileError):
+            fault = root_element
+            log.bad_structure(Fault(fault.kind, fault.message, f"{stem}.xml", image_id))
+            continue
+        image = read_image(root_element, stem, image_id, files)
+        for obj in root_element.findall("object"):
+            box = read_object(obj, next_annotation, labels, difficult, log)
+            next_annotation += 1
+            if box is not None:
+                image.boxes.append(box)
+        images.append(image)
+    if not names:
+        log.bad_structure(Fault("no classes", f"no object in {annotations} has a name"))
+    return RawDataset(
+        images=images,
+        categories=[Category(label + 1, class_name) for class_name, label in labels.items()],
+        folder=images_folder,
+        source=f"{shown_uri(root)}, image set {image_set}",
     )
 
 
@@ -141,137 +177,43 @@ def voc_class_names(root: str | os.PathLike[str]) -> list[str]:
     Returns:
         The names; the same for every split of the root.
     """
+    folder = SourceFolder(root).child("Annotations")
+    stems = [name.removesuffix(".xml") for name in folder.list_files(suffixes=[".xml"])]
     names = set()
-    for path in sorted((Path(root) / "Annotations").glob("*.xml")):
-        try:
-            annotation = _parse_xml(path)
-        except SourceFileError:
+    for _, annotation in parse_all(folder, stems):
+        if isinstance(annotation, SourceFileError):
             continue  # the import names it, if its split uses it
         names.update((obj.findtext("name") or "").strip() for obj in annotation.findall("object"))
     return sorted(names - {""})
 
 
-def _read_image_set(root: Path, image_set: str, log: ImportLog) -> list[str]:
+def _read_image_set(root: SourceFolder, image_set: str, log: ImportLog) -> list[str]:
     """Read the image ids of a split; those that repeat go to the log.
 
     Raises:
         DataError: no such root or split.
     """
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        if not (root / folder).is_dir():
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        if not root.is_dir(name):
             raise DataError(
-                f"{root}: not a VOC data set: it has no folder {folder} (expected Annotations, "
+                f"{root}: not a VOC data set: it has no folder {name} (expected Annotations, "
                 "JPEGImages and ImageSets/Main)"
             )
-    path = root / "ImageSets" / "Main" / f"{image_set}.txt"
-    if not path.is_file():
-        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: no such image set; there are: {found}")
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    folder = root.child("ImageSets/Main")
+    file = f"{image_set}.txt"
+    try:
+        text = folder.read_bytes(file).decode()
+    except FileNotFoundError:
+        stems = [name.removesuffix(".txt") for name in folder.list_files(suffixes=[".txt"])]
+        found = ", ".join(stems) or "none"
+        raise DataError(f"{folder}/{file}: no such image set; there are: {found}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}/{file}: cannot be read as text ({error})") from error
+    ids = [line.split()[0] for line in text.splitlines() if line.strip()]
+    counts = Counter(ids)
     for stem in repeated(ids):
-        message = f"is named {ids.count(stem)} times in {path.name}"
+        message = f"is named {counts[stem]} times in {file}"
         log.bad_structure(Fault("duplicate image id", message, stem, stem))
     if not ids:
-        raise DataError(f"{path}: names no image; the data set would be empty")
+        raise DataError(f"{folder}/{file}: names no image; the data set would be empty")
     return list(dict.fromkeys(ids))
-
-
-def _read_image(
-    root: Path, stem: str, image_id: int, log: ImportLog
-) -> tuple[RawImage, ElementTree.Element] | None:
-    """Find the image file and parse the XML; None where there is no usable XML."""
-    images_dir = root / "JPEGImages"
-    try:
-        path = resolve_inside(root / "Annotations", f"{stem}.xml")
-        annotation = _parse_xml(path)
-    except SourceFileError as fault:
-        log.bad_structure(Fault(fault.kind, fault.message, f"{stem}.xml", image_id))
-        return None
-    names = (f"{stem}{suffix}" for suffix in _SUFFIXES)
-    file_name = next((n for n in names if (images_dir / n).exists()), f"{stem}.jpg")
-    sizes = []
-    for side in ("height", "width"):
-        text = annotation.findtext(f"size/{side}")
-        value = _number(text)
-        # Many tools write 0 for "not known".
-        sizes.append(int(value) if math.isfinite(value) and value > 0 else None)
-    return RawImage(image_id, file_name, *sizes), annotation
-
-
-def _read_object(
-    obj: ElementTree.Element,
-    annotation_id: int,
-    labels: dict[str, int],
-    difficult: DifficultPolicy,
-    log: ImportLog,
-) -> RawBox | None:
-    """Read one object; None where it is difficult and those are left out."""
-    is_difficult = _number(obj.findtext("difficult")) == 1
-    if is_difficult:
-        log.counts["difficult_objects"] += 1
-        if difficult == "drop":
-            return None
-    class_name = (obj.findtext("name") or "").strip()
-    corners = [_number(obj.findtext(f"bndbox/{corner}")) for corner in _CORNERS]
-    xmin, ymin, xmax, ymax = corners
-    problem = None
-    if class_name not in labels:
-        message = f"class {class_name!r} is not one of {', '.join(labels)}"
-        problem = (UNKNOWN_CLASS, message)
-    elif not all(math.isfinite(value) for value in corners):
-        shown = ", ".join(f"{c} {obj.findtext(f'bndbox/{c}')!r}" for c in _CORNERS)
-        problem = (MALFORMED_BOX, f"bndbox ({shown}) is not four numbers")
-    elif xmax <= xmin or ymax <= ymin:
-        message = f"bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) has width {xmax - xmin:g}"
-        problem = (ZERO_SIZE, f"{message}, height {ymax - ymin:g}")
-    x0, y0 = xmin - 1, ymin - 1
-    width, height = xmax - x0, ymax - y0
-    return RawBox(
-        annotation_id=annotation_id,
-        label=labels.get(class_name, -1),
-        xyxy=(x0, y0, xmax, ymax),
-        xywh=(x0, y0, width, height),
-        area=width * height,
-        iscrowd=is_difficult and difficult == "crowd",
-        problem=problem,
-    )
-
-
-def _number(text: str | None) -> float:
-    """Read a number; NaN where there is none."""
-    try:
-        return float(text) if text is not None else math.nan
-    except ValueError:
-        return math.nan
-
-
-def _parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an XML file without a document type, so without entities of any kind.
-
-    Raises:
-        SourceFileError: missing, malformed, not an annotation, or with a DOCTYPE (entities may
-            expand without bound or name files outside; VOC needs none).
-    """
-
-    def refuse(*_: object) -> None:
-        raise SourceFileError(
-            "annotation with a DOCTYPE", "document types are refused; remove the DOCTYPE"
-        )
-
-    try:
-        data = path.read_bytes()
-        guard = expat.ParserCreate()
-        guard.StartDoctypeDeclHandler = refuse
-        guard.Parse(data, True)
-        annotation = ElementTree.fromstring(data)
-    except FileNotFoundError:
-        raise SourceFileError("missing annotation", f"{path} does not exist") from None
-    except (OSError, expat.ExpatError, ElementTree.ParseError, ValueError) as error:
-        if isinstance(error, SourceFileError):
-            raise
-        raise SourceFileError("malformed annotation", f"cannot be read as XML: {error}") from None
-    if annotation.tag != "annotation":
-        raise SourceFileError(
-            "malformed annotation", f"the root is <{annotation.tag}>, not <annotation>"
-        )
-    return annotation

@@ -1,0 +1,181 @@
+"""What the first bytes of an image file say: format, size, depth, channels, orientation.
+
+Nothing is decoded, so a file that would unfold into gigabytes is known before it does. Formats:
+JPEG (ITU-T T.81), PNG, TIFF 6.0, BMP, GIF and WebP; of others nothing is known.
+
+Needs the standard library only: no PyTorch, no OpenCV.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["ImageHeader", "read_header"]
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+# Start of frame: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); ITU-T T.81, table B.1.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers without a length: TEM, RST0 to RST7, SOI.
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_ENDS = frozenset({0xD9, 0xDA})
+_WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLES = 256, 257, 258, 274, 277
+"""Tags of TIFF 6.0, which EXIF uses as well."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself.
+
+    Attributes:
+        format: "jpeg", "png", "tiff", "bmp", "gif", "webp".
+        height: in pixels as stored, before any orientation; None where it is not said.
+        width: in pixels as stored.
+        bits: of a sample, 8 with few exceptions.
+        channels: samples of a pixel; 4 in a JPEG is CMYK or its relative YCCK.
+        orientation: EXIF's, 1 (upright) to 8; 5 to 8 exchange height and width.
+    """
+
+    format: str
+    height: int | None
+    width: int | None
+    bits: int = 8
+    channels: int = 3
+    orientation: int = 1
+
+    @property
+    def num_pixels(self) -> int | None:
+        """Height times width; None where one of them is not known."""
+        if self.height is None or self.width is None:
+            return None
+        return self.height * self.width
+
+    def shown_size(self) -> tuple[int | None, int | None]:
+        """(height, width) in pixels once the orientation is applied."""
+        turned = self.orientation >= 5
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+
+def read_header(data: bytes) -> ImageHeader | None:
+    """Read the header of an image file.
+
+    Args:
+        data: the file, or enough of its beginning.
+
+    Returns:
+        What it says; None where the format is another one or the header is cut off or damaged.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _jpeg(data)
+        if data.startswith(_PNG_START):
+            return _png(data)
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            tags = _tiff_tags(data)
+            height, width = tags.get(_HEIGHT), tags.get(_WIDTH)
+            bits, channels = tags.get(_BITS, 8), tags.get(_SAMPLES, 1)
+            return ImageHeader("tiff", height, width, bits, channels, _upright(tags))
+        if data.startswith(b"BM"):
+            width, height = struct.unpack_from("<ii", data, 18)
+            return ImageHeader("bmp", abs(height), width)
+        if data.startswith((b"GIF87a", b"GIF89a")):
+            width, height = struct.unpack_from("<HH", data, 6)
+            return ImageHeader("gif", height, width)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return ImageHeader("webp", *_webp_size(data))
+    except (struct.error, IndexError):
+        pass  # cut off
+    return None
+
+
+def _jpeg(data: bytes) -> ImageHeader | None:
+    """Walk the segments up to the first scan, for the frame and for EXIF."""
+    frame, orientation = None, 1
+    for marker, start, end in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            frame = struct.unpack_from(">BHHB", data, start)
+        elif marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
+            orientation = _upright(_tiff_tags(data[start + 6 : end]))
+    if frame is None:
+        return None
+    bits, height, width, channels = frame
+    return ImageHeader("jpeg", height or None, width or None, bits, channels, orientation)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker of each segment and where its content begins and ends."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in _JPEG_ENDS:
+            return
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in _JPEG_BARE:
+            at += 2
+        else:
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            yield marker, at + 4, end
+            at = end
+
+
+def _png(data: bytes) -> ImageHeader:
+    """Read the first chunk, and look for EXIF in those that follow."""
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    orientation, at = 1, len(_PNG_START)
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        if name == b"eXIf":
+            orientation = _upright(_tiff_tags(data[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return ImageHeader("png", height, width, bits, _PNG_CHANNELS.get(colour, 3), orientation)
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """Read the whole numbers of the first directory; of several values the first.
+
+    Empty where it is damaged: an orientation that cannot be read is one that no decoder applies.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    tags: dict[int, int] = {}
+    if order is None:
+        return tags
+    try:
+        (at,) = struct.unpack_from(order + "I", data, 4)
+        (num_entries,) = struct.unpack_from(order + "H", data, at)
+        for entry in range(num_entries):
+            place = at + 2 + 12 * entry
+            tag, kind, count = struct.unpack_from(order + "HHI", data, place)
+            code, size = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}.get(kind, ("", 0))
+            if not code:
+                continue
+            value_at = place + 8
+            if count * size > 4:  # then the entry holds where the values are
+                (value_at,) = struct.unpack_from(order + "I", data, value_at)
+            tags[tag] = struct.unpack_from(order + code, data, value_at)[0]
+    except struct.error:
+        pass
+    return tags
+
+
+def _upright(tags: dict[int, int]) -> int:
+    """The orientation among the tags; 1 where it is none of EXIF's eight."""
+    value = tags.get(_ORIENTATION, 1)
+    return value if 1 <= value <= 8 else 1
+
+
+def _webp_size(data: bytes) -> tuple[int | None, int | None]:
+    """(height, width) of the three kinds of WebP: extended, lossless, lossy."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
+        return height, width
+    if kind == b"VP8L":
+        (packed,) = struct.unpack_from("<I", data, 21)
+        return (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return height & 0x3FFF, width & 0x3FFF
+    return None, None

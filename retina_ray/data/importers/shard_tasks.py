@@ -1,0 +1,176 @@
+"""What one task of an import is given and what comes of it, and the account of finished shards.
+
+The account is a small file beside the shards for each one that is whole, with a key of all that its
+bytes depend on. So an import that was interrupted goes on where it was, and one of other data or
+options does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
+from retina_ray.data.dataset_info import FORMAT_VERSION, open_filesystem
+from retina_ray.data.schema import BoxType
+from retina_ray.data.shard_file import ShardContent, shard_name, write_whole
+from retina_ray.data.shard_writer import IMPORT_FOLDER
+from retina_ray.data.sources import SourceFolder
+
+__all__ = ["ShardOptions", "ShardResult", "ShardTask", "note_finished", "read_finished"]
+
+_log = logging.getLogger(__name__)
+
+_ACCOUNT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What all shards of an import have in common.
+
+    Attributes:
+        uri: folder of the new set.
+        folder: what the file names of the images are relative to.
+        num_classes: K.
+        box_type: "rotated": every raw box has a rotated one.
+        on_bad_box: see `retina_ray.data.checks`.
+        on_bad_image: see `retina_ray.data.checks`.
+        max_size_px: make the longer side at most this; None: keep the files as they are.
+        max_pixels: images of more pixels are refused.
+        rows_per_group: images of a row group.
+        check_only: there are faults already: look for more, and write nothing.
+    """
+
+    uri: str
+    folder: SourceFolder
+    num_classes: int
+    box_type: BoxType
+    on_bad_box: BadBoxPolicy
+    on_bad_image: BadImagePolicy
+    max_size_px: int | None
+    max_pixels: int
+    rows_per_group: int
+    check_only: bool
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The images of one shard.
+
+    Attributes:
+        index: of the shard.
+        images: in order.
+        options: of the import.
+        key: SHA-256 of all that the shard's bytes depend on, but the content of the image files.
+    """
+
+    index: int
+    images: Sequence[RawImage]
+    options: ShardOptions
+    key: str
+
+    @classmethod
+    def of(cls, index: int, images: Sequence[RawImage], options: ShardOptions) -> ShardTask:
+        """A task with its key."""
+        # The place of the set does not matter, and a folder prints as an object.
+        plain = {**asdict(options), "uri": "", "folder": options.folder.uri}
+        versions = [_ACCOUNT_VERSION, FORMAT_VERSION, cv2.__version__, pa.__version__]
+        digest = hashlib.sha256(json.dumps([versions, index, plain]).encode())
+        for image in images:
+            digest.update(repr(image).encode())
+        return cls(index, images, options, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What came of a task.
+
+    Attributes:
+        index: of the shard.
+        content: None where no image was left to write, or there are faults.
+        log: faults, and what was changed or left out.
+        largest_size: (height, width) in pixels of the file with the longest side.
+    """
+
+    index: int
+    content: ShardContent | None
+    log: ImportLog
+    largest_size: tuple[int, int]
+
+
+def read_finished(tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
+    """Find the shards that an interrupted import of the same data with the same options finished.
+
+    Args:
+        tasks: of this import.
+
+    Returns:
+        Their results by index of the shard; those of other data or options are passed over.
+    """
+    if not tasks:
+        return {}
+    options = tasks[0].options
+    filesystem, path = open_filesystem(options.uri)
+    selector = pafs.FileSelector(f"{path}/{IMPORT_FOLDER}", allow_not_found=True)
+    notes = {info.base_name for info in filesystem.get_file_info(selector) if info.is_file}
+    finished = {}
+    for task in tasks:
+        if _note_name(task.index) not in notes:
+            continue
+        try:
+            with filesystem.open_input_file(_note_path(path, task.index)) as file:
+                note = json.loads(file.read())
+            if note["key"] == task.key:
+                finished[task.index] = _result_from(note, task)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.info("shard %d is written again: its note cannot be read: %s", task.index, error)
+    shards = {index: r.content.info for index, r in finished.items() if r.content is not None}
+    found = filesystem.get_file_info([f"{path}/{shard.file}" for shard in shards.values()])
+    for (index, shard), info in zip(shards.items(), found, strict=True):
+        if info.size != shard.num_bytes:
+            del finished[index]
+    return finished
+
+
+def _note_name(index: int) -> str:
+    return f"{shard_name(index)}.json"
+
+
+def _note_path(path: str, index: int) -> str:
+    return f"{path}/{IMPORT_FOLDER}/{_note_name(index)}"
+
+
+def note_finished(task: ShardTask, result: ShardResult) -> None:
+    """Write down that a shard is whole, after it is."""
+    filesystem, path = open_filesystem(task.options.uri)
+    note = {
+        "key": task.key,
+        "content": None if result.content is None else asdict(result.content),
+        "log": result.log.to_dict(),
+        "largest_size": result.largest_size,
+    }
+    filesystem.create_dir(f"{path}/{IMPORT_FOLDER}", recursive=True)
+    write_whole(filesystem, _note_path(path, task.index), json.dumps(note).encode())
+
+
+def _result_from(note: dict[str, Any], task: ShardTask) -> ShardResult:
+    """What a note tells of a finished shard."""
+    options = task.options
+    log = ImportLog(on_bad_box=options.on_bad_box, on_bad_image=options.on_bad_image)
+    log.absorb_counts(note["log"])
+    content = note["content"]
+    height, width = note["largest_size"]
+    return ShardResult(
+        task.index,
+        None if content is None else ShardContent.from_dict(content),
+        log,
+        (height, width),
+    )

@@ -1,0 +1,148 @@
+"""Writing the shards of an import on all CPUs of a Ray cluster, or of this machine.
+
+Each shard is a task of one CPU. What is written does not depend on how many there are, see
+`retina_ray.data.importers.write_shard`; so this decides about time alone.
+
+Ray is imported where it is needed: it takes seconds to start, which small data sets do not pay.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from retina_ray.data.importers.convert import MapShards, map_in_process
+from retina_ray.data.importers.shard_tasks import ShardResult, ShardTask
+
+__all__ = ["MIN_IMAGES_FOR_RAY", "ray_map", "shard_mapper"]
+
+Task = TypeVar("Task")
+
+MIN_IMAGES_FOR_RAY = 20_000
+"""Below it, threads of this process are done before Ray would have paid for its start."""
+
+_MIN_CPUS_FOR_RAY = 4
+_THREADS_PER_TASK = 2
+"""One reads or waits for the storage while the other decodes, on the one CPU of a task."""
+_REPORT_EVERY_S = 0.5
+
+
+def shard_mapper(num_workers: int | None = None) -> MapShards:
+    """Choose who writes the shards.
+
+    Args:
+        num_workers: 0: this process; more: so many Ray tasks at once. None: this process, or Ray on
+            all its CPUs where there are several shards of at least `MIN_IMAGES_FOR_RAY` images in
+            all, and a cluster (`RAY_ADDRESS`) or a machine of more than four CPUs.
+
+    Returns:
+        What `map_shards` of the importers takes.
+
+    Raises:
+        ValueError: num_workers is negative.
+    """
+    if num_workers is None:
+        return _map_by_size
+    if num_workers < 0:
+        raise ValueError(f"num_workers = {num_workers} must be at least 0")
+    return partial(ray_map, num_workers=num_workers) if num_workers else map_in_process
+
+
+def _map_by_size(
+    function: Callable[..., Iterator[int | ShardResult]], tasks: Sequence[ShardTask]
+) -> Iterator[int | ShardResult]:
+    """Run small imports in this process, large ones on Ray."""
+    num_images = sum(len(task.images) for task in tasks)
+    has_cpus = bool(os.environ.get("RAY_ADDRESS")) or (os.cpu_count() or 1) > _MIN_CPUS_FOR_RAY
+    if len(tasks) > 1 and num_images >= MIN_IMAGES_FOR_RAY and has_cpus:
+        return ray_map(function, tasks)
+    return map_in_process(function, tasks)
+
+
+def ray_map(
+    function: Callable[..., Iterator[Any]], tasks: Sequence[Task], *, num_workers: int | None = None
+) -> Iterator[Any]:
+    """Run the tasks on Ray, and pass on what they yield as it comes.
+
+    Joins the cluster that `RAY_ADDRESS` names, or starts Ray on this machine. A task whose node is
+    lost runs again.
+
+    Args:
+        function: of a task and `num_threads`; yields numbers of images that are done, and results.
+        tasks: any number; those of one shard each are sent out as others end.
+        num_workers: tasks at a time; None: as many as the cluster has CPUs, and as many again in
+            the queue, so that an autoscaler sees them.
+
+    Yields:
+        Numbers of images, summed over half a second, and results.
+
+    Raises:
+        Exception: what a task raised; the others are cancelled.
+    """
+    if not tasks:
+        return
+    import ray
+    from ray.exceptions import RayTaskError
+
+    _connect(num_workers)
+    run = ray.remote(num_cpus=1, num_returns="streaming")(_in_steps)
+    function = partial(function, num_threads=_THREADS_PER_TASK)
+    waiting: deque[Task] = deque(tasks)
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            limit = num_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            while waiting and len(running) < limit:
+                running.append(run.remote(function, waiting.popleft()))
+            ready: list[Any] = ray.wait(running, num_returns=1, timeout=_REPORT_EVERY_S)[0]
+            for stream in ready:
+                try:
+                    yield ray.get(next(stream))
+                except StopIteration:
+                    running.remove(stream)
+                except RayTaskError as error:
+                    raise error.cause from error
+    finally:
+        for stream in running:
+            ray.cancel(stream)
+
+
+def _in_steps(function: Callable[[Any], Iterator[Any]], task: Any) -> Iterator[Any]:
+    """Run one task; its counts are summed up, since each value that is yielded costs an object."""
+    done, last = 0, time.monotonic()
+    for event in function(task):
+        if isinstance(event, int):
+            done += event
+            if time.monotonic() - last < _REPORT_EVERY_S:
+                continue
+        if done:
+            yield done
+            done, last = 0, time.monotonic()
+        if not isinstance(event, int):
+            yield event
+
+
+def _connect(num_workers: int | None) -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or start Ray on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    # A hint on a default that suits us.
+    hints = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    hints.setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, num_workers or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )

@@ -1,0 +1,198 @@
+import pickle
+
+import pytest
+
+from retina_ray.data.dataset_info import join_uri, parent_uri, shown_uri
+from retina_ray.data.image_files import read_image_file
+from retina_ray.data.schema import DataError
+from retina_ray.data.sources import (
+    SourceFileError,
+    SourceFolder,
+    StorageError,
+    map_ahead,
+    read_file,
+)
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def folder(request, tmp_path) -> SourceFolder:
+    """The same three files on a local disk, by its URI, and on a storage that is no disk."""
+    files = {"a.txt": b"first", "sub/b.TXT": b"second", "sub/deep/c.txt": b"", "d.jpg": b"picture"}
+    root = tmp_path / "source"
+    if request.param == "memory":
+        folder = SourceFolder(f"fsspec+memory://{root}")
+        filesystem, base = folder._opened
+        for name, data in files.items():
+            filesystem.create_dir(f"{base}/{name}".rpartition("/")[0], recursive=True)
+            with filesystem.open_output_stream(f"{base}/{name}") as stream:
+                stream.write(data)
+        return folder
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return SourceFolder(root if request.param == "path" else f"file://{root}")
+
+
+def test_files_are_read_from_any_storage(folder):
+    assert folder.read_bytes("a.txt") == b"first"
+    assert folder.read_bytes("a.txt", 3) == b"fir"
+    assert folder.read_bytes("a.txt", 99) == b"first"
+    assert folder.read_bytes("sub/b.TXT") == b"second"
+    assert folder.child("sub").read_bytes("deep/c.txt") == b""
+    assert read_file(f"{folder}/a.txt") == b"first"
+    with pytest.raises(FileNotFoundError):
+        folder.read_bytes("no.txt")
+
+
+def test_what_is_there(folder):
+    assert folder.is_dir()
+    assert folder.is_dir("sub")
+    assert not folder.is_dir("a.txt")
+    assert not folder.is_dir("no")
+    assert folder.exists("a.txt")
+    assert not folder.exists("sub")
+    assert not folder.exists("../source/a.txt")
+
+
+def test_files_are_listed_in_order(folder):
+    assert folder.list_files(suffixes=[".txt"]) == ["a.txt"]
+    assert folder.list_files("sub", suffixes=[".txt"]) == ["sub/b.TXT"]
+    everything = ["a.txt", "d.jpg", "sub/b.TXT", "sub/deep/c.txt"]
+    assert folder.list_files(suffixes=[".txt", ".jpg"], recursive=True) == everything
+    assert folder.list_files("no", suffixes=[".txt"]) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "sub/../../x", "/etc/hostname", "C:\\x", "..\\x", "", "a\0b"]
+)
+def test_names_that_leave_the_folder_are_refused(folder, name):
+    calls = [lambda: folder.read_bytes(name), lambda: folder.child(name)]
+    if name:  # "" is the folder itself
+        calls.append(lambda: folder.list_files(name, suffixes=[".txt"]))
+    for call in calls:
+        with pytest.raises(SourceFileError) as caught:
+            call()
+        assert caught.value.kind == "file name leaves the folder"
+
+
+def test_links_to_the_outside_are_refused(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "source" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "source" / "inner").write_text("mine")
+    (tmp_path / "source" / "alias").symlink_to(tmp_path / "source" / "inner")
+    folder = SourceFolder(tmp_path / "source")
+    assert folder.read_bytes("alias") == b"mine"
+    with pytest.raises(SourceFileError, match="is a link to"):
+        folder.read_bytes("link")
+
+
+def test_folder_travels_to_other_processes(folder):
+    folder.read_bytes("a.txt")  # opens what cannot be pickled
+    if not folder.uri.startswith("fsspec+memory"):
+        assert pickle.loads(pickle.dumps(folder)).read_bytes("a.txt") == b"first"
+    assert pickle.loads(pickle.dumps(folder)).uri == folder.uri
+
+
+def test_relative_paths_survive_a_change_of_directory(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    monkeypatch.chdir(tmp_path)
+    folder = SourceFolder("a")
+    monkeypatch.chdir("/")
+    assert folder.read_bytes("x") == b"1"
+
+
+def test_unknown_scheme():
+    with pytest.raises(DataError, match="nosuch://bucket"):
+        SourceFolder("nosuch://bucket/a")
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_map_ahead_keeps_the_order_and_passes_errors_on(is_local):
+    assert list(map_ahead(lambda i: i * i, range(100), is_local=is_local)) == [
+        i * i for i in range(100)
+    ]
+    assert list(map_ahead(str, [], is_local=is_local)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(lambda i: 1 // i, [2, 1, 0], is_local=is_local))
+
+
+class Storage:
+    """A remote storage that fails some times before it answers."""
+
+    def __init__(self, failures) -> None:
+        self.failures = list(failures)
+
+    def read(self) -> bytes:
+        if self.failures:
+            raise self.failures.pop(0)
+        return b"content"
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds that would have been waited."""
+    done: list[float] = []
+    monkeypatch.setattr("time.sleep", done.append)
+    return done
+
+
+GONE = OSError("AWS Error NETWORK_CONNECTION during HeadObject operation")
+
+
+def test_storage_that_comes_back_is_waited_for(tmp_path, monkeypatch, waits):
+    storage = Storage([GONE, GONE, GONE])
+    folder = SourceFolder(f"fsspec+memory://{tmp_path}")
+    monkeypatch.setattr(folder, "_read_remote", lambda *_: storage.read())
+    assert folder.read_bytes("a.jpg") == b"content"
+    assert waits == [0.5, 1, 2]
+
+
+def test_storage_that_stays_away_is_no_fault_of_the_image(tmp_path, monkeypatch, waits):
+    """Otherwise an outage would drop images, where those that are bad may be dropped."""
+    storage = Storage([GONE] * 99)
+    folder = SourceFolder(f"fsspec+memory://{tmp_path}")
+    monkeypatch.setattr(folder, "_read_remote", lambda *_: storage.read())
+    with pytest.raises(StorageError, match=r"a\.jpg: the storage does not answer: AWS Error"):
+        read_image_file(folder, "a.jpg")
+    assert sum(waits) == 63.5
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError("no such key"), "missing image"),
+        (PermissionError("not yours"), "unreadable image"),
+        (OSError("AWS Error ACCESS_DENIED during GetObject operation"), "unreadable image"),
+    ],
+)
+def test_answers_that_will_not_change_are_taken(tmp_path, monkeypatch, waits, error, kind):
+    storage = Storage([error])
+    folder = SourceFolder(f"fsspec+memory://{tmp_path}")
+    monkeypatch.setattr(folder, "_read_remote", lambda *_: storage.read())
+    with pytest.raises(SourceFileError) as caught:
+        read_image_file(folder, "a.jpg")
+    assert caught.value.kind == kind
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "joined", "parent", "shown"),
+    [
+        ("a/b", "a/b/c", "a", "a/b"),
+        ("/a", "/a/c", "/", "/a"),
+        ("a?b", "a?b/c", ".", "a?b"),  # a plain file name
+        ("s3://b/a/", "s3://b/a/c", "s3://b/a", "s3://b/a/"),
+        (
+            "s3://key:secret@b/a?scheme=http&endpoint_override=h:1",
+            "s3://key:secret@b/a/c?scheme=http&endpoint_override=h:1",
+            "s3://key:secret@b?scheme=http&endpoint_override=h:1",
+            "s3://b/a",
+        ),
+    ],
+)
+def test_uris_with_options_and_passwords(uri, joined, parent, shown):
+    assert join_uri(uri, "c") == joined
+    assert parent_uri(uri) == parent
+    assert shown_uri(uri) == shown
