@@ -11,15 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "are_rotated",
     "cut_enclosing_boxes",
     "enclosing_boxes",
     "flip_rotated",
     "least_turned",
     "scale_rotated",
     "shorter_sides",
+    "turn_rotated",
 ]
 
 Boxes = NDArray[np.float32]
+
+
+def are_rotated(boxes: NDArray) -> bool:
+    """Whether boxes are (M, 5) with an angle, not (M, 4) XYXY."""
+    return boxes.shape[-1] == 5
 
 
 def enclosing_boxes(boxes: NDArray) -> NDArray[np.float64]:
@@ -98,6 +105,28 @@ def flip_rotated(
     if vertical:
         y, angle = height - y, 0 - angle
     return np.stack([x, y, w, h, angle], axis=1).astype(np.float32)
+
+
+def turn_rotated(
+    boxes: NDArray, height: int, width: int, quarter_turns: int
+) -> NDArray[np.float64]:
+    """Turn rotated boxes with their picture, counter-clockwise: each quarter adds 90 degrees.
+
+    Args:
+        boxes: (M, 5) in a picture of height x width pixels.
+        height: of the picture before.
+        width: of the picture before.
+        quarter_turns: any number; below 0 they are clockwise.
+
+    Returns:
+        (M, 5) float64, as wide and as high as before, with angles in [-180, 180); those of boxes
+        that are not turned stay as they are.
+    """
+    x, y, w, h, angle = np.array(boxes, np.float64).reshape(-1, 5).T
+    for _ in range(quarter_turns % 4):
+        x, y, angle = y, width - x, (angle + 270) % 360 - 180
+        height, width = width, height
+    return np.stack([x, y, w, h, angle], axis=1)
 
 
 def least_turned(boxes: NDArray) -> NDArray[np.float64]:

@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.data.order import random_stream
-from retina_ray.data.rotated_boxes import flip_rotated, scale_rotated, shorter_sides
+from retina_ray.data.rotated_boxes import (
+    are_rotated,
+    flip_rotated,
+    scale_rotated,
+    turn_rotated,
+)
 
 __all__ = [
     "DecodeError",
     "Flip",
     "Sample",
-    "augment",
     "decode_image",
     "encoded_size",
     "flip_boxes",
@@ -29,17 +33,22 @@ __all__ = [
     "place_boxes",
     "resize_image",
     "shortest_edge_size",
+    "turn_boxes",
+    "turned_size",
 ]
 
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
+Size = tuple[int, int]
 Flip = Literal["none", "horizontal", "vertical", "both"]
 
+# Reduced and in RGB: the names of the grey flags, since each colour flag also has the bit for BGR,
+# and OpenCV takes one order of colours only.
 _REDUCED = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
 # Start of frame: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); ITU-T T.81, table B.1.
@@ -165,7 +174,7 @@ def decode_image(
         raise DecodeError("not an image that OpenCV can decode: damaged, truncated or unknown")
     if size is None:
         _check_size(image.shape[:2], expected_size)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(image, np.uint8)
 
 
 def resize_image(image: Pixels, height: int, width: int) -> Pixels:
@@ -199,7 +208,7 @@ def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, verti
     Returns:
         (M, 4) XYXY, `x0 < x1` and `y0 < y1` as before, or (M, 5).
     """
-    if _are_rotated(boxes):
+    if are_rotated(boxes):
         return flip_rotated(boxes, height, width, horizontal=horizontal, vertical=vertical)
     x0, y0, x1, y1 = boxes.T
     if horizontal:
@@ -209,8 +218,37 @@ def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, verti
     return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
 
 
-def place_boxes(boxes: Boxes, source_size: tuple[int, int], target_size: tuple[int, int]) -> Boxes:
-    """Scale boxes with their picture, and clip what rounding put outside.
+def turned_size(size: Size, quarter_turns: int) -> Size:
+    """(height, width) of a picture after quarter turns: exchanged by an odd number of them."""
+    return (size[1], size[0]) if quarter_turns % 2 else (size[0], size[1])
+
+
+def turn_boxes(boxes: NDArray, height: int, width: int, quarter_turns: int) -> NDArray[np.float64]:
+    """Turn boxes with their picture, counter-clockwise: by a quarter, (x, y) becomes (y, W - x).
+
+    Args:
+        boxes: (M, 4) XYXY, or (M, 5) rotated.
+        height: of the picture before.
+        width: of the picture before.
+        quarter_turns: any number; below 0 they are clockwise.
+
+    Returns:
+        (M, 4) float64 XYXY in the turned picture, or (M, 5).
+    """
+    if are_rotated(boxes):
+        return turn_rotated(boxes, height, width, quarter_turns)
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    for _ in range(quarter_turns % 4):
+        x0, y0, x1, y1 = boxes.T
+        boxes = np.stack([y0, width - x1, y1, width - x0], axis=1)
+        height, width = width, height
+    return boxes
+
+
+def place_boxes(
+    boxes: NDArray, source_size: tuple[float, float], target_size: tuple[int, int]
+) -> Boxes:
+    """Scale boxes with their picture, and clip what lies outside.
 
     Args:
         boxes: (M, 4) XYXY in pixels of the source, or (M, 5) rotated, which are not clipped.
@@ -222,65 +260,23 @@ def place_boxes(boxes: Boxes, source_size: tuple[int, int], target_size: tuple[i
     """
     height, width = target_size
     scale_x, scale_y = width / source_size[1], height / source_size[0]
-    if _are_rotated(boxes):
+    if are_rotated(boxes):
         return scale_rotated(boxes, scale_x, scale_y)
     scale = np.array([scale_x, scale_y] * 2)
     scaled = boxes.reshape(-1, 4).astype(np.float64) * scale
     return np.clip(scaled, 0, [width, height, width, height]).astype(np.float32)
 
 
-def image_stream(seed: int, epoch: int, image_id: int) -> np.random.Generator:
-    """Make the generator that an image's augmentation draws from, whoever decodes it."""
-    return random_stream(seed, epoch, image_id)
-
-
-def augment(
-    image: Pixels,
-    boxes: Boxes,
-    labels: NDArray[np.int32],
-    *,
-    source_size: tuple[int, int],
-    target_size: tuple[int, int],
-    flip: Flip,
-    min_box_size_px: float,
-    rng: np.random.Generator,
-) -> Sample:
-    """Resize an image and flip it at random, with its boxes.
+def image_stream(seed: int, epoch: int, image_id: int, repeat: int = 0) -> np.random.Generator:
+    """Make the generator that an image's augmentation draws from, whoever decodes it.
 
     Args:
-        image: (H, W, 3) uint8 RGB; may have been decoded at a reduced size.
-        boxes: (M, 4) float32 XYXY in pixels of the source, or (M, 5) rotated.
-        labels: (M,) the class of each box.
-        source_size: (height, width) that the boxes refer to.
-        target_size: (height, width) of the result.
-        flip: each named flip happens with probability 0.5, independently. The draws are the same
-            whatever is named, so "both" flips horizontally where "horizontal" does.
-        min_box_size_px: boxes with a side below this after resizing are dropped; so are boxes
-            without an area, and NaN. Rotated boxes stay wherever their centre lies.
-        rng: of the image, see `image_stream`.
-
-    Returns:
-        The sample.
+        seed: of the run.
+        epoch: 0, 1, ...
+        image_id: of the data set.
+        repeat: how often the image was in the epoch before, so that repeats are not alike.
     """
-    coins = rng.random(2) < 0.5
-    horizontal = bool(coins[0]) and flip in ("horizontal", "both")
-    vertical = bool(coins[1]) and flip in ("vertical", "both")
-    image = resize_image(image, *target_size)
-    if horizontal or vertical:
-        code = -1 if horizontal and vertical else int(horizontal)
-        image = np.asarray(cv2.flip(image, code), np.uint8)
-    boxes = place_boxes(boxes, source_size, target_size)
-    boxes = flip_boxes(boxes, *target_size, horizontal=horizontal, vertical=vertical)
-    if _are_rotated(boxes):
-        sides = shorter_sides(boxes)
-    else:
-        sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
-    keep = (sides >= min_box_size_px) & (sides > 0)
-    return Sample(image, boxes[keep], np.asarray(labels, np.int32)[keep])
-
-
-def _are_rotated(boxes: np.ndarray) -> bool:
-    return boxes.shape[-1] == 5
+    return random_stream(seed, epoch, image_id, *([repeat] if repeat else []))
 
 
 def _reduction(size: tuple[int, int], min_shorter_side: int) -> int:

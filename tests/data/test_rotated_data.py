@@ -13,6 +13,7 @@ import torch
 
 from retina_ray.config import ExperimentConfig, ModelConfig, SyntheticConfig
 from retina_ray.data import shapes
+from retina_ray.data.augment import Augmenter, Source
 from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.local import iterate
@@ -34,7 +35,6 @@ from retina_ray.data.schema import (
 from retina_ray.data.shapes import TURNED_NAMES, draw_image
 from retina_ray.data.shards import PreparedDataset, ShardWriter
 from retina_ray.data.synthetic import make_shapes, prepare_synthetic
-from retina_ray.data.transforms import augment
 from retina_ray.data.unpack import unpack_batch
 from retina_ray.structures import Targets
 
@@ -92,16 +92,14 @@ def coins(horizontal: bool, vertical: bool) -> SimpleNamespace:
 
 def transform(box, target_size, *, horizontal=False, vertical=False, **options):
     boxes = np.array([box], np.float32)
-    return augment(
-        paint(box),
-        boxes,
-        np.array([1], np.int32),
-        source_size=(HEIGHT, WIDTH),
-        target_size=target_size,
-        flip="both",
-        min_box_size_px=options.get("min_box_size_px", 1.0),
-        rng=coins(horizontal, vertical),
-    )
+    augmenter = Augmenter(flip="both", min_box_size_px=options.get("min_box_size_px", 1.0))
+    return augmented(augmenter, paint(box), boxes, target_size, coins(horizontal, vertical))
+
+
+def augmented(augmenter, image, boxes, target_size, rng):
+    labels = np.arange(len(boxes), dtype=np.int32)
+    source = Source(lambda _: image, (HEIGHT, WIDTH), boxes, labels)
+    return augmenter(source, target_size=target_size, size_px=1, max_size_px=1, rng=rng)
 
 
 # Transforms
@@ -159,16 +157,9 @@ def test_boxes_are_not_cut_and_small_ones_are_dropped():
         ],
         np.float32,
     )
-    sample = augment(
-        np.zeros((HEIGHT, WIDTH, 3), np.uint8),
-        boxes,
-        np.arange(7, dtype=np.int32),
-        source_size=(HEIGHT, WIDTH),
-        target_size=(HEIGHT // 2, WIDTH // 2),
-        flip="none",
-        min_box_size_px=1.0,
-        rng=coins(True, True),
-    )
+    blank = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    half = (HEIGHT // 2, WIDTH // 2)
+    sample = augmented(Augmenter(), blank, boxes, half, coins(True, True))
     assert sample.labels.tolist() == [0, 1, 3]
     np.testing.assert_array_equal(sample.boxes, boxes[[0, 1, 3]] * np.float32([0.5] * 4 + [1]))
 
@@ -333,7 +324,7 @@ def test_an_unknown_box_type_is_not_a_data_set(tmp_path):
 
 def make_loader(dataset, **options) -> BatchLoader:
     index = dataset.index()
-    settings = {"seed": 3, "flip": "both", "min_box_size_px": 1.0, "size_divisibility_px": 16}
+    settings = {"seed": 3, "augmenter": Augmenter(flip="both"), "size_divisibility_px": 16}
     return BatchLoader(
         train=dataset, val=dataset, train_index=index, val_index=index, **{**settings, **options}
     )
@@ -371,7 +362,9 @@ def test_training_targets_are_rotated_boxes(dataset):
 
 
 def test_the_same_set_trains_on_aligned_boxes(dataset):
-    batch = unpack_batch(make_loader(dataset, flip="none").load(row("train", [0, 1, 2]))).batch
+    batch = unpack_batch(
+        make_loader(dataset, augmenter=Augmenter()).load(row("train", [0, 1, 2]))
+    ).batch
     assert batch.targets.boxes.shape == (3, 1, 4)
     around = cut_enclosing_boxes(np.array([[50, 44, 46, 15, 30]]), HEIGHT, WIDTH) * 0.75
     np.testing.assert_allclose(batch.targets.boxes[0].numpy(), around, rtol=1e-6)

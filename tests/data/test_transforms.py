@@ -1,29 +1,23 @@
-"""Sizes, decoding and augmentation: boxes stay on what they enclose."""
+"""Sizes, decoding and boxes."""
 
 import math
-import warnings
 from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retina_ray.data.transforms import (
     DecodeError,
-    augment,
     decode_image,
     encoded_size,
     flip_boxes,
-    image_stream,
     place_boxes,
     resize_image,
     shortest_edge_size,
 )
-
-FLIPS = ("none", "horizontal", "vertical", "both")
-NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
 
 
 def encode(rgb: np.ndarray, ext: str = ".png", *params: int) -> bytes:
@@ -188,7 +182,8 @@ def test_flip_boxes_by_hand():
     assert flip(True, False) == [[16, 2, 19, 8]]
     assert flip(False, True) == [[1, 2, 4, 8]]  # 10 - 8 = 2, 10 - 2 = 8
     assert flip(True, True) == [[16, 2, 19, 8]]
-    assert flip_boxes(NO_BOXES[0], 10, 20, horizontal=True, vertical=True).shape == (0, 4)
+    nothing = np.zeros((0, 4), np.float32)
+    assert flip_boxes(nothing, 10, 20, horizontal=True, vertical=True).shape == (0, 4)
 
 
 def test_place_boxes_by_hand():
@@ -197,144 +192,3 @@ def test_place_boxes_by_hand():
     assert placed.tolist() == [[2, 5, 8, 20], [0, 0, 40, 25]]
     outside = place_boxes(np.array([[-1, 0, 20.5, 11]], np.float32), (10, 20), (10, 20))
     assert outside.tolist() == [[0, 0, 20, 10]]
-
-
-class Coins:
-    """A generator whose draws are given: below 0.5 flips (horizontally, vertically)."""
-
-    def __init__(self, horizontal: bool, vertical: bool) -> None:
-        self.draws = np.array([0.1 if flips else 0.9 for flips in (horizontal, vertical)])
-
-    def random(self, n: int) -> np.ndarray:
-        assert n == 2
-        return self.draws
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_paint_is_found_where_the_box_says(data):
-    height, width = data.draw(st.integers(8, 120)), data.draw(st.integers(8, 120))
-    y0 = data.draw(st.integers(0, height - 4))
-    x0 = data.draw(st.integers(0, width - 4))
-    y1 = data.draw(st.integers(y0 + 4, height))
-    x1 = data.draw(st.integers(x0 + 4, width))
-    size = data.draw(st.integers(6, 200))
-    target = shortest_edge_size(height, width, size, 2 * size)
-    image = np.zeros((height, width, 3), np.uint8)
-    image[y0:y1, x0:x1] = 255
-    sample = augment(
-        image,
-        np.array([[x0, y0, x1, y1]], np.float32),
-        np.array([3]),
-        source_size=(height, width),
-        target_size=target,
-        flip=data.draw(st.sampled_from(FLIPS)),
-        min_box_size_px=0,
-        rng=Coins(data.draw(st.booleans()), data.draw(st.booleans())),
-    )
-    assert sample.image.shape == (*target, 3)
-    weight = sample.image[..., 0] / 255.0
-    box = sample.boxes[0]
-    # A pixel counts by its brightness: edges between pixels are found, too.
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    scale = max(target[0] / height, target[1] / width, 1)
-    edge = 2 * scale * (box[2] - box[0] + box[3] - box[1])
-    assert abs(weight.sum() - area) <= edge
-    ys, xs = np.mgrid[: target[0], : target[1]] + 0.5
-    centre = [(weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()]
-    expected = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
-    np.testing.assert_allclose(centre, expected, atol=0.5 * scale + 0.5)
-    assert sample.labels.tolist() == [3]
-
-
-def test_paint_is_found_after_reduced_decoding():
-    height, width = 402, 614  # neither is a multiple of 4 or 8
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[300:402, 500:614] = 255  # down to the corner, where a shift would be largest
-    target = shortest_edge_size(height, width, 95, 200)
-    reduced = decode_image(encode(picture, ".jpg"), min_shorter_side=min(target))
-    assert reduced.shape[:2] == (101, 154)
-    sample = augment(
-        reduced,
-        np.array([[500, 300, 614, 402]], np.float32),
-        np.zeros(1, np.int32),
-        source_size=(height, width),
-        target_size=target,
-        flip="none",
-        min_box_size_px=1,
-        rng=np.random.default_rng(0),
-    )
-    bright = np.argwhere(sample.image[..., 0] > 127)
-    found = [bright[:, 1].min(), bright[:, 0].min(), bright[:, 1].max() + 1, bright[:, 0].max() + 1]
-    np.testing.assert_allclose(found, sample.boxes[0], atol=1)
-
-
-@pytest.mark.parametrize("flip", FLIPS)
-@pytest.mark.parametrize("coins", [(False, False), (True, False), (False, True), (True, True)])
-def test_flips_move_the_pixels(flip, coins):
-    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    sample = augment(
-        image,
-        *NO_BOXES,
-        source_size=(2, 4),
-        target_size=(2, 4),
-        flip=flip,
-        min_box_size_px=1,
-        rng=Coins(*coins),
-    )
-    expected = image
-    if coins[0] and flip in ("horizontal", "both"):
-        expected = expected[:, ::-1]
-    if coins[1] and flip in ("vertical", "both"):
-        expected = expected[::-1]
-    np.testing.assert_array_equal(sample.image, expected)
-    assert sample.boxes.shape == (0, 4)
-    assert sample.labels.shape == (0,)
-
-
-def test_small_flat_and_nan_boxes_are_dropped():
-    boxes = np.array(
-        [[0, 0, 4, 4], [0, 0, 1.9, 8], [0, 0, 2, 8], [3, 3, 3, 9], [np.nan, 0, 4, 4]], np.float32
-    )
-
-    def kept(min_box_size_px: float) -> list[int]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            sample = augment(
-                np.zeros((20, 20, 3), np.uint8),
-                boxes,
-                np.arange(5),
-                source_size=(20, 20),
-                target_size=(10, 10),
-                flip="both",
-                min_box_size_px=min_box_size_px,
-                rng=image_stream(0, 0, 0),
-            )
-        assert len(sample.boxes) == len(sample.labels)
-        return sample.labels.tolist()
-
-    assert kept(1) == [0, 2]  # halved: 2, 0.95, exactly 1
-    assert kept(0) == [0, 1, 2]
-
-
-def test_one_pixel_image():
-    sample = augment(
-        np.full((1, 1, 3), 9, np.uint8),
-        np.array([[0, 0, 1, 1]], np.float32),
-        np.array([1]),
-        source_size=(1, 1),
-        target_size=(5, 5),
-        flip="both",
-        min_box_size_px=1,
-        rng=image_stream(0, 0, 0),
-    )
-    assert (sample.image == 9).all()
-    assert sample.boxes.tolist() == [[0, 0, 5, 5]]
-
-
-def test_flips_happen_half_the_time_and_independently():
-    coins = np.array([image_stream(5, 0, i).random(2) < 0.5 for i in range(2000)])
-    np.testing.assert_allclose(coins.mean(axis=0), 0.5, atol=0.05)
-    np.testing.assert_allclose((coins[:, 0] & coins[:, 1]).mean(), 0.25, atol=0.04)
-    assert image_stream(5, 0, 3).random() != image_stream(5, 1, 3).random()
-    assert image_stream(5, 0, 3).random() != image_stream(6, 0, 3).random()
