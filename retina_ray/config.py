@@ -17,6 +17,7 @@ from retina_ray.overrides import ConfigError, faults_of, from_json, with_overrid
 
 __all__ = [
     "AnchorConfig",
+    "AugmentConfig",
     "ConfigError",
     "DataConfig",
     "ExperimentConfig",
@@ -95,6 +96,9 @@ class AnchorConfig(_Frozen):
     """Height / width."""
     scale: Positive = 1.0
     """One factor on all sizes: the knob that a sweep turns."""
+    fit: Literal["none", "scale", "all"] = "none"
+    """Take the scale, or the scale and the aspect ratios (as many as are given), from the boxes of
+    the training set at the start of a run, whose stored config has the numbers and "none"."""
     offset: BelowOne = 0.5
     """Centre of the first anchor in strides: 0.5 is symmetric under flips; 0.0 is what detectron2's
     and torchvision's weights were trained with."""
@@ -224,6 +228,45 @@ class DataConfig(_Frozen):
     """Set: `train` and `val` must be null, and the shapes are drawn into the storage folder."""
 
 
+class AugmentConfig(_Frozen):
+    """Random changes of training images beyond resizing and flips.
+
+    All off, as in detectron2's RetinaNet recipes. Each image draws from a generator of its own,
+    seeded by run, epoch and image.
+    """
+
+    rotate_90: Bool = False
+    """Turn by 0, 90, 180 or 270 degrees, each with probability 1/4."""
+    crop_prob: Fraction = 0.0
+    """Chance of a random crop that keeps a smallest IoU with some box (SSD, arXiv:1512.02325,
+    section 2.2)."""
+    crop_min_ious: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """One of these is drawn for each crop."""
+    crop_min_scale: Annotated[Float, Field(gt=0, le=1)] = 0.3
+    """Shortest side of a crop, as a share of the image's side."""
+    scale_jitter: tuple[Positive, Positive] | None = None
+    """Large-scale jitter (arXiv:2012.07177): the image is resized by a factor drawn between these
+    two (log-uniform) beyond the target size, then cropped or padded to it."""
+    min_visible: Fraction = 0.1
+    """A box of which crop, jitter or mosaic leave a smaller share of the area than this is dropped.
+    """
+    brightness: Fraction = 0.0
+    """Factor drawn from [1 - x, 1 + x], as torchvision's ColorJitter; likewise the next two."""
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
+    """Shift drawn from [-x, x] turns of the colour circle."""
+    mosaic_prob: Fraction = 0.0
+    """Chance that three more images share the picture (YOLOv4, arXiv:2004.10934)."""
+    mixup_prob: Fraction = 0.0
+    """Chance that another image is blended in, boxes of both kept (arXiv:1902.04103)."""
+    mosaic_scale: tuple[Positive, Positive] = (0.5, 1.0)
+    """Each picture of a mosaic is resized by a factor drawn between these two (log-uniform)."""
+    mixup_alpha: Positive = 8.0
+    """The image's share in the blend is drawn from Beta(alpha, alpha). The paper takes 1.5; from 8
+    on both pictures can nearly always be seen, which matters as the boxes of both are kept."""
+
+
 class InputConfig(_Frozen):
     """What happens to an image on its way to the model."""
 
@@ -252,6 +295,15 @@ class InputConfig(_Frozen):
     """Boxes with a side below this after resizing do not reach the loss."""
     max_bad_fraction: Fraction = 0.01
     """A run stops when more than this share of the images cannot be decoded."""
+    sampling: Literal["all", "repeat_factor", "class_balanced"] = "all"
+    """all: each image once an epoch. repeat_factor: images of rare classes more often (LVIS,
+    arXiv:1908.03195, appendix B.2). class_balanced: an epoch of as many images, in which each class
+    is drawn equally often."""
+    repeat_threshold: Annotated[Float, Field(gt=0, le=1)] = 0.001
+    """Share of images below which a class is rare, for sampling by repeat_factor."""
+    skip_empty: Bool = False
+    """Leave images without boxes out of training (detectron2 does)."""
+    augment: AugmentConfig = AugmentConfig()
 
 
 class OptimizerConfig(_Frozen):
@@ -397,6 +449,12 @@ def _impossible_rotation(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             "data.synthetic.rotated",
             'false: model.box_type = "rotated" needs rotated boxes, set it to true',
         )
+    if config.model.anchors.fit != "none":
+        yield (
+            "model.anchors.fit",
+            f'"{config.model.anchors.fit}" is for aligned boxes: set it to "none", and the anchors '
+            "yourself",
+        )
     if config.matcher.method != "iou":
         yield (
             "matcher.method",
@@ -435,6 +493,10 @@ def _impossible_input(inputs: InputConfig, data: DataConfig) -> Iterator[tuple[s
             "input.eval_max_size_px",
             f"{inputs.eval_max_size_px} is below input.eval_size_px = {inputs.eval_size_px}",
         )
+    for name in ("scale_jitter", "mosaic_scale"):
+        factors = getattr(inputs.augment, name)
+        if factors is not None and factors[0] > factors[1]:
+            yield f"input.augment.{name}", f"needs (smallest, largest), got {factors}"
     if data.synthetic is not None and (data.train or data.val):
         yield "data.synthetic", "set together with data.train or data.val: choose one"
     if (data.train is None) != (data.val is None):

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
+from retina_ray.data.augment import Augmenter, Source
 from retina_ray.data.image_source import ImageSource, StoredImage
+from retina_ray.data.layout import TRAIN, VAL
+from retina_ray.data.order import NUM_MOSAIC_PARTNERS
 from retina_ray.data.packing import BATCH_SCHEMA, pack_batch
-from retina_ray.data.plan_rows import TRAIN, VAL
 from retina_ray.data.schema import BoxType, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.target_checks import check_targets
 from retina_ray.data.transforms import (
     DecodeError,
-    Flip,
     Sample,
-    augment,
     decode_image,
     image_stream,
     resize_image,
@@ -34,7 +34,9 @@ NUM_SPARES = 8
 """Images that follow a training row in the index and stand in when none of its own can be decoded:
 a worker whose batches hold one image goes on after a bad one."""
 
+S = TypeVar("S")
 T = TypeVar("T")
+Undecodable = tuple[StoredImage, DecodeError]
 
 
 class BatchLoader:
@@ -44,7 +46,8 @@ class BatchLoader:
     the order or the number of threads. An image that cannot be decoded, or whose size is not the
     annotated one, is named in `bad_images` and replaced: in training by the next image of the plan
     row that can be decoded (from the first again after the last; see also `NUM_SPARES`), in
-    validation by a black picture of its size, so that every image is still evaluated.
+    validation by a black picture of its size, so that every image is still evaluated. An image that
+    was to be mixed into another is left out of it.
 
     Args:
         train: the set that training rows refer to; None where only validation rows will come.
@@ -52,8 +55,7 @@ class BatchLoader:
         train_index: `train.index()`, the same table that the plan was made from.
         val_index: `val.index()`, likewise.
         seed: of the run.
-        flip: which flips happen in training.
-        min_box_size_px: boxes with a side below this after resizing are left out.
+        augmenter: changes training images at random.
         size_divisibility_px: batches are padded to multiples of this.
         box_type: "rotated": the batches carry the sets' rotated boxes, with five numbers each.
         num_threads: images decoded at once; in Ray, tasks run side by side instead.
@@ -71,8 +73,7 @@ class BatchLoader:
         train_index: pa.Table | None,
         val_index: pa.Table | None,
         seed: int,
-        flip: Flip,
-        min_box_size_px: float,
+        augmenter: Augmenter,
         size_divisibility_px: int,
         box_type: BoxType = "aligned",
         num_threads: int = 1,
@@ -86,8 +87,7 @@ class BatchLoader:
             for kind, data, index in pairs
             if data is not None and index is not None
         }
-        self._seed, self._min_box_size_px = seed, min_box_size_px
-        self._flip: Flip = flip
+        self._seed, self._augmenter = seed, augmenter
         self._divisor, self._num_threads = size_divisibility_px, num_threads
         self._box_dim = 5 if box_type == "rotated" else 4
 
@@ -109,8 +109,7 @@ class BatchLoader:
             train_index=train_index,
             val_index=val_index,
             seed=config.train.seed,
-            flip=config.input.flip,
-            min_box_size_px=config.input.min_box_size_px,
+            augmenter=Augmenter.from_config(config.input),
             size_divisibility_px=config.input.size_divisibility_px,
             box_type=config.model.box_type,
             num_threads=num_threads,
@@ -120,7 +119,8 @@ class BatchLoader:
         """Make the batch of one plan row; see `load_table`.
 
         Args:
-            plan_row: a value for each column of the plan, as `Table.to_pylist` gives it.
+            plan_row: a value for each column of the plan, as `Table.to_pylist` gives it; repeats
+                and partners may be missing.
 
         Returns:
             A table of one row (`BATCH_SCHEMA`).
@@ -147,14 +147,12 @@ class BatchLoader:
         cv2.setNumThreads(0)  # tasks and `num_threads` share the cores; OpenCV's pool would not
         stored: dict[str, dict[int, StoredImage]] = {}
         for kind in {row["kind"] for row in rows}:
-            positions = [i for row in rows if row["kind"] == kind for i in row["images"]]
+            positions = [i for row in rows if row["kind"] == kind for i in _positions(row)]
             stored[kind] = self._source(kind).read(positions)
-        batches = []
-        for row in rows:
-            images = [stored[row["kind"]][position] for position in row["images"]]
-            batches.append(
-                self._train(row, images) if row["kind"] == TRAIN else self._val(row, images)
-            )
+        batches = [
+            (self._train if row["kind"] == TRAIN else self._val)(row, stored[row["kind"]])
+            for row in rows
+        ]
         return pa.concat_tables(batches) if batches else BATCH_SCHEMA.empty_table()
 
     def _source(self, kind: str) -> ImageSource:
@@ -162,40 +160,52 @@ class BatchLoader:
             raise ValueError(f"a {kind} row came, but the loader was given no {kind} set")
         return self._sources[kind]
 
-    def _train(self, row: Mapping[str, Any], images: list[StoredImage]) -> pa.Table:
+    def _train(self, row: Mapping[str, Any], stored: Mapping[int, StoredImage]) -> pa.Table:
         """Augment the images of a training row and replace the bad ones."""
-        self._check_targets(images)
-
-        def sample(image: StoredImage) -> Sample | DecodeError:
-            target = shortest_edge_size(*image.size, row["size_px"], row["max_size_px"])
-            try:
-                pixels = _decode(image, target)
-            except DecodeError as error:
-                return error
-            return augment(
-                pixels,
-                image.boxes,
-                image.labels,
-                source_size=image.size,
-                target_size=target,
-                flip=self._flip,
-                min_box_size_px=self._min_box_size_px,
-                rng=image_stream(self._seed, row["epoch"], image.image_id),
-            )
-
-        tried = list(zip(images, self._map(sample, images), strict=True))
-        bad = [(image, result) for image, result in tried if isinstance(result, DecodeError)]
-        if len(bad) == len(tried):
-            used = [self._spare(row, bad, sample)] * len(tried)
+        images = [stored[position] for position in row["images"]]
+        repeats = row.get("repeats") or [0] * len(images)
+        partners = [[stored[p] for p in own] for own in _partners(row)] or [[] for _ in images]
+        self._check_targets([*images, *(partner for own in partners for partner in own)])
+        mixed = list(zip(images, repeats, partners, strict=True))
+        results = self._map(lambda one: self._sample(row, *one), mixed)
+        tried = [(image, sample) for image, (sample, _) in zip(images, results, strict=True)]
+        bad = [fault for _, faults in results for fault in faults]
+        if all(sample is None for _, sample in tried):
+            used = [self._spare(row, bad)] * len(tried)
         else:
             used = _without_bad(tried)
         return self._pack(row, used, bad)
 
-    def _spare(
+    def _sample(
         self,
         row: Mapping[str, Any],
-        bad: Sequence[tuple[StoredImage, DecodeError]],
-        sample: Callable[[StoredImage], Sample | DecodeError],
+        image: StoredImage,
+        repeat: int = 0,
+        partners: Sequence[StoredImage] = (),
+    ) -> tuple[Sample | None, list[Undecodable]]:
+        """Augment an image, without partners where one of them is bad; None where itself is."""
+        bad: list[Undecodable] = []
+        for others in [partners, ()] if partners else [()]:
+            try:
+                sample = self._augmenter(
+                    _source(image),
+                    [_source(partner) for partner in others],
+                    target_size=shortest_edge_size(*image.size, row["size_px"], row["max_size_px"]),
+                    size_px=row["size_px"],
+                    max_size_px=row["max_size_px"],
+                    rng=image_stream(self._seed, row["epoch"], image.image_id, repeat),
+                    mosaic=len(others) >= NUM_MOSAIC_PARTNERS,
+                    mixup=len(others) % NUM_MOSAIC_PARTNERS == 1,
+                )
+                return sample, bad
+            except _BadImageError as error:
+                bad.append((error.image, error))
+                if error.image is image:
+                    break
+        return None, bad
+
+    def _spare(
+        self, row: Mapping[str, Any], bad: Sequence[Undecodable]
     ) -> tuple[StoredImage, Sample]:
         """Find an image for a training row of which none can be decoded."""
         source = self._source(TRAIN)
@@ -203,9 +213,9 @@ class BatchLoader:
             position = (row["images"][-1] + k) % len(source)
             spare = source.read([position])[position]
             self._check_targets([spare])
-            result = sample(spare)
-            if isinstance(result, Sample):
-                return spare, result
+            sample, _ = self._sample(row, spare)
+            if sample is not None:
+                return spare, sample
         raise DataError(
             [
                 Fault(
@@ -229,14 +239,15 @@ class BatchLoader:
             image_ids=[image.image_id for image in images],
         )
 
-    def _val(self, row: Mapping[str, Any], images: list[StoredImage]) -> pa.Table:
+    def _val(self, row: Mapping[str, Any], stored: Mapping[int, StoredImage]) -> pa.Table:
         """Resize the images of a validation row; bad ones become black."""
+        images = [stored[position] for position in row["images"]]
 
         def sample(image: StoredImage) -> tuple[Sample, DecodeError | None]:
             target = shortest_edge_size(*image.size, row["size_px"], row["max_size_px"])
             error = None
             try:
-                pixels = resize_image(_decode(image, target), *target)
+                pixels = resize_image(_source(image).decode(min(target)), *target)
             except DecodeError as caught:
                 pixels, error = np.zeros((*target, 3), np.uint8), caught
             boxes = np.zeros((0, self._box_dim), np.float32)
@@ -251,32 +262,59 @@ class BatchLoader:
         self,
         row: Mapping[str, Any],
         used: Sequence[tuple[StoredImage, Sample]],
-        bad: Sequence[tuple[StoredImage, DecodeError]],
+        bad: Sequence[Undecodable],
     ) -> pa.Table:
         return pack_batch(row, used, bad, size_divisibility_px=self._divisor, box_dim=self._box_dim)
 
-    def _map(self, function: Callable[[StoredImage], T], images: Sequence[StoredImage]) -> list[T]:
+    def _map(self, function: Callable[[S], T], images: Sequence[S]) -> list[T]:
         if self._num_threads == 1 or len(images) < 2:
             return [function(image) for image in images]
         with ThreadPoolExecutor(self._num_threads) as pool:
             return list(pool.map(function, images))
 
 
+class _BadImageError(DecodeError):
+    """An image, named, cannot be decoded."""
+
+    def __init__(self, image: StoredImage, reason: DecodeError) -> None:
+        super().__init__(str(reason))
+        self.image = image
+
+
+def _source(image: StoredImage) -> Source:
+    """An image for the augmentation: decoded when its size is known, checked against its record."""
+
+    def decode(min_shorter_side: int) -> np.ndarray:
+        try:
+            return decode_image(
+                image.data, min_shorter_side=min_shorter_side, expected_size=image.size
+            )
+        except DecodeError as error:
+            raise _BadImageError(image, error) from error
+
+    return Source(decode, image.size, image.boxes, image.labels)
+
+
+def _positions(row: Mapping[str, Any]) -> list[int]:
+    """The images of a plan row, and those that are mixed into them."""
+    return [*row["images"], *(p for own in _partners(row) for p in own)]
+
+
+def _partners(row: Mapping[str, Any]) -> list[list[int]]:
+    """For each image of a plan row, what is mixed into it; empty where nothing is in any."""
+    return row.get("partners") or []
+
+
 def _without_bad(
-    tried: Sequence[tuple[StoredImage, Sample | DecodeError]],
+    tried: Sequence[tuple[StoredImage, Sample | None]],
 ) -> list[tuple[StoredImage, Sample]]:
     """Put the next good image in the place of each bad one; at least one image is good."""
     used: list[tuple[StoredImage, Sample]] = []
     following: tuple[StoredImage, Sample] | None = None
     # Backwards, twice round: the second time every bad image has a good one after it.
-    for image, result in [*tried, *tried][::-1]:
-        if isinstance(result, Sample):
-            following = (image, result)
+    for image, sample in [*tried, *tried][::-1]:
+        if sample is not None:
+            following = (image, sample)
         if following is not None:
             used.append(following)
     return used[::-1][: len(tried)]
-
-
-def _decode(image: StoredImage, target: tuple[int, int]) -> np.ndarray:
-    """Decode an image that will be resized to `target`, checked against its annotation."""
-    return decode_image(image.data, min_shorter_side=min(target), expected_size=image.size)

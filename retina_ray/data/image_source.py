@@ -45,7 +45,8 @@ class ImageSource:
         self.dataset = dataset
         self._box_column = "boxes" if box_type == "aligned" else ROTATED_COLUMN
         self.places = np.stack(
-            [index[name].to_numpy() for name in ("shard", "row_group", "row")], axis=1
+            [index[name].to_numpy().astype(np.int32) for name in ("shard", "row_group", "row")],
+            axis=1,
         )
 
     def __len__(self) -> int:

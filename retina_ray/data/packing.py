@@ -77,9 +77,11 @@ def pack_batch(
     height, width = (
         int(-(-side // size_divisibility_px) * size_divisibility_px) for side in longest
     )
-    pixels = np.zeros((len(samples), height, width, 3), np.uint8)
+    pixels = np.empty((len(samples), height, width, 3), np.uint8)
     for target, sample in zip(pixels, samples, strict=True):
-        target[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
+        own_height, own_width = sample.image.shape[:2]
+        target[:own_height, :own_width] = sample.image
+        target[own_height:], target[:own_height, own_width:] = 0, 0
     values = {
         **{name: row[name] for name in ("plan_index", "kind", "epoch", "step", "worker")},
         "num_images": len(samples),

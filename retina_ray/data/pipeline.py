@@ -7,15 +7,19 @@ rows in their order; every batch carries its plan index, and `expect_order` chec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ExecutionOptions
+from ray.data import Datasource, ExecutionOptions, ReadTask
+from ray.data.block import BlockMetadata
 
-from retina_ray.data.batches import BatchLoader
+from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
+from retina_ray.data.memory import keep_freed_memory
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.unpack import PlannedBatch, unpack_batch
 
@@ -24,6 +28,9 @@ __all__ = ["execution_options", "expect_order", "iterate_shard", "rows_per_block
 TARGET_BLOCK_BYTES = 32 * 2**20
 """A block's size: large enough to pay for its task, well under Ray Data's 128 MiB, above which
 Ray would cut a block in two and the order would no longer be round robin."""
+
+NUMBERS_PER_TASK = 512
+"""Blocks that one task of the stream's first stage names."""
 
 MAX_ROWS_PER_BLOCK = 8
 """A block arrives as a whole: more rows would delay the first batch of a run of small images."""
@@ -44,6 +51,10 @@ def stream(
 ) -> ray.data.Dataset:
     """Make the Ray Data stream of a run from training step `start_step` on.
 
+    The first stage hands out the numbers of the blocks, the second one plans, loads and augments:
+    each decoding process makes the plan of the epoch that it is at, so nothing of the size of the
+    run is ever sent anywhere.
+
     Args:
         plan: the whole run.
         loader: reads, decodes and augments a plan row; it travels to the decoding tasks once
@@ -54,18 +65,77 @@ def stream(
     Returns:
         A lazy dataset with one row per batch (`retina_ray.data.batches.BATCH_SCHEMA`).
     """
-    blocks = list(plan.block_rows(rows_per_block(batch_bytes), start_step=start_step))
-    loader_ref, plan_ref = ray.put(loader), ray.put((plan.table, blocks))
+    blocks = plan.layout.blocks(rows_per_block(batch_bytes), start_step=start_step)
+    loader_ref, plan_ref = ray.put(loader), ray.put((plan, blocks))
 
-    def load(batch: Any) -> Any:
-        table, rows = _fetch(plan_ref)
-        mine = np.concatenate([rows[block] for block in batch["id"]])
-        return _fetch(loader_ref).load_table(table.take(mine))
+    def load(batch: pa.Table) -> pa.Table:
+        keep_freed_memory()
+        run, cut = _fetch(plan_ref)
+        mine = [cut[block] for block in batch["id"].to_pylist() if block < len(cut)]
+        if not mine:
+            return BATCH_SCHEMA.empty_table()
+        return _fetch(loader_ref).load_table(run.take(np.concatenate(mine)))
 
-    dataset = ray.data.range(len(blocks), override_num_blocks=len(blocks)).map_batches(load)
+    dataset = BlockNumbers(len(blocks)).dataset().map_batches(load, batch_format="pyarrow")
     dataset.context.execution_options = execution_options()
     dataset.context.enable_progress_bars = False
     return dataset
+
+
+class BlockNumbers(Datasource):
+    """Hands out the numbers 0 to n - 1, each as a block of its own.
+
+    `ray.data.range` would need a task for each: with some hundred thousand of them, which a long
+    run has, Ray Data does not come to its first batch within minutes. Here a task hands out many.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
+        self._num_tasks = max(1, -(-num_blocks // NUMBERS_PER_TASK))
+        # Ray Data cuts the rows of every task into equally many blocks.
+        self._per_task = max(1, -(-num_blocks // self._num_tasks))
+
+    def dataset(self) -> ray.data.Dataset:
+        """The numbers as a dataset; the last task pads its share with numbers of n and more."""
+        return ray.data.read_datasource(
+            self,
+            override_num_blocks=self._num_tasks * self._per_task,
+            concurrency=1,
+            num_cpus=0,
+        )
+
+    def get_name(self) -> str:
+        """What Ray Data calls it."""
+        return "Plan"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all numbers."""
+        return 8 * self._num_blocks
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: ray.data.DataContext | None = None,
+    ) -> list[ReadTask]:
+        """The tasks, in order."""
+        del parallelism, data_context
+        tasks = []
+        for number in range(self._num_tasks):
+            first = number * self._per_task
+            metadata = BlockMetadata(
+                num_rows=self._per_task,
+                size_bytes=8 * self._per_task,
+                input_files=None,
+                exec_stats=None,
+            )
+            numbers = functools.partial(_numbers, first, first + self._per_task)
+            tasks.append(ReadTask(numbers, metadata, per_task_row_limit=per_task_row_limit))
+        return tasks
+
+
+def _numbers(first: int, end: int) -> list[pa.Table]:
+    return [pa.table({"id": pa.array(np.arange(first, end))})]
 
 
 MAX_HELD = 4

@@ -1,65 +1,129 @@
-"""The whole run in one table: a row for every batch that a worker will see, in the order of time.
+"""The whole run as one table: a row for every batch that a worker will see, in the order of time.
 
 Training and validation are interleaved, so one stream of rows serves the whole run and nothing
 pauses between epochs or before an evaluation. The rows of worker r are r, r + W, r + 2W, ... (W
 workers), training and validation alike; every worker has the same number of rows of each kind.
+
+The table is never made as a whole in a run. Where its rows stand is arithmetic
+(`retina_ray.data.layout`), and an epoch's rows follow from the seed alone, so every process makes
+those of the epoch that it is at: seconds and some tens of megabytes for a million images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.order import epoch_batches
+from retina_ray.data.layout import TRAIN, VAL, RunLayout
+from retina_ray.data.order import Images, epoch_batches
 from retina_ray.data.plan_rows import (
     PLAN_SCHEMA,
-    TRAIN,
-    VAL,
     check_numbers,
-    join_parts,
-    place_round,
+    place_rows,
     read_images,
     training_rows,
     validation_round,
 )
+from retina_ray.data.sampling import EpochSampler, ImageClasses, make_sampler
 from retina_ray.data.schema import DataError
 
-__all__ = ["PLAN_SCHEMA", "TRAIN", "VAL", "RunPlan", "build_eval_plan", "build_run_plan"]
+__all__ = [
+    "PLAN_SCHEMA",
+    "TRAIN",
+    "VAL",
+    "RunPlan",
+    "build_eval_plan",
+    "build_run_plan",
+    "layout_of",
+    "sampler_of",
+]
 
 WINDOW_ROW_GROUPS = 16
 """Row groups that are shuffled together: some 500 images of a set with the usual 32 to a group."""
 
+_NUM_CACHED_SEGMENTS = 2
+
+
+@dataclass(frozen=True)
+class EpochRules:
+    """What the rows of a training epoch follow from, see `order.epoch_batches`."""
+
+    images: Images
+    sampler: EpochSampler
+    batch_size: int
+    seed: int
+    sizes_px: tuple[int, ...]
+    size_sampling: Literal["choice", "range"]
+    max_size_px: int
+    group_by_aspect: bool
+    window_row_groups: int
+    mosaic_prob: float
+    mixup_prob: float
+
+    def rows(self, epoch: int, num_workers: int) -> pa.Table:
+        """The rows of an epoch, without their place in the run."""
+        batches = epoch_batches(
+            self.images,
+            epoch,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            sizes_px=self.sizes_px,
+            size_sampling=self.size_sampling,
+            group_by_aspect=self.group_by_aspect,
+            window_row_groups=self.window_row_groups,
+            sampler=self.sampler,
+            mosaic_prob=self.mosaic_prob,
+            mixup_prob=self.mixup_prob,
+        )
+        return training_rows(batches, num_workers, self.max_size_px)
+
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run's plan and its key figures.
+    """A run's plan. Picklable: rows that were made stay behind.
 
     Attributes:
-        table: the rows (`PLAN_SCHEMA`), `plan_index` being the row number.
-        num_workers: W.
-        num_epochs: 0 for a pure evaluation.
-        steps_per_epoch: global batches of an epoch.
-        num_val_rounds: how often the validation set is gone through.
-        num_val_rows_per_worker: validation rows of a worker in ONE round.
+        layout: where everything stands.
+        rules: of the training epochs; None in a pure evaluation.
+        val_rows: of one validation round, without their place; None without validation.
     """
 
-    table: pa.Table
-    num_workers: int
-    num_epochs: int
-    steps_per_epoch: int
-    num_val_rounds: int
-    num_val_rows_per_worker: int
+    layout: RunLayout
+    rules: EpochRules | None
+    val_rows: pa.Table | None
+    _segments: OrderedDict[int, pa.Table] = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layout": self.layout, "rules": self.rules, "val_rows": self.val_rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _segments=OrderedDict())
 
     @classmethod
     def from_config(
-        cls, config: ExperimentConfig, train_index: pa.Table, val_index: pa.Table | None
+        cls,
+        config: ExperimentConfig,
+        train_index: pa.Table,
+        val_index: pa.Table | None,
+        classes: ImageClasses | None = None,
     ) -> RunPlan:
-        """Plan the run that a config describes; `val_index` None leaves evaluation out."""
+        """Plan the run that a config describes.
+
+        Args:
+            config: of the run.
+            train_index: light columns of the training set.
+            val_index: of the validation set; None leaves evaluation out.
+            classes: of the training images; needed unless `input.sampling` is "all".
+        """
         train, inputs = config.train, config.input
         return build_run_plan(
             train_index,
@@ -76,15 +140,81 @@ class RunPlan:
             eval_batch_size=train.eval_batch_size,
             eval_every_epochs=train.eval_every_epochs,
             group_by_aspect=inputs.group_by_aspect,
+            sampler=sampler_of(config, train_index, classes),
+            mosaic_prob=inputs.augment.mosaic_prob,
+            mixup_prob=inputs.augment.mixup_prob,
         )
+
+    @property
+    def num_workers(self) -> int:
+        """W."""
+        return self.layout.num_workers
+
+    @property
+    def num_epochs(self) -> int:
+        """Training epochs; 0 for a pure evaluation."""
+        return self.layout.num_epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return self.layout.steps_per_epoch
 
     @property
     def num_steps(self) -> int:
         """Training steps of the run."""
-        return self.num_epochs * self.steps_per_epoch
+        return self.layout.num_steps
+
+    @property
+    def num_val_rounds(self) -> int:
+        """How often the validation set is gone through."""
+        return self.layout.num_val_rounds
+
+    @property
+    def num_val_rows_per_worker(self) -> int:
+        """Validation rows of a worker in ONE round."""
+        return self.layout.num_val_rows_per_worker
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return self.layout.num_rows
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All rows (`PLAN_SCHEMA`), `plan_index` being the row number; for short runs and tests."""
+        parts = [self.segment(number) for number in range(len(self.layout.segments))]
+        return pa.concat_tables(parts).combine_chunks()
+
+    def segment(self, number: int) -> pa.Table:
+        """The rows of a part of the run; the last few are kept.
+
+        Args:
+            number: of one of `layout.segments`.
+        """
+        if number not in self._segments:
+            segment = self.layout.segments[number]
+            if segment.kind == TRAIN:
+                assert self.rules is not None
+                rows = self.rules.rows(segment.epoch, self.num_workers)
+            else:
+                assert self.val_rows is not None
+                rows = self.val_rows
+            self._segments[number] = place_rows(rows, segment, self.num_workers)
+            if len(self._segments) > _NUM_CACHED_SEGMENTS:
+                self._segments.popitem(last=False)
+        self._segments.move_to_end(number)
+        return self._segments[number]
+
+    def take(self, plan_indices: Sequence[int] | np.ndarray) -> pa.Table:
+        """The rows of these plan indices, which must ascend; with buffers of their own."""
+        wanted = np.asarray(plan_indices, np.int64)
+        starts = [s.first_round * self.num_workers for s in self.layout.segments]
+        cuts = np.searchsorted(wanted, [*starts, len(self)])
+        parts = [
+            self.segment(number).take(wanted[cuts[number] : cuts[number + 1]] - starts[number])
+            for number in range(len(starts))
+            if cuts[number] < cuts[number + 1]
+        ]
+        return pa.concat_tables(parts) if parts else PLAN_SCHEMA.empty_table()
 
     def worker_rows(
         self, rank: int, start_step: int = 0, *, validate_first: bool = False
@@ -93,77 +223,56 @@ class RunPlan:
 
         Args:
             rank: 0 to W-1.
-            start_step: see `first_row`.
-            validate_first: see `first_row`.
+            start_step: see `RunLayout.first_round`.
+            validate_first: see `RunLayout.first_round`.
         """
-        if not 0 <= rank < self.num_workers:
-            raise ValueError(f"rank {rank} is not one of the plan's {self.num_workers} workers")
-        rounds = self._rounds_from(start_step, validate_first)
-        return self.table.take(rounds * self.num_workers + rank)
-
-    def block_rows(
-        self, rows_per_block: int, start_step: int = 0, *, validate_first: bool = False
-    ) -> Iterator[np.ndarray]:
-        """Cut the run into blocks for streaming: block b goes to worker b mod W.
-
-        A block holds `rows_per_block` consecutive rows of one worker. The last W blocks may be
-        shorter, all by the same number, so each worker gets equally many rows.
-
-        Args:
-            rows_per_block: at least 1.
-            start_step: training steps that are done, see `first_row`.
-            validate_first: see `first_row`.
-
-        Yields:
-            Row numbers of the table.
-
-        Raises:
-            ValueError: a number is out of its range.
-        """
-        if rows_per_block < 1:
-            raise ValueError(f"rows_per_block = {rows_per_block} must be at least 1")
-        rounds = self._rounds_from(start_step, validate_first)
-        for start in range(0, len(rounds), rows_per_block):
-            for worker in range(self.num_workers):
-                yield rounds[start : start + rows_per_block] * self.num_workers + worker
-
-    def blocks(
-        self, rows_per_block: int, start_step: int = 0, *, validate_first: bool = False
-    ) -> list[pa.Table]:
-        """Make the tables of `block_rows`, each with buffers of its own."""
-        return [
-            self.table.take(rows)
-            for rows in self.block_rows(rows_per_block, start_step, validate_first=validate_first)
-        ]
+        return self.take(self.layout.worker_rows(rank, start_step, validate_first=validate_first))
 
     def first_row(self, start_step: int = 0, *, validate_first: bool = False) -> int:
-        """Find where a run goes on: all rows from this one on are still to do.
+        """The plan index from which on all rows are still to do, see `RunLayout.first_round`."""
+        first = self.layout.first_round(start_step, validate_first=validate_first)
+        return first * self.num_workers
 
-        Args:
-            start_step: training steps that are done; 0 to `num_steps`. A checkpoint at the end
-                of an epoch is written after the validation there, so the validation round after
-                exactly `start_step` steps counts as done.
-            validate_first: that round is still to do (the run ended between the last step of the
-                epoch and the end of the validation).
 
-        Raises:
-            ValueError: `start_step` is out of its range.
-        """
-        if not 0 <= start_step <= self.num_steps:
-            raise ValueError(
-                f"start_step = {start_step} is not within the run's 0 to {self.num_steps} steps: "
-                "was the checkpoint written by a run with other epochs, batch size or data?"
-            )
-        step = self.table["step"].to_numpy()
-        done = step < start_step
-        if start_step and not validate_first:
-            done |= (self.table["kind"].to_numpy() == VAL) & (step == start_step)
-        return int(done.sum())
+def sampler_of(
+    config: ExperimentConfig, train_index: pa.Table, classes: ImageClasses | None
+) -> EpochSampler:
+    """What an epoch of a config's run holds, see `make_sampler`.
 
-    def _rounds_from(self, start_step: int, validate_first: bool) -> np.ndarray:
-        """Number the rounds (one row for each worker) that are still to do."""
-        first = self.first_row(start_step, validate_first=validate_first)
-        return np.arange(first // self.num_workers, len(self) // self.num_workers)
+    Args:
+        config: of the run.
+        train_index: light columns of the training set.
+        classes: of its images; needed unless `input.sampling` is "all".
+    """
+    inputs = config.input
+    return make_sampler(
+        train_index.num_rows,
+        train_index["num_boxes"].to_numpy() if inputs.skip_empty else None,
+        classes,
+        sampling=inputs.sampling,
+        repeat_threshold=inputs.repeat_threshold,
+        skip_empty=inputs.skip_empty,
+    )
+
+
+def layout_of(config: ExperimentConfig, num_train: int, num_val: int) -> RunLayout:
+    """Where everything stands in the plan of a config's run.
+
+    Args:
+        config: of the run.
+        num_train: images of an epoch.
+        num_val: images of the validation set; 0: no validation.
+    """
+    train = config.train
+    return RunLayout.of_sizes(
+        num_train,
+        num_val,
+        num_workers=train.num_workers,
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        eval_batch_size=train.eval_batch_size,
+        eval_every_epochs=train.eval_every_epochs,
+    )
 
 
 def build_run_plan(
@@ -183,6 +292,9 @@ def build_run_plan(
     eval_every_epochs: int,
     group_by_aspect: bool,
     window_row_groups: int = WINDOW_ROW_GROUPS,
+    sampler: EpochSampler | None = None,
+    mosaic_prob: float = 0.0,
+    mixup_prob: float = 0.0,
 ) -> RunPlan:
     """Plan a training run; the rules of an epoch stand at `order.epoch_batches`.
 
@@ -206,9 +318,12 @@ def build_run_plan(
         eval_every_epochs: at least 1.
         group_by_aspect: batch landscape and portrait images apart.
         window_row_groups: row groups that are shuffled together.
+        sampler: which images an epoch holds; None: each once.
+        mosaic_prob: chance of an image to get three partners for a mosaic.
+        mixup_prob: chance of an image to get one for mixup.
 
     Raises:
-        DataError: an index is empty, or the training set smaller than a batch.
+        DataError: an index is empty, or an epoch smaller than a batch.
         ValueError: a number is out of its range.
     """
     check_numbers(
@@ -221,43 +336,41 @@ def build_run_plan(
     if batch_size % num_workers:
         raise ValueError(f"batch_size = {batch_size} is not a multiple of {num_workers} workers")
     images = read_images(train_index, "training")
-    if len(images) < batch_size:
+    if sampler is None:
+        sampler = make_sampler(len(images), None, None)
+    if sampler.size < batch_size:
         raise DataError(
-            f"the training set has {len(images)} images, fewer than one batch of {batch_size}; "
+            f"the training set has {sampler.size} images, fewer than one batch of {batch_size}; "
             "lower train.batch_size or give more images"
         )
-    val_round = None
+    val_rows = None
     if val_index is not None:
-        val_round = validation_round(
+        val_rows = validation_round(
             val_index, num_workers, eval_batch_size, eval_size_px, eval_max_size_px
         )
-
-    parts: list[pa.Table] = []
-    steps = -(-len(images) // batch_size)
-    for epoch in range(epochs):
-        batches = epoch_batches(
-            images,
-            epoch,
-            batch_size=batch_size,
-            seed=seed,
-            sizes_px=train_sizes_px,
-            size_sampling=train_size_sampling,
-            group_by_aspect=group_by_aspect,
-            window_row_groups=window_row_groups,
-        )
-        parts.append(training_rows(batches, epoch, num_workers, train_max_size_px))
-        last = epoch + 1 == epochs
-        if val_round is not None and (last or (epoch + 1) % eval_every_epochs == 0):
-            parts.append(place_round(val_round, epoch=epoch, step=(epoch + 1) * steps))
-    num_rounds = sum(part["kind"][0].as_py() == VAL for part in parts)
-    return RunPlan(
-        table=join_parts(parts),
+    layout = RunLayout.of_sizes(
+        sampler.size,
+        0 if val_index is None else val_index.num_rows,
         num_workers=num_workers,
-        num_epochs=epochs,
-        steps_per_epoch=steps,
-        num_val_rounds=num_rounds,
-        num_val_rows_per_worker=val_round.num_rows // num_workers if val_round is not None else 0,
+        epochs=epochs,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        eval_every_epochs=eval_every_epochs,
     )
+    rules = EpochRules(
+        images=images,
+        sampler=sampler,
+        batch_size=batch_size,
+        seed=seed,
+        sizes_px=tuple(train_sizes_px),
+        size_sampling=train_size_sampling,
+        max_size_px=train_max_size_px,
+        group_by_aspect=group_by_aspect,
+        window_row_groups=window_row_groups,
+        mosaic_prob=mosaic_prob,
+        mixup_prob=mixup_prob,
+    )
+    return RunPlan(layout, rules, val_rows)
 
 
 def build_eval_plan(
@@ -282,11 +395,10 @@ def build_eval_plan(
         ValueError: a number is out of its range.
     """
     rows = validation_round(index, num_workers, eval_batch_size, eval_size_px, eval_max_size_px)
-    return RunPlan(
-        table=join_parts([rows]),
+    layout = RunLayout(
         num_workers=num_workers,
         num_epochs=0,
         steps_per_epoch=0,
-        num_val_rounds=1,
         num_val_rows_per_worker=rows.num_rows // num_workers,
     )
+    return RunPlan(layout, None, rows)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
+from retina_ray.data.layout import TRAIN, VAL, Segment
 from retina_ray.data.order import EpochBatches, Images, evaluation_order
 from retina_ray.data.schema import DataError
 
@@ -15,14 +14,11 @@ __all__ = [
     "TRAIN",
     "VAL",
     "check_numbers",
-    "join_parts",
-    "place_round",
+    "place_rows",
     "read_images",
     "training_rows",
     "validation_round",
 ]
-
-TRAIN, VAL = "train", "val"
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -32,6 +28,8 @@ PLAN_SCHEMA = pa.schema(
         pa.field("step", pa.int64()),
         pa.field("worker", pa.int32()),
         pa.field("images", pa.list_(pa.int32())),
+        pa.field("repeats", pa.list_(pa.int32())),
+        pa.field("partners", pa.list_(pa.list_(pa.int32()))),
         pa.field("num_fill", pa.int32()),
         pa.field("mixed", pa.bool_()),
         pa.field("size_px", pa.int32()),
@@ -43,9 +41,12 @@ PLAN_SCHEMA = pa.schema(
 plan_index: the row's number. kind: train or val. epoch: from 0; of a validation row, the epoch
 that it follows. step: the training step that the row belongs to, from 0; of a validation row, the
 number of training steps done before it. worker: who gets the row. images: positions in the index
-of the training or validation set. num_fill: how many images at the end of `images` are repeats
-that fill the batch. mixed: the global batch holds landscape and portrait images. size_px,
-max_size_px: target length of the shorter side, and limit of the longer one.
+of the training or validation set. repeats: for each image, how often it was in the epoch before;
+empty where all are there for the first time. partners: for each image, the positions of those that
+are mixed into it: three for a mosaic, one for mixup, four for both; empty where there are none.
+num_fill: how many images at the end of `images` are repeats that fill the batch. mixed: the global
+batch holds landscape and portrait images. size_px, max_size_px: target length of the shorter side,
+and limit of the longer one.
 """
 
 
@@ -61,8 +62,7 @@ def read_images(index: pa.Table, purpose: str) -> Images:
     if index.num_rows == 0:
         raise DataError(f"the {purpose} set has no images; prepare it again")
     shard, row_group, height, width = (
-        index[name].to_numpy().astype(np.int64)
-        for name in ("shard", "row_group", "height", "width")
+        index[name].to_numpy() for name in ("shard", "row_group", "height", "width")
     )
     flat = np.flatnonzero((height < 1) | (width < 1))
     if len(flat):
@@ -70,32 +70,47 @@ def read_images(index: pa.Table, purpose: str) -> Images:
             f"{len(flat)} images of the {purpose} set have no area, the first at position "
             f"{flat[0]} with {width[flat[0]]} x {height[flat[0]]} pixels; prepare the set again"
         )
-    _, group = np.unique(shard * (row_group.max() + 1) + row_group, return_inverse=True)
-    return Images(group=group.reshape(-1), height=height, width=width)
+    # Rows of a group lie together, so a new one begins wherever shard or row group changes.
+    begins = np.diff(shard, prepend=shard[0]) != 0
+    begins |= np.diff(row_group, prepend=row_group[0]) != 0
+    return Images(group=begins.cumsum(dtype=np.int32), height=height, width=width)
 
 
-def training_rows(
-    batches: EpochBatches, epoch: int, num_workers: int, max_size_px: int
-) -> pa.Table:
-    """Cut the global batches of an epoch into rows, step by step and worker by worker."""
+def training_rows(batches: EpochBatches, num_workers: int, max_size_px: int) -> pa.Table:
+    """Cut the global batches of an epoch into rows, step by step and worker by worker.
+
+    Returns:
+        The rows without their place in the run, see `place_rows`.
+    """
     num_steps, batch_size = batches.images.shape
     per_worker = batch_size // num_workers
     # The fills stand at the end of the global batch, so they fall to the last workers.
     after = (num_workers - 1 - np.arange(num_workers)) * per_worker
     num_fill = np.clip(batches.num_fill[:, None] - after, 0, per_worker)
     num_rows = num_steps * num_workers
+    repeat = batches.repeat.reshape(num_rows, per_worker)
+    repeated = repeat.any(axis=1)
     return _rows(
-        TRAIN,
         batches.images.reshape(-1),
         np.full(num_rows, per_worker),
-        epoch=np.full(num_rows, epoch),
-        step=np.repeat(epoch * num_steps + np.arange(num_steps), num_workers),
+        repeats=_lists(repeat[repeated].reshape(-1), repeated * per_worker),
+        partners=_partner_lists(batches, num_rows, per_worker),
         worker=np.tile(np.arange(num_workers), num_steps),
         num_fill=num_fill.reshape(-1),
         mixed=np.repeat(batches.mixed, num_workers),
         size_px=np.repeat(batches.size_px, num_workers),
         max_size_px=np.full(num_rows, max_size_px),
     )
+
+
+def _partner_lists(batches: EpochBatches, num_rows: int, per_worker: int) -> pa.Array:
+    """The partners of each image of each row; an empty row where none of its images has any."""
+    if batches.num_partners is None or batches.partners is None:
+        counts, flat = np.zeros((num_rows, 0), np.int64), np.zeros(0, np.int64)
+    else:
+        counts, flat = batches.num_partners.reshape(num_rows, per_worker), batches.partners
+    some: np.ndarray = np.asarray(counts.any(axis=1))
+    return _lists(_lists(flat, counts[some].reshape(-1)), some * per_worker)
 
 
 def validation_round(
@@ -111,12 +126,12 @@ def validation_round(
     wide_before = np.where(ends > 0, wide[ends - 1], 0)
     num_wide, length = np.diff(wide_before), np.diff(ends)
     zeros = np.zeros(num_rows, np.int64)
+    nothing = np.zeros(0, np.int64)
     return _rows(
-        VAL,
         order,
         length,
-        epoch=zeros,
-        step=zeros,
+        repeats=_lists(nothing, zeros),
+        partners=_lists(_lists(nothing, nothing), zeros),
         worker=np.arange(num_rows) % num_workers,
         num_fill=zeros,
         mixed=(num_wide > 0) & (num_wide < length),
@@ -125,32 +140,46 @@ def validation_round(
     )
 
 
-def _rows(kind: str, images: np.ndarray, lengths: np.ndarray, **columns: np.ndarray) -> pa.Table:
-    """Make plan rows; `images` holds the images of all rows, `lengths` how many each row has."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    arrays = {
-        "plan_index": pa.nulls(len(lengths), pa.int64()),
-        "kind": pa.repeat(pa.scalar(kind), len(lengths)),
-        "images": pa.ListArray.from_arrays(
-            pa.array(offsets, pa.int32()), pa.array(images, pa.int32())
-        ),
-    }
+def _rows(images: np.ndarray, lengths: np.ndarray, **columns: np.ndarray | pa.Array) -> pa.Table:
+    """Make rows without their place; `images` holds those of all rows, `lengths` how many each."""
+    arrays: dict[str, pa.Array] = {"images": _lists(images, lengths)}
     for name, values in columns.items():
-        arrays[name] = pa.array(values).cast(PLAN_SCHEMA.field(name).type)
-    return pa.table([arrays[name] for name in PLAN_SCHEMA.names], schema=PLAN_SCHEMA)
-
-
-def place_round(rows: pa.Table, *, epoch: int, step: int) -> pa.Table:
-    """Place a validation round after an epoch."""
-    for name, value in (("epoch", epoch), ("step", step)):
         field = PLAN_SCHEMA.field(name)
-        column = pa.repeat(pa.scalar(value, field.type), rows.num_rows)
-        rows = rows.set_column(PLAN_SCHEMA.names.index(name), field, column)
-    return rows
+        arrays[name] = values if isinstance(values, pa.Array) else pa.array(values).cast(field.type)
+    return pa.table(arrays)
 
 
-def join_parts(parts: Sequence[pa.Table]) -> pa.Table:
-    """Put the parts of a run one after the other and number the rows."""
-    table = pa.concat_tables(parts).combine_chunks()
-    numbers = pa.array(np.arange(table.num_rows), pa.int64())
-    return table.set_column(0, PLAN_SCHEMA.field("plan_index"), numbers)
+def _lists(values: np.ndarray | pa.Array, lengths: np.ndarray) -> pa.Array:
+    """Cut values into lists of these lengths."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if not isinstance(values, pa.Array):
+        values = pa.array(values, pa.int32())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def place_rows(rows: pa.Table, segment: Segment, num_workers: int) -> pa.Table:
+    """Give the rows of a segment their place in the run.
+
+    Args:
+        rows: of an epoch or a validation round.
+        segment: that they make up.
+        num_workers: W.
+
+    Returns:
+        A table of `PLAN_SCHEMA`.
+    """
+    number = np.arange(rows.num_rows)
+    step = np.full(rows.num_rows, segment.step)
+    if segment.kind == TRAIN:
+        step += number // num_workers
+    place = {
+        "plan_index": segment.first_round * num_workers + number,
+        "epoch": np.full(rows.num_rows, segment.epoch),
+        "step": step,
+    }
+    columns = {name: pa.array(v).cast(PLAN_SCHEMA.field(name).type) for name, v in place.items()}
+    columns["kind"] = pa.repeat(pa.scalar(segment.kind), rows.num_rows)
+    return pa.table(
+        [columns[name] if name in columns else rows[name] for name in PLAN_SCHEMA.names],
+        schema=PLAN_SCHEMA,
+    )

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 __all__ = [
     "IMAGE_COLUMN",
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "Fault",
     "Record",
+    "flat_lists",
     "nested_rows",
     "record_from_row",
     "records_to_table",
@@ -289,3 +291,25 @@ def nested_rows(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
             flat = values.to_numpy(zero_copy_only=False)
         rows += [flat[start:end] for start, end in pairwise(ends)]
     return rows
+
+
+def flat_lists(
+    *columns: pa.ChunkedArray | pa.Array,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The values of list columns one after the other, and the row that each belongs to.
+
+    Args:
+        columns: of type list<number>, with lists of the same lengths in all of them.
+
+    Returns:
+        (V,) int64 row numbers, and for each column its values (V,).
+    """
+    whole = [_array(column) for column in columns]
+    values = [
+        _array(pc.call_function("list_flatten", [c])).to_numpy(zero_copy_only=False) for c in whole
+    ]
+    return _array(pc.call_function("list_parent_indices", [whole[0]])).to_numpy(), values
+
+
+def _array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -26,13 +26,16 @@ from retina_ray.data.dataset_info import (
     DatasetInfo,
     ShardInfo,
     open_filesystem,
+    shown_uri,
 )
+from retina_ray.data.sampling import ImageClasses
 from retina_ray.data.schema import (
     LIGHT_COLUMNS,
     ROTATED_COLUMN,
     BoxType,
     DataError,
     Fault,
+    flat_lists,
     nested_rows,
 )
 from retina_ray.data.shard_writer import ShardWriter, list_shards
@@ -46,7 +49,9 @@ __all__ = [
     "ShardWriter",
 ]
 
-_NUM_CACHED_GROUPS = 4
+# Row groups that are kept: a shuffle's window, whose images come in any order, unless it is large.
+_NUM_CACHED_GROUPS = 16
+_MAX_CACHED_BYTES = 128 * 2**20
 _NUM_OPEN_FILES = 32
 
 
@@ -76,7 +81,7 @@ class PreparedDataset:
         self._reset()
 
     def __repr__(self) -> str:
-        return f"PreparedDataset({self.uri!r}, {self.info.num_images} images)"
+        return f"PreparedDataset({shown_uri(self.uri)!r}, {self.info.num_images} images)"
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str]) -> PreparedDataset:
@@ -144,8 +149,8 @@ class PreparedDataset:
         """
         if box_type == "rotated" and self.box_type != "rotated":
             raise DataError(
-                f"{self.uri}: has no rotated boxes: set model.box_type to aligned, or prepare the "
-                "set with rotated boxes (see datasets/README.md)"
+                f"{shown_uri(self.uri)}: has no rotated boxes: set model.box_type to aligned, or "
+                "prepare the set with rotated boxes (see datasets/README.md)"
             )
 
     def index(self) -> pa.Table:
@@ -157,9 +162,22 @@ class PreparedDataset:
             num_boxes int32 (without crowd regions).
         """
         light = self._light(("image_id", "file_name", "height", "width", "iscrowd"))
-        num_boxes = [int(len(row) - row.sum()) for row in nested_rows(light["iscrowd"])]
+        image, (crowd,) = flat_lists(light["iscrowd"])
+        num_boxes = np.bincount(image[~crowd], minlength=light.num_rows)
         return light.drop_columns(["iscrowd"]).append_column(
             "num_boxes", pa.array(num_boxes, pa.int32())
+        )
+
+    def image_classes(self) -> ImageClasses:
+        """Which classes each image of `index` holds, crowd regions left out."""
+        light = self._light(("labels", "iscrowd"))
+        image, (label, crowd) = flat_lists(light["labels"], light["iscrowd"])
+        pairs = np.unique(image[~crowd] * self.num_classes + label[~crowd])
+        return ImageClasses(
+            image=(pairs // self.num_classes).astype(np.int32),
+            label=(pairs % self.num_classes).astype(np.int32),
+            num_images=light.num_rows,
+            num_classes=self.num_classes,
         )
 
     def annotations(self) -> pa.Table:
@@ -182,12 +200,15 @@ class PreparedDataset:
         """
         shards = self.info.shards
         if not 0 <= shard < len(shards) or not 0 <= row_group < len(shards[shard].row_group_rows):
-            raise DataError(f"{self.uri}: has no row group {row_group} in shard {shard}")
+            raise DataError(f"{shown_uri(self.uri)}: has no row group {row_group} in shard {shard}")
         key = (shard, row_group)
         with self._lock:
             if key not in self._groups:
                 self._groups[key] = self._read(shard, [row_group], None)
-                if len(self._groups) > _NUM_CACHED_GROUPS:
+                while len(self._groups) > _NUM_CACHED_GROUPS or (
+                    len(self._groups) > 1
+                    and sum(group.nbytes for group in self._groups.values()) > _MAX_CACHED_BYTES
+                ):
                     self._groups.popitem(last=False)
             self._groups.move_to_end(key)
             return self._groups[key]
@@ -261,13 +282,14 @@ class PreparedDataset:
             )
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"{self.uri}/{info.file}: cannot be read ({error}); copy or prepare it again"
+                f"{shown_uri(self.uri)}/{info.file}: cannot be read ({error}); copy or prepare it "
+                "again"
             ) from error
         expected = sum(info.row_group_rows[group] for group in row_groups)
         if table.num_rows != expected:
             raise DataError(
-                f"{self.uri}/{info.file}: {table.num_rows} rows where {INFO_FILE} says {expected}; "
-                "the shard does not belong to this data set: prepare it again"
+                f"{shown_uri(self.uri)}/{info.file}: {table.num_rows} rows where {INFO_FILE} says "
+                f"{expected}; the shard does not belong to this data set: prepare it again"
             )
         return table.select(columns) if columns else table
 

@@ -17,12 +17,14 @@ __all__ = ["effective_settings", "idle_paths"]
 def idle_paths(config: ExperimentConfig) -> set[str]:
     """Dotted paths of the settings that nothing reads in this configuration."""
     loss, optimizer, schedule = config.loss, config.optimizer, config.schedule
+    inputs, augment = config.input, config.input.augment
     rules = {
         "matcher.low": config.matcher.method != "iou",
         "matcher.high": config.matcher.method == "atss",
         "matcher.allow_low_quality": config.matcher.method != "iou",
         "matcher.atss_topk": config.matcher.method != "atss",
         "model.anchors.angles_deg": config.model.box_type != "rotated",
+        "model.anchors.scale": config.model.anchors.fit != "none",
         "model.angle_weight": config.model.box_type != "rotated",
         "loss.focal_alpha": loss.cls_loss == "quality_focal",
         "loss.smooth_l1_beta": loss.box_loss != "smooth_l1",
@@ -37,6 +39,14 @@ def idle_paths(config: ExperimentConfig) -> set[str]:
         "schedule.gamma": schedule.name != "multistep",
         "schedule.warmup": schedule.warmup_steps == 0,
         "schedule.warmup_factor": schedule.warmup_steps == 0,
+        "input.repeat_threshold": inputs.sampling != "repeat_factor",
+        "input.augment.crop_min_ious": augment.crop_prob == 0,
+        "input.augment.crop_min_scale": augment.crop_prob == 0,
+        "input.augment.min_visible": not (
+            augment.crop_prob or augment.scale_jitter or augment.mosaic_prob
+        ),
+        "input.augment.mosaic_scale": augment.mosaic_prob == 0,
+        "input.augment.mixup_alpha": augment.mixup_prob == 0,
         "model.top_input": config.model.max_level == 5,
     }
     idle = {path for path, switched_off in rules.items() if switched_off}
@@ -48,13 +58,16 @@ def effective_settings(config: ExperimentConfig) -> dict[str, Any]:
     idle = idle_paths(config)
     settings = _flatten(config.model_dump(mode="json"))
     anchors = config.model.anchors
+    scale = anchors.scale if anchors.fit == "none" else 1.0
     # Sizes, octave scales and the common factor only ever act as their product.
     for name in ("sizes", "octave_scales", "scale"):
         settings.pop(f"model.anchors.{name}")
     settings["model.anchors.sizes_px"] = [
-        [round(size * octave * anchors.scale, 6) for octave in anchors.octave_scales]
+        [round(size * octave * scale, 6) for octave in anchors.octave_scales]
         for size in anchors.sizes
     ]
+    if anchors.fit == "all":  # of the aspect ratios, only their number is read
+        settings["model.anchors.aspect_ratios"] = len(anchors.aspect_ratios)
     return {
         path: value
         for path, value in settings.items()

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
+
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.data.batches import BatchLoader
-from retina_ray.data.plan import RunPlan
+from retina_ray.data.layout import RunLayout
+from retina_ray.data.plan import RunPlan, layout_of, sampler_of
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import prepare_synthetic
+from retina_ray.inspection.anchors_fit import fit_anchors
 from retina_ray.train.checkpoints import CheckpointStore
 from retina_ray.train.loop import RunShape
 from retina_ray.train.storage import is_uri
@@ -24,7 +28,7 @@ class RunSpec:
     """A run, ready to start on any machine that sees its folders; small and picklable.
 
     Attributes:
-        config: complete: `model.num_classes` is set.
+        config: complete: `model.num_classes` is set, the anchors are plain numbers.
         train_uri: prepared training data.
         val_uri: prepared validation data.
         run_uri: the run's folder: config, metrics, pictures, checkpoints.
@@ -55,28 +59,64 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The opened data sets of a run, its plan and its loader."""
+    """The opened data sets of a run, and what follows from them.
 
+    Plan and loader read the light columns of the sets when they are first asked for: a worker that
+    is served by the stream needs neither.
+
+    Attributes:
+        config: of the run.
+        train: training set.
+        val: validation set.
+    """
+
+    config: ExperimentConfig
     train: PreparedDataset
     val: PreparedDataset
-    plan: RunPlan
-    loader: BatchLoader
-    batch_bytes: int
 
     @classmethod
     def open(cls, spec: RunSpec) -> RunInputs:
-        """Open the data sets and plan the whole run (deterministic: the same on every worker)."""
-        config = spec.config
+        """Open the data sets of a run."""
         train, val = PreparedDataset.open(spec.train_uri), PreparedDataset.open(spec.val_uri)
-        train_index, val_index = train.index(), val.index()
-        plan = RunPlan.from_config(config, train_index, val_index)
-        loader = BatchLoader.from_config(
-            config, train=train, val=val, train_index=train_index, val_index=val_index
+        return cls(spec.config, train, val)
+
+    @cached_property
+    def plan(self) -> RunPlan:
+        """The whole run; the same in every process."""
+        classes = None if self.config.input.sampling == "all" else self.train.image_classes()
+        return RunPlan.from_config(self.config, *self._indices, classes)
+
+    @cached_property
+    def layout(self) -> RunLayout:
+        """Where everything stands in the plan, without making it where that is possible."""
+        if self.config.input.sampling == "all" and not self.config.input.skip_empty:
+            return layout_of(self.config, self.train.num_images, self.val.num_images)
+        return self.plan.layout
+
+    @cached_property
+    def loader(self) -> BatchLoader:
+        """What makes batches of the plan's rows."""
+        train_index, val_index = self._indices
+        return BatchLoader.from_config(
+            self.config,
+            train=self.train,
+            val=self.val,
+            train_index=train_index,
+            val_index=val_index,
         )
+
+    @cached_property
+    def _indices(self) -> tuple[pa.Table, pa.Table]:
+        return self.train.index(), self.val.index()
+
+    @property
+    def batch_bytes(self) -> int:
+        """Pixels of a typical batch of a worker, in bytes."""
+        config = self.config
         side = max(config.input.train_sizes_px)
         images = max(1, config.train.batch_size // config.train.num_workers)
         longest = min(config.input.train_max_size_px, side * 4 // 3)
-        return cls(train, val, plan, loader, batch_bytes=3 * side * longest * images)
+        return 3 * side * longest * images
 
     @cached_property
     def category_ids(self) -> list[int]:
@@ -86,19 +126,22 @@ class RunInputs:
     def shape(self, start_step: int) -> RunShape:
         """Steps and validation rounds of the run, from `start_step` on."""
         return RunShape(
-            num_steps=self.plan.num_steps,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            val_rows_per_worker=self.plan.num_val_rows_per_worker,
+            num_steps=self.layout.num_steps,
+            steps_per_epoch=self.layout.steps_per_epoch,
+            val_rows_per_worker=self.layout.num_val_rows_per_worker,
             start_step=start_step,
         )
 
 
-def resolve(config: ExperimentConfig, storage: str) -> tuple[ExperimentConfig, str, str]:
+def resolve(
+    config: ExperimentConfig, storage: str, *, with_anchors: bool = True
+) -> tuple[ExperimentConfig, str, str]:
     """Find (or draw) the data sets and complete the configuration from them.
 
     Args:
-        config: with `data` set; `model.num_classes` may be null.
+        config: with `data` set; `model.num_classes` may be null, `model.anchors.fit` on.
         storage: folder for the embedded data set.
+        with_anchors: carry out `model.anchors.fit`; else it stays, for a sweep whose trials do it.
 
     Returns:
         The complete config, the training URI and the validation URI.
@@ -113,7 +156,10 @@ def resolve(config: ExperimentConfig, storage: str) -> tuple[ExperimentConfig, s
     faults = list(_mismatches(config, train, val))
     if faults:
         raise ConfigError(faults)
-    return with_overrides(config, {"model.num_classes": train.num_classes}), train_uri, val_uri
+    complete = with_overrides(config, {"model.num_classes": train.num_classes})
+    if with_anchors:
+        complete = fit_anchors(complete, train)
+    return complete, train_uri, val_uri
 
 
 def _uris(config: ExperimentConfig, storage: str) -> tuple[str, str]:
@@ -162,16 +208,25 @@ def _mismatches(config: ExperimentConfig, train: PreparedDataset, val: PreparedD
             f"{wanted}, but the data set has {train.num_classes} "
             f"({', '.join(train.class_names[:8])}); set model.num_classes=null to take the data's",
         )
-    steps = -(-train.info.num_images // config.train.batch_size) * config.train.epochs
+    num_images = _images_of_an_epoch(config, train)
+    steps = -(-num_images // config.train.batch_size) * config.train.epochs
     if config.schedule.warmup_steps >= steps:
         yield (
             "schedule.warmup_steps",
             f"{config.schedule.warmup_steps} of a run of about {steps} steps: the run would end "
             "before the warm-up; lower it or raise train.epochs",
         )
-    if train.info.num_images < config.train.batch_size:
+    if num_images < config.train.batch_size:
         yield (
             "train.batch_size",
-            f"{config.train.batch_size} images a step, but the data set has only "
-            f"{train.info.num_images}",
+            f"{config.train.batch_size} images a step, but an epoch has only {num_images}",
         )
+
+
+def _images_of_an_epoch(config: ExperimentConfig, train: PreparedDataset) -> int:
+    """How many images an epoch holds; the light columns are read only where it depends on them."""
+    sampling = config.input.sampling
+    if sampling == "all" and not config.input.skip_empty:
+        return train.num_images
+    classes = None if sampling == "all" else train.image_classes()
+    return sampler_of(config, train.index(), classes).size

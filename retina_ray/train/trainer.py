@@ -152,12 +152,11 @@ def _work(spec: RunSpec, report: Report) -> None:
     device = get_device() if spec.config.train.use_gpu is not False else torch.device("cpu")
     shard = ray.train.get_dataset_shard(SHARD)
     batches = iterate_shard(shard, pin_memory=device.type == "cuda")
-    mine = inputs.plan.worker_rows(distributed.rank(), start_step=start_step)
-    expected = mine.column("plan_index").to_pylist()
+    mine = inputs.layout.worker_rows(distributed.rank(), start_step=start_step)
     run_worker(
         spec,
         inputs,
-        expect_order(batches, expected),
+        expect_order(batches, mine),
         start_step=start_step,
         device=device,
         report=report,

@@ -76,7 +76,7 @@ def run_worker(
         loop.run(batches)
         status = "finished"
     except SystemExit:  # how Ray Tune ends the thread of a trial that its scheduler stopped
-        status = "finished" if loop.step >= inputs.plan.num_steps else "stopped"
+        status = "finished" if loop.step >= inputs.layout.num_steps else "stopped"
         raise
     finally:
         host.close(status)
@@ -158,7 +158,7 @@ class _Host:
             result.results,
             max_detections=self.spec.config.inference.max_detections,
         ).as_metrics()
-        epoch = step / self.inputs.plan.steps_per_epoch
+        epoch = step / self.inputs.layout.steps_per_epoch
         self._tracker.log({**metrics, "train/epoch": epoch}, step=step)
         names = self.inputs.val.class_names
         pictures = to_pictures(result.samples, self._truth, names)

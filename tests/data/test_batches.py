@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
+from retina_ray.data.augment import Augmenter
 from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
 from retina_ray.data.local import iterate
 from retina_ray.data.plan import RunPlan, build_eval_plan, build_run_plan
@@ -71,7 +72,7 @@ def write_set(path: Path, records: list[Record]) -> PreparedDataset:
 
 
 def make_loader(train=None, val=None, **changes) -> BatchLoader:
-    options = {"seed": 3, "flip": "both", "min_box_size_px": 1.0, "size_divisibility_px": 16}
+    options = {"seed": 3, "augmenter": Augmenter(flip="both"), "size_divisibility_px": 16}
     return BatchLoader(
         train=train,
         val=val,
@@ -108,7 +109,7 @@ def same_bytes(a: pa.Table, b: pa.Table) -> bool:
 
 
 def test_training_batch_by_hand(sets):
-    loader = make_loader(sets[0], flip="none")
+    loader = make_loader(sets[0], augmenter=Augmenter())
     table = loader.load(train_row([0, 2, 4]))
     assert table.schema == BATCH_SCHEMA
     assert table.num_rows == 1

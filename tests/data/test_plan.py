@@ -1,5 +1,6 @@
 """The plan of a run: every property that the stream, the training and the resume rely on."""
 
+import pickle
 from collections import Counter
 from itertools import pairwise
 
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
-from retina_ray.data.order import Images, epoch_batches, random_stream
-from retina_ray.data.plan import RunPlan, build_eval_plan, build_run_plan
+from retina_ray.data.order import _DRAW, Images, epoch_batches, random_stream
+from retina_ray.data.plan import RunPlan, build_eval_plan, build_run_plan, layout_of
 from retina_ray.data.plan_rows import PLAN_SCHEMA
+from retina_ray.data.sampling import ImageClasses, make_sampler
 from retina_ray.data.schema import DataError
 
 SETTINGS = {
@@ -167,9 +169,9 @@ def test_blocks_serve_every_worker_its_rows_and_resume(run, rows_per_block, data
     plan = plan_of(**run)
     step = data.draw(st.integers(0, plan.num_steps))
     validate_first = data.draw(st.booleans())
-    blocks = plan.blocks(rows_per_block, start_step=step, validate_first=validate_first)
+    blocks = list(plan.layout.blocks(rows_per_block, step, validate_first=validate_first))
     for rank in range(run["num_workers"]):
-        mine = [i for b in blocks[rank :: run["num_workers"]] for i in b["plan_index"].to_pylist()]
+        mine = [i for b in blocks[rank :: run["num_workers"]] for i in b.tolist()]
         expected = [
             row["plan_index"]
             for row in plan.table.to_pylist()
@@ -181,13 +183,17 @@ def test_blocks_serve_every_worker_its_rows_and_resume(run, rows_per_block, data
             )
         ]
         assert mine == expected
+        assert list(plan.layout.worker_rows(rank, step, validate_first=validate_first)) == expected
         rows = plan.worker_rows(rank, step, validate_first=validate_first)
         assert rows["plan_index"].to_pylist() == expected
+        assert rows.equals(plan.table.take(expected) if expected else PLAN_SCHEMA.empty_table())
+    kinds = plan.table["kind"].to_pylist()
     for start in range(0, len(blocks), run["num_workers"]):
-        lengths = {b.num_rows for b in blocks[start : start + run["num_workers"]]}
-        assert len(lengths) == 1
-        if start + run["num_workers"] < len(blocks):
-            assert lengths == {rows_per_block}
+        group = blocks[start : start + run["num_workers"]]
+        # Whoever has fewest rows gets the next block: that keeps the order only while equal.
+        assert len({len(b) for b in group}) == 1
+        assert 1 <= len(group[0]) <= rows_per_block
+        assert all(len({kinds[i] for i in b}) == 1 for b in group)
 
 
 def test_rows_come_in_the_order_of_time_with_plain_numbers():
@@ -229,8 +235,9 @@ def test_a_validation_round_at_the_resume_step_is_done_unless_asked_for():
     assert plan.first_row(2) == 6
     assert plan.first_row(2, validate_first=True) == 4
     assert plan.first_row(4) == len(plan)
-    assert plan.blocks(3, start_step=4) == []
-    assert plan.blocks(3, start_step=4, validate_first=True)[0]["kind"].to_pylist() == ["val"]
+    assert list(plan.layout.blocks(3, 4)) == []
+    last = plan.take(plan.layout.blocks(3, 4, validate_first=True)[0])
+    assert last["kind"].to_pylist() == ["val"]
 
 
 def test_windowed_shuffle_keeps_batches_local():
@@ -280,7 +287,7 @@ def test_evaluation_puts_like_aspects_together():
     assert not any(plan.table["mixed"].to_pylist())
     # Of equal shape: in the order of storage.
     assert plan.table["images"][0].as_py() == [1, 3, 5, 7]
-    assert len(plan.blocks(2)) == 4
+    assert len(plan.layout.blocks(2)) == 4
 
 
 def test_evaluation_of_fewer_images_than_workers_pads_with_empty_rows():
@@ -327,9 +334,9 @@ def test_faults_are_named():
         build_run_plan(bad, None, **SETTINGS)
     plan = plan_of([True] * 8)
     with pytest.raises(ValueError, match="start_step = 5 is not within the run's 0 to 4"):
-        plan.blocks(1, start_step=5)
+        plan.layout.blocks(1, start_step=5)
     with pytest.raises(ValueError, match="rows_per_block = 0"):
-        plan.blocks(0)
+        plan.layout.blocks(0)
     with pytest.raises(ValueError, match="rank 2"):
         plan.worker_rows(2)
 
@@ -338,3 +345,110 @@ def test_random_streams_are_apart():
     draws = {random_stream(*parts).random() for parts in [(0, 1), (1, 0), (0, 1, 2), (-1, 1)]}
     assert len(draws) == 4
     assert random_stream(3, 1, 5).random() == np.random.default_rng([3, 1, 5]).random()
+
+
+# Sampling, and images that are mixed
+
+
+def classes_of(labels: list[set[int]], num_classes: int) -> ImageClasses:
+    pairs = [(i, label) for i, own in enumerate(labels) for label in sorted(own)]
+    image, label = (np.array([p[k] for p in pairs], np.int32) for k in (0, 1))
+    return ImageClasses(image, label, len(labels), num_classes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs(), st.data())
+def test_each_image_as_often_as_the_sampler_says_and_repeats_are_numbered(run, data):
+    n = len(run["wide"])
+    labels = data.draw(st.lists(st.sets(st.integers(0, 3)), min_size=n, max_size=n))
+    sampling = data.draw(st.sampled_from(["repeat_factor", "class_balanced"]))
+    labels[0].add(0)
+    sampler = make_sampler(n, None, classes_of(labels, 4), sampling=sampling, repeat_threshold=0.7)
+    plan = plan_of(**run, sampler=sampler)
+    assert plan.steps_per_epoch == -(-sampler.size // run["batch_size"])
+    for epoch in range(run["epochs"]):
+        rows = [r for r in rows_of(plan, "train") if r["epoch"] == epoch]
+        planned = []
+        for row in rows:
+            repeats = row["repeats"] or [0] * len(row["images"])
+            pairs = list(zip(row["images"], repeats, strict=True))
+            planned += pairs[: len(pairs) - row["num_fill"]]
+        drawn = sampler.draw(random_stream(run["seed"], epoch, 0, _DRAW)).tolist()
+        assert sorted(i for i, _ in planned) == drawn
+        assert sorted(planned) == sorted(
+            (i, k) for i, count in Counter(drawn).items() for k in range(count)
+        )
+
+
+def test_repeats_are_spread_over_the_epoch():
+    # One image of 400 that comes 40 times must not fill the batches of its own window.
+    labels = [{0}] * 399 + [{1}]
+    sampler = make_sampler(
+        400, None, classes_of(labels, 2), sampling="class_balanced", repeat_threshold=1.0
+    )
+    plan = plan_of([True] * 400, sampler=sampler, epochs=1, batch_size=8, num_workers=1)
+    steps = [s for s, batch in enumerate(global_batches(plan)) if 399 in batch]
+    assert len(steps) > plan.steps_per_epoch * 0.8
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs(), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0]))
+def test_partners_of_mixed_images(run, mosaic, mixup):
+    plan = plan_of(**run, mosaic_prob=mosaic, mixup_prob=mixup)
+    assert global_batches(plan) == global_batches(plan_of(**run))
+    n, allowed = len(run["wide"]), set()
+    for with_mosaic in {mosaic > 0, mosaic == 1.0}:
+        for with_mixup in {mixup > 0, mixup == 1.0}:
+            allowed.add(3 * with_mosaic + with_mixup)
+    counts = set()
+    for row in rows_of(plan, "train"):
+        partners = row["partners"] or [[]] * len(row["images"])
+        assert len(partners) == len(row["images"])
+        for image, own in zip(row["images"], partners, strict=True):
+            counts.add(len(own))
+            assert all(0 <= p < n for p in own)
+            if run["window_row_groups"] * 4 >= n > 1:
+                assert image not in own
+    assert counts <= allowed | ({0, 1, 3} if 0.5 in (mosaic, mixup) else set())
+    if mosaic in (0.0, 1.0) and mixup in (0.0, 1.0):
+        assert counts == {int(3 * mosaic + mixup)}
+    assert not any(p for row in rows_of(plan, "val") for p in row["partners"])
+
+
+def test_partners_come_from_the_same_window():
+    plan = plan_of(
+        [True] * 80, epochs=1, num_workers=1, mosaic_prob=1.0, val=None, window_row_groups=1
+    )
+    for row in rows_of(plan, "train"):
+        for image, own in zip(row["images"], row["partners"], strict=True):
+            assert {p // 4 for p in own} == {image // 4}, "row groups of four images"
+
+
+def test_a_run_goes_on_with_another_number_of_workers():
+    wide = [i % 3 > 0 for i in range(50)]
+    plans = {w: plan_of(wide, num_workers=w, batch_size=4, epochs=3) for w in (1, 2, 4)}
+    whole = global_batches(plans[2])
+    for step in (0, 1, 13, 20, 26, 39):
+        for plan in plans.values():
+            left: dict[int, list[int]] = {}
+            for rank in range(plan.num_workers):
+                for row in plan.worker_rows(rank, step).to_pylist():
+                    if row["kind"] == "train":
+                        left.setdefault(row["step"], []).extend(row["images"])
+            assert [left[s] for s in sorted(left)] == whole[step:]
+
+
+def test_the_layout_needs_no_images():
+    config = ExperimentConfig(train=TrainConfig(epochs=5, batch_size=4, num_workers=2))
+    train, val = make_index([True] * 30), make_index([True] * 11)
+    plan = RunPlan.from_config(config, train, val)
+    assert layout_of(config, 30, 11) == plan.layout
+    assert plan.layout.num_rows == plan.table.num_rows
+
+
+def test_a_plan_travels_without_the_rows_that_were_made():
+    plan = plan_of([True] * 3000, num_workers=1)
+    size = len(pickle.dumps(plan))
+    table = plan.table
+    assert len(pickle.dumps(plan)) < size + 1000 < table.nbytes
+    assert pickle.loads(pickle.dumps(plan)).take([5, 700]).equals(table.take([5, 700]))
