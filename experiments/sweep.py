@@ -64,6 +64,9 @@ def main(
         int, typer.Option(min=1, help="ASHA stops no trial before this many epochs.")
     ] = 2,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    keep_hopeless_anchors: Annotated[
+        bool, typer.Option(help="Try anchors too that hardly a box of the training set fits.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Carry on the sweep --name.")] = False,
 ) -> None:
     """Compare configurations: Ray Tune draws them, each trial is a training run of its own."""
@@ -86,6 +89,7 @@ def main(
                 max_concurrent=max_concurrent,
                 grace_epochs=grace_epochs,
                 seed=seed,
+                keep_hopeless_anchors=keep_hopeless_anchors,
             )
         outcome = run_sweep(plan, resume=resume)
         finish_sweep(plan, outcome, console=console)

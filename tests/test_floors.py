@@ -26,6 +26,7 @@ FLOORS = {
     "retina_ray.evaluation": 2,
     "retina_ray.train": 3,
     "retina_ray.inference": 3,
+    "retina_ray.inspection": 3,
     "retina_ray.sweep": 4,
     "retina_ray.cli": 5,
     "experiments": 6,
@@ -33,14 +34,15 @@ FLOORS = {
     "datasets": 6,
 }
 
-# Sideways, by name: the config raises the overrides' errors, and a run's own evaluation and the
-# later one of its checkpoint are the same code.
+# Sideways, by name: the config raises the overrides' errors, a run's own evaluation and the later
+# one of its checkpoint are the same code, and a run may start by fitting its anchors to the data.
 SIDEWAYS = {
     ("retina_ray.config", "retina_ray.overrides"): {"retina_ray.overrides"},
     ("retina_ray.inference", "retina_ray.train"): {
         "retina_ray.train.checkpoints",
         "retina_ray.train.validation",
     },
+    ("retina_ray.train", "retina_ray.inspection"): {"retina_ray.inspection.anchors_fit"},
 }
 
 # Of a floor below, a room may be allowed only these parts.
@@ -51,6 +53,7 @@ ONLY = {
 # Where a package may be imported: in these modules and all that lies below them.
 OWNERS = {
     "ray": {
+        "retina_ray.data.parallel",
         "retina_ray.data.pipeline",
         "retina_ray.train",
         "retina_ray.sweep",

@@ -94,7 +94,7 @@ class RetinaNet(nn.Module):
             config: the `model` section.
 
         Raises:
-            ConfigError: `num_classes` is null.
+            ConfigError: `num_classes` is null, or anchors are still to be fitted.
         """
         if config.num_classes is None:
             raise ConfigError(
@@ -103,6 +103,16 @@ class RetinaNet(nn.Module):
                         "model.num_classes",
                         "null: take the number from the data set's class names before building "
                         "the model, or set it",
+                    )
+                ]
+            )
+        if config.anchors.fit != "none":
+            raise ConfigError(
+                [
+                    (
+                        "model.anchors.fit",
+                        f'"{config.anchors.fit}": anchors are fitted to the data set before the '
+                        "model is built; a finished run's config.json has the numbers",
                     )
                 ]
             )

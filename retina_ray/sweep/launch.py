@@ -8,6 +8,7 @@ from rich.console import Console
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.sweep.anchors import anchors_depend_on_trial, prune_anchors
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.report import rank, report_table, write_report
 from retina_ray.sweep.runner import SweepOutcome
@@ -30,8 +31,12 @@ def prepare_sweep(
     max_concurrent: int | None = None,
     grace_epochs: int = 2,
     seed: int = 0,
+    keep_hopeless_anchors: bool = False,
 ) -> SweepPlan:
     """Check the space, the data and the folder, and write the sweep's plan.
+
+    Anchors that hardly a box of the training set fits are left out of the space beforehand, see
+    `retina_ray.sweep.anchors.prune_anchors`.
 
     Raises:
         ConfigError: whatever no trial could be built from; all faults of the space at once.
@@ -45,7 +50,12 @@ def prepare_sweep(
     if exists(uri):
         raise ConfigError(f"{uri} exists: choose another --name, or carry it on with --resume")
     check_space(space, config)
-    complete, train_uri, val_uri = resolve(config, storage)
+    complete, train_uri, val_uri = resolve(
+        config, storage, with_anchors=not anchors_depend_on_trial(space)
+    )
+    space, complete = prune_anchors(
+        space, complete, PreparedDataset.open(train_uri), keep_hopeless=keep_hopeless_anchors
+    )
     plan = SweepPlan(
         name=name,
         uri=uri,

@@ -14,7 +14,9 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
 
-from retina_ray.config import with_overrides
+from retina_ray.config import ExperimentConfig, from_json, with_overrides
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.inspection.anchors_fit import fit_anchors
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.failures import FailureNote, name_cause
@@ -57,7 +59,7 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> 
     """One trial, in the process that Tune started for it."""
     context = tune.get_context()
     trial_id = context.get_trial_name()
-    config = with_overrides(plan.config, decode_params(plan.space, params))
+    config = _config(plan, trial_id, params)
     folder = plan.trial_uri(trial_id)
     spec = RunSpec(
         config=config,
@@ -80,6 +82,17 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> 
         raise
     finally:
         _closed.set()
+
+
+def _config(plan: SweepPlan, trial_id: str, params: dict[str, Any]) -> ExperimentConfig:
+    """The config of a trial; one whose anchors are fitted to the data is fitted only once."""
+    config = with_overrides(plan.config, decode_params(plan.space, params))
+    if config.model.anchors.fit == "none":
+        return config
+    stored = plan.read_trial_file(trial_id, "config.json")
+    if stored is not None:
+        return from_json(ExperimentConfig, stored)
+    return fit_anchors(config, PreparedDataset.open(plan.train_uri))
 
 
 def _report_to_tune(metrics: dict[str, Any], checkpoint_uri: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from retina_ray.config import ConfigError
+from retina_ray.train.errors import HopelessRunError, RunError
 from retina_ray.train.meters import NonFiniteLossError
 from retina_ray.train.storage import filesystem, read_text, write_text
 
@@ -14,14 +15,6 @@ __all__ = ["HOPELESS", "FailureNote", "HopelessRunError", "RunError", "cause_of"
 HOPELESS = (NonFiniteLossError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
 which does the same steps over the same data, would raise again."""
-
-
-class RunError(RuntimeError):
-    """A run ended with an error of its workers; the message is the cause."""
-
-
-class HopelessRunError(RunError):
-    """A run that would end in the same way if it were carried on as it is."""
 
 
 class FailureNote:

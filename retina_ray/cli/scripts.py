@@ -17,8 +17,9 @@ from rich.console import Console
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json, with_overrides
 from retina_ray.data.schema import DataError
+from retina_ray.data.sources import StorageError
 from retina_ray.overrides import parse_assignments
-from retina_ray.train.failures import RunError
+from retina_ray.train.errors import RunError
 
 Named = TypeVar("Named")
 
@@ -85,8 +86,8 @@ def run_name(given: str | None, recipe: str) -> str:
 def clean_exit(console: Console) -> Iterator[None]:
     """Turn a user's fault into its message and exit code 2, Ctrl-C into 130; no traceback.
 
-    A run that failed ends with its cause and exit code 1. Anything else is a fault of this package
-    and keeps its traceback.
+    A run that failed, or a storage that does not answer, ends with its cause and exit code 1.
+    Anything else is a fault of this package and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -96,6 +97,9 @@ def clean_exit(console: Console) -> Iterator[None]:
         raise typer.Exit(USER_FAULT) from None
     except RunError as error:
         _complain(f"the run failed: {error}")
+        raise typer.Exit(FAILED) from None
+    except StorageError as error:
+        _complain(f"error: {error}")
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         console.print("interrupted")

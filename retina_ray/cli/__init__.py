@@ -1,0 +1,23 @@
+"""The command `retina-ray`, and what the scripts of `experiments/` share."""
+
+from retina_ray.cli.scripts import (
+    FAILED,
+    INTERRUPTED,
+    USER_FAULT,
+    clean_exit,
+    load_config,
+    named,
+    run_name,
+    storage_uri,
+)
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "USER_FAULT",
+    "clean_exit",
+    "load_config",
+    "named",
+    "run_name",
+    "storage_uri",
+]

@@ -1,0 +1,58 @@
+"""The recipes of a project, for commands that are not one of its scripts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from retina_ray.config import ConfigError, ExperimentConfig
+
+__all__ = ["RECIPES_FILE", "find_recipes"]
+
+RECIPES_FILE = Path("experiments/recipes.py")
+"""Where recipes are looked for, from the current folder."""
+
+
+def find_recipes(path: Path | None) -> dict[str, Callable[[], ExperimentConfig]]:
+    """Load the recipes of a Python file by its path; its folder need not be a package.
+
+    Args:
+        path: a file that has a dict `RECIPES` of functions by name; None takes
+            `experiments/recipes.py` in the current folder, or no recipes where there is none.
+
+    Returns:
+        The recipes by name.
+
+    Raises:
+        ConfigError: no such file, one that cannot be run, or one without recipes.
+    """
+    if path is None:
+        if not RECIPES_FILE.is_file():
+            return {}
+        path = RECIPES_FILE
+    path = path.expanduser()
+    if not path.is_file():
+        raise ConfigError(f"--recipes {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"_recipes_of_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--recipes {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        sys.modules.pop(spec.name, None)
+        raise ConfigError(
+            f"--recipes {path}: cannot be run ({type(error).__name__}: {error})"
+        ) from error
+    recipes = getattr(module, "RECIPES", None)
+    if not isinstance(recipes, dict) or not all(map(callable, recipes.values())):
+        raise ConfigError(
+            f"--recipes {path}: has no RECIPES, a dict of functions by name "
+            "(see experiments/recipes.py)"
+        )
+    return recipes

@@ -1,0 +1,1 @@
+"""Pages and analyses of data sets, made before any training."""
