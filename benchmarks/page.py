@@ -33,6 +33,7 @@ class Page:
         """
         self._console = Console(width=max(110, Console().width))
         self._load = load()
+        self._on_gpu = device.type == "cuda"
         self._blocks = [f"# {question}", f"    {_command()}", _machine(device, threads)]
         self._console.print(f"[bold]{question}[/bold]")
         self._console.print(_machine(device, threads), highlight=False, markup=False)
@@ -63,8 +64,11 @@ class Page:
         if out is None:
             return
         at = f"Load average of a minute at the start {self._load}, at the end {load()}."
+        blocks = [*self._blocks, at]
+        if not self._on_gpu:
+            blocks.append("Not measured on a GPU: `--device cuda` does so where there is one.")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n\n".join([*self._blocks, at]) + "\n")
+        out.write_text("\n\n".join(blocks) + "\n")
         self._console.print(f"written: {out}")
 
 
