@@ -15,6 +15,7 @@ from retina_ray.sweep.rows import (
 
 __all__ = ["failure_notes", "one_line", "report_notes", "summary"]
 
+BAD_IMAGES = "data/bad_images"
 _MAX_REASON = 200  # letters
 
 
@@ -48,6 +49,13 @@ def report_notes(
         )
     if any(value is None for row in rows for value in row.params.values()):
         notes.append("- in place of a setting: it had no effect in that trial.")
+    counts = [max((e.get(BAD_IMAGES, 0) for e in row.history), default=0) for row in rows]
+    if max(counts, default=0) > 0:
+        trials = sum(count > 0 for count in counts)
+        notes.append(
+            f"Images could not be decoded and were replaced, in {trials} of {len(rows)} trials, at "
+            f"most {max(counts):.0f} in one: bad_images.json in the folder of a trial names them."
+        )
     if scored:
         notes.append(_noise_note(rows))
     if num_val_images is not None:

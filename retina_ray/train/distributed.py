@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_objects", "is_active", "mean", "rank", "world_size"]
+__all__ = ["gather_objects", "is_active", "mean", "rank", "union", "world_size"]
 
 
 def is_active() -> bool:
@@ -46,6 +46,20 @@ def gather_objects(value: Any) -> list[Any] | None:
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, gathered)
     return gathered
+
+
+def union(values: dict[str, str], device: torch.device) -> dict[str, str]:
+    """Merge a dict of every worker; the same on each of them (waits for the device).
+
+    Where all are empty, which is the rule, one number is exchanged.
+    """
+    if not is_active():
+        return values
+    if not bool(mean(torch.tensor(float(len(values)), device=device)) > 0):
+        return {}
+    gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, values)
+    return {key: value for one in gathered for key, value in one.items()}
 
 
 def set_cuda_device(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HopelessRunError", "RunError"]
+__all__ = ["HopelessRunError", "RunError", "TooManyBadImagesError"]
 
 
 class RunError(RuntimeError):
@@ -11,3 +11,7 @@ class RunError(RuntimeError):
 
 class HopelessRunError(RunError):
     """A run that would end in the same way if it were carried on as it is."""
+
+
+class TooManyBadImagesError(RuntimeError):
+    """More images could not be decoded than `input.max_bad_fraction` allows."""

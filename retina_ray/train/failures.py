@@ -6,13 +6,13 @@ import contextlib
 from typing import Any
 
 from retina_ray.config import ConfigError
-from retina_ray.train.errors import HopelessRunError, RunError
+from retina_ray.train.errors import HopelessRunError, RunError, TooManyBadImagesError
 from retina_ray.train.meters import NonFiniteLossError
 from retina_ray.train.storage import filesystem, read_text, write_text
 
 __all__ = ["HOPELESS", "FailureNote", "HopelessRunError", "RunError", "cause_of", "name_cause"]
 
-HOPELESS = (NonFiniteLossError, ConfigError)
+HOPELESS = (NonFiniteLossError, TooManyBadImagesError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
 which does the same steps over the same data, would raise again."""
 

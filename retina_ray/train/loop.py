@@ -59,8 +59,11 @@ class Host(Protocol):
     def log_step(self, metrics: dict[str, float], *, step: int) -> None:
         """Take the training figures of a logging interval (rank 0 only)."""
 
-    def saw_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        """Take the (file name, reason) of images that the stream had to replace (every rank)."""
+    def saw_bad_images(self, bad: dict[str, str]) -> None:
+        """Take file names and reasons of images that the stream of any worker had to replace.
+
+        Called with the same on every rank, so what it raises is raised by all of them at once.
+        """
 
     def evaluated(self, result: RoundResult, *, step: int) -> dict[str, float]:
         """Score the gathered predictions of a validation round (rank 0 only)."""
@@ -110,6 +113,7 @@ class TrainingLoop:
             self.device.type, enabled=config.train.precision == "fp16"
         )
         self._wrapped: nn.Module = self.model
+        self._bad_images: dict[str, str] = {}  # of this worker, since it last shared them
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this run."""
@@ -156,6 +160,7 @@ class TrainingLoop:
 
         Raises:
             NonFiniteLossError: a loss term became NaN or infinite (on every worker at once).
+            TooManyBadImagesError: too many images could not be decoded (likewise).
         """
         self._wrap()
         self.model.train()
@@ -164,8 +169,7 @@ class TrainingLoop:
         waiting = time.perf_counter()
         for planned in batches:
             meter.waited(time.perf_counter() - waiting)
-            if planned.batch.bad_images:
-                self.host.saw_bad_images(planned.batch.bad_images)
+            self._bad_images.update(planned.batch.bad_images)
             if planned.kind == "train":
                 losses = self._train_step(planned)
                 meter.update(losses)
@@ -233,7 +237,11 @@ class TrainingLoop:
             self.host.log_step(metrics, step=self.step)
 
     def _check(self, meter: StepMeter) -> None:
-        """Stop on every worker alike if a loss since the last look was not finite."""
+        """Stop on every worker alike if a loss since the last look was not finite.
+
+        Or if too many images could not be decoded.
+        """
+        self._share_bad_images()
         bad = meter.non_finite_terms()
         if bad:
             raise NonFiniteLossError(
@@ -243,8 +251,15 @@ class TrainingLoop:
                 "schedule.warmup_steps or clip harder (optimizer.clip_threshold)"
             )
 
+    def _share_bad_images(self) -> None:
+        new = distributed.union(self._bad_images, self.device)
+        self._bad_images = {}
+        if new:
+            self.host.saw_bad_images(new)
+
     def _end_round(self, round_: ValidationRound, epoch: int) -> None:
         """Gather, score, keep a checkpoint, report."""
+        self._share_bad_images()
         gathered = round_.gather()
         metrics = {}
         if distributed.rank() == 0:

@@ -7,6 +7,7 @@ driver's own process), and without Ray at all (`batches` given by the caller).
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
@@ -24,6 +25,7 @@ from retina_ray.data.unpack import PlannedBatch
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.train import distributed
 from retina_ray.train.checkpoints import Checkpoint, CheckpointMeta, load_checkpoint
+from retina_ray.train.errors import TooManyBadImagesError
 from retina_ray.train.loop import TrainingLoop
 from retina_ray.train.samples import to_pictures
 from retina_ray.train.spec import RunInputs, RunSpec
@@ -32,6 +34,9 @@ from retina_ray.train.tracking import Status, Tracker, open_tracker
 from retina_ray.train.validation import RoundResult
 
 logger = logging.getLogger(__name__)
+
+BAD_IMAGES = "data/bad_images"
+"""Metric: images that could not be decoded so far. Their names are in `bad_images.json`."""
 
 Report = Callable[[dict[str, Any], str], None]
 
@@ -61,6 +66,7 @@ def run_worker(
     Raises:
         ConfigError: the checkpoint was trained on other data.
         NonFiniteLossError: the loss was NaN or infinite.
+        TooManyBadImagesError: more images than `input.max_bad_fraction` could not be decoded.
     """
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(spec.config.train.cpus_per_worker)))
@@ -125,24 +131,27 @@ class _Host:
             resume_step=self.start_step if self.start_step > 0 else None,
         )
 
-    def saw_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        for file_name, reason in bad:
-            if file_name not in self._bad_images:
-                self._bad_images[file_name] = reason
+    def saw_bad_images(self, bad: dict[str, str]) -> None:
+        new = {name: reason for name, reason in bad.items() if name not in self._bad_images}
+        self._bad_images.update(new)
+        if self._tracker is not None and new:
+            for file_name, reason in new.items():
                 logger.warning("%s could not be decoded and was replaced: %s", file_name, reason)
+            note_bad_images(self._folder, new)
         limit = self.spec.config.input.max_bad_fraction * self.inputs.train.info.num_images
         if len(self._bad_images) > max(limit, 0):
             some = "; ".join(f"{f}: {r}" for f, r in list(self._bad_images.items())[:5])
-            raise RuntimeError(
+            raise TooManyBadImagesError(
                 f"{len(self._bad_images)} images could not be decoded, more than "
-                f"input.max_bad_fraction = {self.spec.config.input.max_bad_fraction} allows; "
-                f"the first: {some}"
+                f"input.max_bad_fraction = {self.spec.config.input.max_bad_fraction} of "
+                f"{self.inputs.train.info.num_images} allows; the first: {some}. Repair the data "
+                "set (retina-ray data check names all of them), or raise the limit"
             )
 
     def log_step(self, metrics: dict[str, float], *, step: int) -> None:
         assert self._tracker is not None
         if self._bad_images:
-            metrics = {**metrics, "data/bad_images": float(len(self._bad_images))}
+            metrics = {**metrics, BAD_IMAGES: float(len(self._bad_images))}
         self._tracker.log(metrics, step=step)
 
     def evaluated(self, result: RoundResult, *, step: int) -> dict[str, float]:
@@ -158,6 +167,8 @@ class _Host:
             result.results,
             max_detections=self.spec.config.inference.max_detections,
         ).as_metrics()
+        if self._bad_images:
+            metrics[BAD_IMAGES] = float(len(self._bad_images))
         epoch = step / self.inputs.layout.steps_per_epoch
         self._tracker.log({**metrics, "train/epoch": epoch}, step=step)
         names = self.inputs.val.class_names
@@ -203,6 +214,16 @@ class _Host:
         """Bring the local tracking files to a remote run folder."""
         if is_uri(self.spec.run_uri):
             pafs.copy_files(str(self._folder), self.spec.run_uri)
+
+
+def note_bad_images(folder: Path, new: dict[str, str]) -> None:
+    """Add images and the reasons why they could not be decoded to a run's `bad_images.json`."""
+    path = folder / "bad_images.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**known, **new}, indent=1))
 
 
 def _tracking_folder(run_uri: str) -> Path:

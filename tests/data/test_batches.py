@@ -405,3 +405,47 @@ class _Reading:
     def __init__(self, dataset: PreparedDataset, read_row_group) -> None:
         self.num_classes = dataset.num_classes
         self.read_row_group = read_row_group
+
+
+# Mixed images, and repeats
+
+
+def test_a_mixed_row_holds_the_boxes_of_all_its_images(sets):
+    loader = make_loader(*sets, augmenter=Augmenter(mosaic_scale=(0.5, 0.5), min_visible=0.01))
+    alone = unpack_batch(loader.load(train_row([0, 4]))).batch
+    row = train_row([0, 4]) | {"partners": [[1, 2, 3], [6]]}
+    mixed = unpack_batch(loader.load(row)).batch
+    assert mixed.image_ids == alone.image_ids
+    assert mixed.images.sizes.tolist() == alone.images.sizes.tolist()
+    assert not torch.equal(mixed.images.pixels[0], alone.images.pixels[0])
+    assert not torch.equal(mixed.images.pixels[1], alone.images.pixels[1])
+    counts = [(b.targets.labels >= 0).sum(1).tolist() for b in (alone, mixed)]
+    blended = unpack_batch(loader.load(train_row([6]))).batch
+    assert counts[1][1] == counts[0][1] + int((blended.targets.labels >= 0).sum())
+    again = unpack_batch(loader.load(row)).batch
+    assert torch.equal(again.images.pixels, mixed.images.pixels)
+    assert torch.equal(again.targets.boxes, mixed.targets.boxes)
+
+
+def test_a_bad_image_is_left_out_of_the_one_that_it_was_to_be_mixed_into(damaged):
+    loader = make_loader(damaged)
+    alone = unpack_batch(loader.load(train_row([0, 3]))).batch
+    row = train_row([0, 3]) | {"partners": [[1], [4, 6, 2]]}
+    batch = unpack_batch(loader.load(row)).batch
+    assert batch.image_ids == [500, 503]
+    assert torch.equal(batch.images.pixels, alone.images.pixels)
+    assert [name for name, _ in batch.bad_images] == ["001.png", "002.png"]
+    # A bad image itself is replaced, whatever was to be mixed into it.
+    batch = unpack_batch(loader.load(train_row([0, 1]) | {"partners": [[], [3]]})).batch
+    assert batch.image_ids == [500, 500]
+
+
+def test_repeats_of_an_image_are_changed_differently(sets):
+    loader = make_loader(*sets, augmenter=Augmenter(scale_jitter=(0.5, 2)))
+    row = train_row([0, 0, 0])
+    alike = unpack_batch(loader.load(row)).batch.images.pixels
+    assert torch.equal(alike[0], alike[1])
+    pixels = unpack_batch(loader.load(row | {"repeats": [0, 1, 2]})).batch.images.pixels
+    assert torch.equal(pixels[0], alike[0])
+    assert not torch.equal(pixels[0], pixels[1])
+    assert not torch.equal(pixels[1], pixels[2])

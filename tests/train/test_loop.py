@@ -1,16 +1,21 @@
 import functools
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import Killed, small_config
 
 from retina_ray.config import ConfigError, with_overrides
-from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.schema import record_from_row
+from retina_ray.data.shards import PreparedDataset, ShardWriter
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.train import compilation
 from retina_ray.train.checkpoints import load_checkpoint
+from retina_ray.train.errors import TooManyBadImagesError
+from retina_ray.train.failures import HOPELESS
 from retina_ray.train.loop import NonFiniteLossError
 from retina_ray.train.metrics_file import read_metrics
 
@@ -187,3 +192,41 @@ def test_faults_of_the_model_are_not_taken_for_the_compilers():
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         model(torch.zeros(4, 7))
     assert set(model.state_dict()) == {"weight", "bias"}
+
+
+# Images that cannot be decoded
+
+
+@pytest.fixture
+def damaged_pictures(tmp_path, eight_pictures):
+    """The eight pictures, two of which are no images any more."""
+    folder = tmp_path / "damaged"
+    source = PreparedDataset.open(eight_pictures)
+    with ShardWriter(folder, name="t", split="x", categories=source.info.categories) as writer:
+        for number, row in enumerate(source.read_row_group(0, 0).to_pylist()):
+            record = record_from_row(row)
+            writer.add(replace(record, image=b"noise") if number in (2, 5) else record)
+    names = source.annotations()["file_name"].to_pylist()
+    return str(folder), {names[2], names[5]}
+
+
+def test_bad_images_are_counted_and_named(harness, damaged_pictures):
+    folder, names = damaged_pictures
+    config = small_config(**{"input.max_bad_fraction": 0.25})
+    harness.run(harness.spec(config, train_uri=folder))
+    counts = [r["metrics"].get("data/bad_images", 0) for r in figures(harness)]
+    assert max(counts) == 2
+    assert counts[-1] == 2, "the last evaluation says it"
+    named = json.loads((harness.root / "run" / "bad_images.json").read_text())
+    assert set(named) == names
+    assert all("not an image" in reason for reason in named.values())
+    assert harness.reports[-1][0]["data/bad_images"] == 2
+
+
+def test_too_many_bad_images_end_the_run_with_their_names(harness, damaged_pictures):
+    folder, names = damaged_pictures
+    config = small_config(**{"input.max_bad_fraction": 0.2})
+    with pytest.raises(TooManyBadImagesError, match=r"0\.2 of 8 allows") as caught:
+        harness.run(harness.spec(config, train_uri=folder))
+    assert isinstance(caught.value, HOPELESS), "a restart would meet them again"
+    assert all(name in str(caught.value) for name in names)
