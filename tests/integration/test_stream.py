@@ -1,0 +1,124 @@
+"""The stream of a run through Ray Data: whose rows, in which order, byte for byte the same."""
+
+import hashlib
+import threading
+
+import pytest
+import ray
+from ray.data import ExecutionResources
+
+from retina_ray.config import with_overrides
+from retina_ray.data.batches import BatchLoader
+from retina_ray.data.local import iterate
+from retina_ray.data.pipeline import (
+    NUMBERS_PER_TASK,
+    BlockNumbers,
+    execution_options,
+    expect_order,
+    iterate_shard,
+    stream,
+)
+from retina_ray.data.plan import RunPlan
+from retina_ray.data.shards import PreparedDataset
+
+pytestmark = pytest.mark.ray
+
+EVERYTHING = {
+    "rotate_90": True,
+    "crop_prob": 0.5,
+    "scale_jitter": (0.5, 1.5),
+    "mosaic_prob": 0.3,
+    "mixup_prob": 0.3,
+    "brightness": 0.3,
+    "hue": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def small_ray():
+    ray.init(num_cpus=4, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dataset(pictures):
+    return PreparedDataset.open(pictures)
+
+
+def make(config, dataset):
+    index = dataset.index()
+    plan = RunPlan.from_config(config, index, index, dataset.image_classes())
+    return plan, BatchLoader.from_config(config, dataset, dataset, index, index)
+
+
+def digest(planned) -> tuple[int, str]:
+    """Plan index and a hash of all that a worker gets of a batch."""
+    batch = planned.batch
+    content = hashlib.sha256(batch.images.pixels.contiguous().numpy().tobytes())
+    for part in (batch.images.sizes, batch.targets.boxes, batch.targets.labels):
+        content.update(part.numpy().tobytes())
+    content.update(repr((batch.image_ids, planned.kind, planned.step)).encode())
+    return batch.plan_index, content.hexdigest()
+
+
+def streamed(plan, loader, *, start_step=0, tasks=None):
+    """What each worker gets, the workers side by side."""
+    dataset = stream(plan, loader, batch_bytes=3 * 64 * 64 * 4, start_step=start_step)
+    if tasks is not None:
+        options = execution_options()
+        options.resource_limits = ExecutionResources(cpu=tasks)
+        dataset.context.execution_options = options
+    if plan.num_workers == 1:
+        return [[digest(p) for p in iterate_shard(dataset)]]
+    got = [[] for _ in range(plan.num_workers)]
+    shards = dataset.streaming_split(plan.num_workers, equal=True)
+
+    def consume(rank):
+        mine = plan.layout.worker_rows(rank, start_step)
+        got[rank].extend(digest(p) for p in expect_order(iterate_shard(shards[rank]), mine))
+
+    threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(plan.num_workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return got
+
+
+def test_the_same_bytes_whoever_decodes_and_after_a_resume(small_ray, dataset, tiny_config):
+    config = with_overrides(
+        tiny_config(**{"train.epochs": 3, "input.sampling": "class_balanced"}),
+        {f"input.augment.{name}": value for name, value in EVERYTHING.items()},
+    )
+    plan, loader = make(config, dataset)
+    expected = [digest(p) for p in iterate(plan.worker_rows(0), loader, num_threads=3)]
+    assert [index for index, _ in expected] == list(range(len(plan)))
+    assert len({content for _, content in expected}) > plan.num_steps
+    assert streamed(plan, loader, tasks=1) == [expected]
+    assert streamed(plan, loader, tasks=4) == [expected]
+    for step in (2, plan.steps_per_epoch, 5):
+        first = plan.first_row(step)
+        assert streamed(plan, loader, start_step=step) == [expected[first:]]
+
+
+def test_each_worker_gets_its_rows_in_their_order(small_ray, dataset, tiny_config):
+    config = tiny_config(**{"train.num_workers": 2, "train.epochs": 15})
+    plan, loader = make(config, dataset)
+    whole = dict(digest(p) for p in iterate(plan.table, loader))
+    for start_step in (0, 7):
+        first = plan.first_row(start_step)
+        for rank, got in enumerate(streamed(plan, loader, start_step=start_step)):
+            assert [index for index, _ in got] == list(range(first + rank, len(plan), 2))
+            assert all(whole[index] == content for index, content in got)
+
+
+def test_many_blocks_are_named_by_few_tasks(small_ray):
+    num_blocks = 2 * NUMBERS_PER_TASK + 7
+    source = BlockNumbers(num_blocks)
+    tasks = source.get_read_tasks(1)
+    assert len(tasks) == 3
+    numbers = [n for task in tasks for table in task() for n in table["id"].to_pylist()]
+    assert numbers[:num_blocks] == list(range(num_blocks))
+    assert len(numbers) - num_blocks < 3, "padding so that all tasks name equally many"
+    assert [len(t["id"]) for task in tasks for t in task()] == [len(numbers) // 3] * 3
