@@ -15,7 +15,6 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import torch
 import typer
 from measure import OutOption, QuickOption, Spread
 from page import Page
@@ -75,7 +74,7 @@ def main(
     out: OutOption = None,
 ) -> None:
     """Count the padding of COCO's sizes."""
-    page = Page("How much of a batch is padding?", device=torch.device("cpu"), threads=1)
+    page = Page("How much of a batch is padding?", device=None, threads=1)
     drawn = 2_000 if quick else 118_000
     sets = {f"{drawn:,} sizes drawn like COCO's": coco_like_sizes(drawn)}
     if coco is not None:

@@ -23,17 +23,17 @@ __all__ = ["Page"]
 class Page:
     """Prints figures as they come, and keeps them for a markdown file."""
 
-    def __init__(self, question: str, *, device: torch.device, threads: int) -> None:
+    def __init__(self, question: str, *, device: torch.device | None, threads: int) -> None:
         """Print what is asked, and on what.
 
         Args:
             question: what the benchmark answers.
-            device: where it computes.
+            device: where it computes; None: a question that is none of a GPU's.
             threads: of torch.
         """
         self._console = Console(width=max(110, Console().width))
         self._load = load()
-        self._on_gpu = device.type == "cuda"
+        self._lacks_gpu = device is not None and device.type != "cuda"
         self._blocks = [f"# {question}", f"    {_command()}", _machine(device, threads)]
         self._console.print(f"[bold]{question}[/bold]")
         self._console.print(_machine(device, threads), highlight=False, markup=False)
@@ -65,7 +65,7 @@ class Page:
             return
         at = f"Load average of a minute at the start {self._load}, at the end {load()}."
         blocks = [*self._blocks, at]
-        if not self._on_gpu:
+        if self._lacks_gpu:
             blocks.append("Not measured on a GPU: `--device cuda` does so where there is one.")
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n\n".join(blocks) + "\n")
@@ -81,7 +81,7 @@ def _command() -> str:
     return shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
 
 
-def _machine(device: torch.device, threads: int) -> str:
+def _machine(device: torch.device | None, threads: int) -> str:
     """Versions and hardware."""
     parts = [
         date.today().isoformat(),
@@ -91,7 +91,7 @@ def _machine(device: torch.device, threads: int) -> str:
         "detectron2 " + ("found" if importlib.util.find_spec("detectron2") else "not installed"),
         f"{_cpu_model()}, {os.cpu_count()} cores, {threads} threads used",
     ]
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         parts.append(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}")
     return "; ".join(parts) + "."
 

@@ -225,7 +225,7 @@ def measure_stream(page: Page, num_images: int, real: PreparedDataset, num_rows:
 
 def main(quick: QuickOption = False, out: OutOption = None) -> None:
     """Plan and stream data sets of up to two million images."""
-    page = Page("Does a very large data set fit?", device=CPU, threads=1)
+    page = Page("Does a very large data set fit?", device=None, threads=1)
     sizes = (2_000, 4_000) if quick else SIZES
     medians = measure_planning(page, sizes, 1 if quick else 5)
     per_image = medians[sizes[-1]] / sizes[-1]
