@@ -8,13 +8,11 @@ Needs pyarrow only: no PyTorch.
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -34,11 +32,6 @@ __all__ = [
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_RETRY_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_WORTH_SAYING_S = 4.0
-_FINAL_ANSWERS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID")
-
-_log = logging.getLogger(__name__)
 
 _LOCAL_THREADS = 8
 _REMOTE_THREADS = 16
@@ -58,10 +51,6 @@ class SourceFileError(ValueError):
         super().__init__(kind, message)
         self.kind = kind
         self.message = message
-
-
-class StorageError(Exception):
-    """A remote storage did not answer, for as long as it was asked: no fault of the data."""
 
 
 def resolve_inside(folder: Path, file_name: str) -> Path:
@@ -217,9 +206,6 @@ class SourceFolder:
             with resolve_inside(self._base, name).open("rb") as file:
                 return file.read(-1 if num_bytes is None else num_bytes)
         check_file_name(name)
-        return _patiently(partial(self._read_remote, name, num_bytes), f"{self}/{name}")
-
-    def _read_remote(self, name: str, num_bytes: int | None) -> bytes:
         filesystem, base = self._opened
         with filesystem.open_input_file(f"{base}/{name}") as file:
             return file.read() if num_bytes is None else file.read_at(num_bytes, 0)
@@ -267,26 +253,3 @@ def check_file_name(file_name: str) -> None:
     parts = PurePosixPath(file_name.replace("\\", "/")).parts
     if absolute or ".." in parts:
         raise SourceFileError(_LEAVES, f"{file_name!r}: {_HINT}")
-
-
-def _patiently(read: Callable[[], bytes], uri: str) -> bytes:
-    """Ask a storage again where it does not answer: networks have gaps of some seconds.
-
-    Raises:
-        StorageError: it did not answer to the last.
-        OSError: the file is not there, or not to be read by us: asking again would not help.
-    """
-    for delay_s in (*_RETRY_AFTER_S, None):
-        try:
-            return read()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            if any(word in str(error) for word in _FINAL_ANSWERS):
-                raise
-            if delay_s is None:
-                raise StorageError(f"{uri}: the storage does not answer: {error}") from error
-            level = logging.WARNING if delay_s >= _WORTH_SAYING_S else logging.DEBUG
-            _log.log(level, "%s: asked again in %g s: %s", uri, delay_s, error)
-            time.sleep(delay_s)
-    raise AssertionError("the last attempt returns or raises")

@@ -1,13 +1,25 @@
-"""Small files and folders of a run, on a local disk or any `pyarrow.fs` URI."""
+"""Small files and folders of a run, on a local disk or any `pyarrow.fs` URI.
+
+A remote storage is waited for, see `retina_ray.data.patience`.
+"""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-__all__ = ["exists", "filesystem", "is_uri", "read_text", "write_text"]
+from retina_ray.data.dataset_info import open_filesystem
+
+__all__ = [
+    "copy_down",
+    "copy_up",
+    "exists",
+    "filesystem",
+    "is_uri",
+    "read_text",
+    "write_text",
+]
 
 
 def is_uri(path: str) -> bool:
@@ -16,10 +28,12 @@ def is_uri(path: str) -> bool:
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds `uri`, and the path inside it."""
-    if is_uri(uri):
-        return pafs.FileSystem.from_uri(uri)
-    return pafs.LocalFileSystem(), os.path.abspath(Path(uri).expanduser())
+    """The file system that holds `uri`, and the path inside it.
+
+    Raises:
+        DataError: the URI's scheme is unknown.
+    """
+    return open_filesystem(uri)
 
 
 def exists(uri: str) -> bool:
@@ -47,3 +61,25 @@ def write_text(uri: str, text: str) -> None:
         file.write(text.encode())
     if is_local:
         Path(target).replace(path)
+
+
+def copy_up(folder: Path, uri: str) -> None:
+    """Copy what a local folder holds to the folder `uri`, over what is there."""
+    fs, path = filesystem(uri)
+    pafs.copy_files(
+        str(folder),
+        path,
+        source_filesystem=pafs.LocalFileSystem(),
+        destination_filesystem=fs,
+    )
+
+
+def copy_down(uri: str, file: Path) -> bool:
+    """Copy the file `uri` to a local one; False where there is none."""
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type != pafs.FileType.File:
+        return False
+    with fs.open_input_file(path) as source, file.open("wb") as sink:
+        while piece := source.read(2**24):
+            sink.write(piece)
+    return True

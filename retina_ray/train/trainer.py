@@ -9,6 +9,7 @@ Two ways to host the same worker function:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -19,6 +20,7 @@ import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from retina_ray.data.patience import StorageError
 from retina_ray.data.pipeline import execution_options, expect_order, iterate_shard, stream
 from retina_ray.train import distributed
 from retina_ray.train.failures import (
@@ -31,6 +33,7 @@ from retina_ray.train.failures import (
 )
 from retina_ray.train.resources import Footprint
 from retina_ray.train.spec import RunInputs, RunSpec
+from retina_ray.train.storage import filesystem
 from retina_ray.train.worker import Report, run_worker
 
 SHARD = "run"
@@ -53,6 +56,7 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
     """
     train, note = spec.config.train, FailureNote(spec.run_uri)
     note.clear()
+    storage, path = filesystem(f"{spec.run_uri}/ray_train")
     trainer = TorchTrainer(
         _worker_in_group,
         train_loop_config={"spec": spec},
@@ -68,7 +72,8 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
         torch_config=TorchConfig(backend="nccl" if footprint.use_gpu else "gloo"),
         run_config=RunConfig(
             name=spec.run_id,
-            storage_path=f"{spec.run_uri}/ray_train",
+            storage_path=path,
+            storage_filesystem=storage,
             failure_config=FailureConfig(max_failures=train.max_failures),
             callbacks=callbacks or [],
         ),
@@ -76,7 +81,8 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
     try:
         _fit(trainer)
     except ray.train.TrainingFailedError as error:
-        note.write(cause_of(error))
+        with contextlib.suppress(StorageError):  # which may be what ended the run
+            note.write(cause_of(error))
         raise RunError(cause_of(error)) from error
     reason = note.read()
     if reason is not None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 
 from retina_ray.config import ConfigError
@@ -29,7 +28,7 @@ from retina_ray.train.errors import TooManyBadImagesError
 from retina_ray.train.loop import TrainingLoop
 from retina_ray.train.samples import to_pictures
 from retina_ray.train.spec import RunInputs, RunSpec
-from retina_ray.train.storage import is_uri
+from retina_ray.train.storage import copy_down, copy_up, is_uri
 from retina_ray.train.tracking import Status, Tracker, open_tracker
 from retina_ray.train.validation import RoundResult
 
@@ -195,6 +194,8 @@ class _Host:
                     wandb_run_id=self.spec.run_id,
                 ),
             )
+            # The record first: a run that goes on from the checkpoint cuts what is beyond it.
+            self._upload()
             uri = self.spec.checkpoints.save(checkpoint, metric=metrics.get("val/AP"))
             metrics = {
                 **metrics,
@@ -202,7 +203,6 @@ class _Host:
                 "step": step,
                 "elapsed_s": time.time() - self._started,
             }
-            self._upload()
         self.report(metrics, uri)
 
     def close(self, status: Status) -> None:
@@ -213,7 +213,7 @@ class _Host:
     def _upload(self) -> None:
         """Bring the local tracking files to a remote run folder."""
         if is_uri(self.spec.run_uri):
-            pafs.copy_files(str(self._folder), self.spec.run_uri)
+            copy_up(self._folder, self.spec.run_uri)
 
 
 def note_bad_images(folder: Path, new: dict[str, str]) -> None:
@@ -232,6 +232,5 @@ def _tracking_folder(run_uri: str) -> Path:
         return Path(run_uri)
     folder = Path(tempfile.gettempdir()) / f"retina_ray_{os.getpid()}_{abs(hash(run_uri)):x}"
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        pafs.copy_files(f"{run_uri}/metrics.jsonl", str(folder / "metrics.jsonl"))
+    copy_down(f"{run_uri}/metrics.jsonl", folder / "metrics.jsonl")
     return folder

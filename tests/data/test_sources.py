@@ -4,11 +4,11 @@ import pytest
 
 from retina_ray.data.dataset_info import join_uri, parent_uri, shown_uri
 from retina_ray.data.image_files import read_image_file
+from retina_ray.data.patience import StorageError
 from retina_ray.data.schema import DataError
 from retina_ray.data.sources import (
     SourceFileError,
     SourceFolder,
-    StorageError,
     map_ahead,
     read_file,
 )
@@ -118,45 +118,19 @@ def test_map_ahead_keeps_the_order_and_passes_errors_on(is_local):
         list(map_ahead(lambda i: 1 // i, [2, 1, 0], is_local=is_local))
 
 
-class Storage:
-    """A remote storage that fails some times before it answers."""
+def raising(error):
+    def read_bytes(*_):
+        raise error
 
-    def __init__(self, failures) -> None:
-        self.failures = list(failures)
-
-    def read(self) -> bytes:
-        if self.failures:
-            raise self.failures.pop(0)
-        return b"content"
+    return read_bytes
 
 
-@pytest.fixture
-def waits(monkeypatch) -> list[float]:
-    """The seconds that would have been waited."""
-    done: list[float] = []
-    monkeypatch.setattr("time.sleep", done.append)
-    return done
-
-
-GONE = OSError("AWS Error NETWORK_CONNECTION during HeadObject operation")
-
-
-def test_storage_that_comes_back_is_waited_for(tmp_path, monkeypatch, waits):
-    storage = Storage([GONE, GONE, GONE])
-    folder = SourceFolder(f"fsspec+memory://{tmp_path}")
-    monkeypatch.setattr(folder, "_read_remote", lambda *_: storage.read())
-    assert folder.read_bytes("a.jpg") == b"content"
-    assert waits == [0.5, 1, 2]
-
-
-def test_storage_that_stays_away_is_no_fault_of_the_image(tmp_path, monkeypatch, waits):
+def test_storage_that_stays_away_is_no_fault_of_the_image(tmp_path, monkeypatch):
     """Otherwise an outage would drop images, where those that are bad may be dropped."""
-    storage = Storage([GONE] * 99)
     folder = SourceFolder(f"fsspec+memory://{tmp_path}")
-    monkeypatch.setattr(folder, "_read_remote", lambda *_: storage.read())
-    with pytest.raises(StorageError, match=r"a\.jpg: the storage does not answer: AWS Error"):
+    monkeypatch.setattr(folder, "read_bytes", raising(StorageError("gone")))
+    with pytest.raises(StorageError, match="gone"):
         read_image_file(folder, "a.jpg")
-    assert sum(waits) == 63.5
 
 
 @pytest.mark.parametrize(
@@ -167,14 +141,12 @@ def test_storage_that_stays_away_is_no_fault_of_the_image(tmp_path, monkeypatch,
         (OSError("AWS Error ACCESS_DENIED during GetObject operation"), "unreadable image"),
     ],
 )
-def test_answers_that_will_not_change_are_taken(tmp_path, monkeypatch, waits, error, kind):
-    storage = Storage([error])
+def test_what_cannot_be_had_is_a_fault_of_the_image(tmp_path, monkeypatch, error, kind):
     folder = SourceFolder(f"fsspec+memory://{tmp_path}")
-    monkeypatch.setattr(folder, "_read_remote", lambda *_: storage.read())
+    monkeypatch.setattr(folder, "read_bytes", raising(error))
     with pytest.raises(SourceFileError) as caught:
         read_image_file(folder, "a.jpg")
     assert caught.value.kind == kind
-    assert waits == []
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms.v2.functional import resize
 
 from retina_ray.data.transforms import (
     DecodeError,
@@ -167,12 +169,38 @@ def test_decode_faults_say_why():
         decode_image(encode(smooth_picture(8, 16), ".bmp"), expected_size=(16, 8))
 
 
-def test_resize_shrinks_by_areas():
-    stripes = np.zeros((4, 8, 3), np.uint8)
+@pytest.mark.parametrize("factor", [2, 4])
+def test_shrinking_does_not_alias(factor):
+    stripes = np.zeros((8, 16, 3), np.uint8)
     stripes[:, ::2] = 200
-    np.testing.assert_array_equal(resize_image(stripes, 2, 4), np.full((2, 4, 3), 100))
-    assert resize_image(stripes, 4, 8) is stripes
+    small = resize_image(stripes, 8 // factor, 16 // factor)
+    np.testing.assert_array_equal(small, np.full((8 // factor, 16 // factor, 3), 100))
+    assert resize_image(stripes, 8, 16) is stripes
     assert resize_image(stripes, 9, 17).shape == (9, 17, 3)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (41, 55), (50, 41), (40, 79), (31, 41), (39, 39)])
+def test_shrinking_is_near_to_antialiased_resizing(size):
+    rng = np.random.default_rng(0)
+    picture = cv2.GaussianBlur(rng.integers(0, 256, (60, 80, 3), np.uint8), (3, 3), 1.0)
+    expected = resize(
+        torch.from_numpy(picture).permute(2, 0, 1).double(), list(size), antialias=True
+    )
+    apart = np.abs(resize_image(picture, *size) - expected.permute(1, 2, 0).numpy())
+    plain = np.abs(
+        cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
+        - expected.permute(1, 2, 0).numpy()
+    )
+    assert apart.mean() < 3
+    if min(60 / size[0], 80 / size[1]) > 1.4:
+        assert apart.mean() < 0.5 * plain.mean()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 1), (5, 40)])
+def test_a_flat_picture_stays_flat(size):
+    for source in ((1, 1), (1, 60), (9, 1), (9, 60)):
+        flat = np.full((*source, 3), 77, np.uint8)
+        np.testing.assert_array_equal(resize_image(flat, *size), np.full((*size, 3), 77))
 
 
 def test_flip_boxes_by_hand():

@@ -1,0 +1,182 @@
+"""Training with data and run folder on a real S3 server that is cut in the middle."""
+
+import json
+import sys
+import threading
+import time
+
+import pytest
+import ray
+import ray.cloudpickle
+import torch
+from s3_server import BUCKET, S3Server, s3_environment
+
+from retina_ray.config import DataConfig
+from retina_ray.data.local import iterate
+from retina_ray.data.patience import PATIENCE_VARIABLE
+from retina_ray.train import loop, trainer
+from retina_ray.train.checkpoints import load_checkpoint
+from retina_ray.train.failures import RunError
+from retina_ray.train.launch import prepare_run, resume_run
+from retina_ray.train.metrics_file import read_metrics
+from retina_ray.train.resources import Footprint, connect
+from retina_ray.train.spec import RunInputs
+from retina_ray.train.worker import run_worker
+
+pytestmark = pytest.mark.ray
+# Workers cannot import a test module: its functions travel by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+PATIENCE_S = 20
+"""Of all processes of this module: they are started with it."""
+GAP_S = 5
+NUM_STEPS = 6
+FOOTPRINT = Footprint(num_workers=1, cpus_per_worker=1, use_gpu=False)
+
+
+@pytest.fixture(scope="module")
+def server(pictures):
+    with S3Server() as server, s3_environment(server):
+        server.put_folder(pictures, "shapes")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def s3_ray(server, tiny_config):
+    """Ray whose processes know the server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PATIENCE_VARIABLE, str(PATIENCE_S))
+        assert connect(tiny_config()).cpus >= 2
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_config):
+    """Make the config of a run of 6 steps in 2 epochs over the data at a place."""
+
+    def make(uri):
+        config = tiny_config(**{"train.epochs": 2, "train.max_failures": 0})
+        data = DataConfig(synthetic=None, train=uri, val=uri)
+        return config.model_copy(update={"data": data})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uncut(config_of, pictures, tmp_path_factory):
+    """Losses and weights of the same run from and to the disk, in this process."""
+    storage = str(tmp_path_factory.mktemp("uncut"))
+    spec = prepare_run(config_of(pictures), name="run", storage=storage)
+    inputs = RunInputs.open(spec)
+    run_worker(
+        spec,
+        inputs,
+        iterate(inputs.plan.worker_rows(0), inputs.loader),
+        start_step=0,
+        device=torch.device("cpu"),
+        report=lambda metrics, uri: None,
+    )
+    return losses(f"{spec.run_uri}/metrics.jsonl"), load_checkpoint(spec.run_uri).model
+
+
+def losses(path):
+    records = read_metrics(path)
+    return {r["step"]: r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]}
+
+
+def losses_on(server, run, folder):
+    path = folder / "metrics.jsonl"
+    with server.filesystem.open_input_file(f"{BUCKET}/results/{run}/metrics.jsonl") as file:
+        path.write_bytes(file.read())
+    return losses(path)
+
+
+def stop_before(step, patch, folder, then):
+    """Let the worker stop before a step until `then` was called in this process."""
+    arrived, go = folder / "arrived", folder / "go"
+    work = trainer._worker_in_group
+
+    def stopping(config):
+        train_step = loop.TrainingLoop._train_step
+
+        def watched(self, planned):
+            if self.step == step:
+                arrived.touch()
+                while not go.exists():
+                    time.sleep(0.05)
+            return train_step(self, planned)
+
+        loop.TrainingLoop._train_step = watched
+        try:
+            work(config)
+        finally:
+            loop.TrainingLoop._train_step = train_step
+
+    def watch():
+        while not arrived.exists():
+            time.sleep(0.05)
+        then()
+        go.touch()
+
+    patch.setattr(trainer, "_worker_in_group", stopping)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def assert_same_end(server, run, uncut, folder):
+    expected, weights = uncut
+    found = losses_on(server, run, folder)
+    assert sorted(found) == list(range(1, NUM_STEPS + 1))  # none left out
+    assert found == pytest.approx(expected)
+    checkpoint = load_checkpoint(server.uri(f"results/{run}"))
+    assert checkpoint.meta.step == NUM_STEPS
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, checkpoint.model[name], msg=name)
+
+
+def test_a_run_waits_through_both_kinds_of_outage(
+    server, s3_ray, config_of, uncut, tmp_path, monkeypatch
+):
+    spec = prepare_run(config_of(server.uri("shapes")), name="cut", storage=server.uri("results"))
+    ends = [server.cut_at(r"GET /bucket/shapes/shard", GAP_S, "refused")]
+    stop_before(
+        4,
+        monkeypatch,
+        tmp_path,
+        lambda: ends.append(server.cut_for(GAP_S, "hanging")),
+    )
+    trainer.fit(spec, FOOTPRINT)
+    for end in ends:
+        end.join()
+    assert len(ends) == 2
+    assert_same_end(server, "cut", uncut, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_path, monkeypatch):
+    """It fails while the checkpoint of step 6 is to be written."""
+    spec = prepare_run(
+        config_of(server.uri("shapes")), name="given-up", storage=server.uri("results")
+    )
+    try:
+        with monkeypatch.context() as patch:
+            stop_before(4, patch, tmp_path, server.refuse)
+            with pytest.raises(RunError) as caught:
+                trainer.fit(spec, FOOTPRINT)
+    finally:
+        server.restore()
+    message = str(caught.value)
+    assert message.startswith("StorageError: s3://bucket/")
+    assert "the storage did not answer for 20 s" in message
+    assert "--resume" in message
+    assert "Traceback" not in message
+    files = server.files("results/given-up/checkpoints")
+    with server.filesystem.open_input_file(
+        f"{BUCKET}/results/given-up/checkpoints/index.json"
+    ) as file:
+        assert json.loads(file.read())["last"] == "step-00000003"
+    assert {name.split("/")[3] for name in files} == {"index.json", "step-00000003"}
+    again = resume_run(server.uri("results/given-up"))
+    assert again.start_step() == 3
+    trainer.fit(again, FOOTPRINT)
+    assert_same_end(server, "given-up", uncut, tmp_path)
