@@ -271,7 +271,7 @@ def main(
             annotations = coco / "annotations" / "instances_train2017.json"
             train = import_coco(annotations, coco / "train2017", f"{folder}/coco", split="train")
             cases += [Case("COCO", train, size, 1333) for size in (320, 800)]
-        ray.init(num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
         try:
             results = {str(case): compare(case, rounds, warm_up, num_images) for case in cases}
         finally:

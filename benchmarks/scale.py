@@ -239,7 +239,7 @@ def main(quick: QuickOption = False, out: OutOption = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         real = make_shapes(f"{folder}/real", num_images=1, size_px=64, seed=1, split="train")
         measure_index(page, sizes[:1] if quick else (250_000, 2_000_000), real, folder)
-        ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
+        ray.init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
         try:
             measure_stream(page, sizes[-1], real, 100 if quick else 2000)
         finally:
