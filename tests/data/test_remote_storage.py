@@ -232,7 +232,7 @@ def test_a_reader_that_gives_up_does_not_blame_the_data(server, prepared, monkey
     assert dataset.read_row_group(0, 1).num_rows == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_hangs_for_ever_is_given_up(server, prepared, monkeypatch):
     monkeypatch.setenv(PATIENCE_VARIABLE, "1")
     began = time.monotonic()

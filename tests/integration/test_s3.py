@@ -152,7 +152,7 @@ def test_a_run_waits_through_both_kinds_of_outage(
     assert_same_end(server, "cut", uncut, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_path, monkeypatch):
     """It fails while the checkpoint of step 6 is to be written."""
     spec = prepare_run(
