@@ -240,12 +240,10 @@ def main(quick: QuickOption = False, out: OutOption = None) -> None:
         real = make_shapes(f"{folder}/real", num_images=1, size_px=64, seed=1, split="train")
         measure_index(page, sizes[:1] if quick else (250_000, 2_000_000), real, folder)
         ray.init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
-        try:
-            measure_stream(page, sizes[-1], real, 100 if quick else 2000)
-        finally:
-            ray.shutdown()
+        measure_stream(page, sizes[-1], real, 100 if quick else 2000)
     page.text(f"ray {ray.__version__}, pyarrow {pa.__version__}, numpy {np.__version__}.")
     page.finish(out)
+    ray.shutdown()
 
 
 if __name__ == "__main__":
