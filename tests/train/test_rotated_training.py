@@ -74,10 +74,10 @@ def test_a_picture_of_any_size_gets_boxes_in_its_own_pixels(turned):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     found = predictor.predict_image(image)
     assert found.boxes.shape == (100, 5)
-    # Every pixel four times: shrunk to the evaluation's size, it is the same picture.
-    larger = predictor.predict_image(image.repeat(2, axis=0).repeat(2, axis=1))
+    # Every pixel sixteen times: shrunk by areas to the evaluation's size, it is the same picture.
+    larger = predictor.predict_image(image.repeat(4, axis=0).repeat(4, axis=1))
     torch.testing.assert_close(larger.scores, found.scores)
-    torch.testing.assert_close(larger.boxes[:, :4], 2 * found.boxes[:, :4])
+    torch.testing.assert_close(larger.boxes[:, :4], 4 * found.boxes[:, :4])
     torch.testing.assert_close(larger.boxes[:, 4], found.boxes[:, 4], atol=1e-3, rtol=0)
 
 
