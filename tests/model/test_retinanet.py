@@ -159,8 +159,8 @@ def test_channels_last_stays_channels_last():
 
 
 def test_autocast_bf16():
-    # Not smaller: where P6 is a single cell, torch 2.15's bf16 kernel on a CPU makes the gradient of
-    # P7's convolution of memory that nobody has written to.
+    # Not smaller: where P6 is a single cell, torch 2.15's bf16 kernel on a CPU makes P7's gradient
+    # of memory that nobody has written to.
     torch.manual_seed(0)
     model = _model(head_norm="gn")
     images = _images(128, 128, [(128, 128)])
