@@ -172,7 +172,14 @@ def test_interrupted_it_ends_with_130(source):
     (root / "val" / "5.jpg").unlink()
     os.mkfifo(root / "val" / "5.jpg")
     command = [sys.executable, "-m", "retina_ray.cli.app", "data", "check", str(root)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background deaf to Ctrl-C, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     writer = open_when_read(root / "val" / "5.jpg", process)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
