@@ -366,6 +366,28 @@ class TrainConfig(_Frozen):
     eval_batch_size: Count = 8
     """Images a worker evaluates at once."""
     log_every_steps: Count = 20
+    accumulate: Count = 1
+    """Micro-batches that a worker does one after the other in a step; their gradients add up."""
+    min_workers: Count | None = None
+    """Set: the run goes on with as few workers as this where there is no room for `num_workers`,
+    and takes more again when there is. A step's images stay `batch_size`."""
+    ema_decay: Annotated[Float, Field(ge=0, lt=1)] | None = None
+    """Set: evaluated and exported weights are an exponential moving average of those trained."""
+    checkpoint_every_steps: Count | None = None
+    """Steps between checkpoints within an epoch; null: only after each evaluation."""
+    keep_checkpoints: Count = 1
+    """How many of the last checkpoints stay, beside the best one."""
+    max_rollbacks: Annotated[Int, Field(ge=0)] = 1
+    """How often a run goes back to its last checkpoint, and leaves out the batch whose loss was
+    not finite, before it fails."""
+    max_hours: Positive | None = None
+    """Set: the run ends in order, with a checkpoint, after so much time of training."""
+    early_stop_rounds: Count | None = None
+    """Set: the run ends after so many evaluations without a better AP."""
+    early_stop_min_gain: NonNegative = 0.0
+    """AP by which an evaluation must exceed the best one to count as better."""
+    stall_timeout_s: Positive = 1800.0
+    """A worker that makes no step for so long is taken for hung, and restarted."""
     max_failures: Annotated[Int, Field(ge=0)] = 3
     """How often a run is restarted from its last checkpoint after a worker or a node died."""
 
@@ -510,6 +532,17 @@ def _impossible_run(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             "train.batch_size",
             f"{train.batch_size} images do not divide over train.num_workers = "
             f"{train.num_workers}: every worker must get the same number",
+        )
+    elif train.batch_size % (train.num_workers * train.accumulate):
+        yield (
+            "train.accumulate",
+            f"{train.batch_size // train.num_workers} images of a worker do not divide into "
+            f"{train.accumulate} micro-batches",
+        )
+    if train.min_workers is not None and train.min_workers > train.num_workers:
+        yield (
+            "train.min_workers",
+            f"{train.min_workers} is more than train.num_workers = {train.num_workers}",
         )
     if train.eval_every_epochs > train.epochs:
         yield (
