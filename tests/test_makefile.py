@@ -123,19 +123,43 @@ def test_a_missing_python_is_named(checkout):
     assert "no-such-python was not found" in result.stderr
 
 
+ARGS = "--space losses --num-samples 2"
+
+
 @pytest.mark.parametrize(
-    ("target", "run"),
+    ("target", "runs"),
     [
-        ("sweep", "experiments/sweep.py --space losses --num-samples 2"),
-        ("test", "-m pytest --space losses --num-samples 2"),
+        ("sweep", [f"experiments/sweep.py {ARGS}"]),
+        (
+            "test",
+            [
+                f"-m pytest -n logical --dist worksteal -m not ray and not long {ARGS}",
+                f"-m pytest -m ray and not long {ARGS}",
+            ],
+        ),
     ],
 )
-def test_a_target_installs_first_and_passes_arguments_on(checkout, target, run):
-    result = checkout.make(target, "ARGS=--space losses --num-samples 2")
+def test_a_target_installs_first_and_passes_arguments_on(checkout, target, runs):
+    result = checkout.make(target, f"ARGS={ARGS}")
     assert result.returncode == 0, result.stderr
-    assert checkout.calls() == ["-m venv --clear .venv", INSTALL, run]
-    checkout.make(target, "ARGS=--space losses --num-samples 2")
-    assert checkout.calls() == [run]
+    assert checkout.calls() == ["-m venv --clear .venv", INSTALL, *runs]
+    checkout.make(target, f"ARGS={ARGS}")
+    assert checkout.calls() == runs
+
+
+@pytest.mark.parametrize("part", ["not ray", "pytest -m ray"])
+def test_a_failure_in_either_part_of_the_tests_fails(checkout, part):
+    checkout.make("venv")
+    checkout.broken.write_text(part)
+    assert checkout.make("test").returncode != 0
+
+
+def test_a_part_without_any_of_the_wanted_tests_is_no_failure(checkout):
+    checkout.make("venv")
+    environment = checkout.folder / ".venv/bin/python"
+    environment.write_text('#!/bin/sh\nexit "$STUB_EXIT"\n')
+    assert checkout.make("test", STUB_EXIT="5").returncode == 0
+    assert checkout.make("test", STUB_EXIT="1").returncode != 0
 
 
 def test_the_environment_may_lie_elsewhere(checkout):

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from retina_ray.cli.recipes import RECIPES_FILE, find_recipes
-from retina_ray.cli.scripts import clean_exit, load_config
+from retina_ray.cli.recipes import RecipesOption, config_of_recipe
+from retina_ray.cli.scripts import clean_exit
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.data.dataset_info import INFO_FILE, open_filesystem
 from retina_ray.data.shards import PreparedDataset
@@ -29,9 +29,7 @@ def anchors(
         str | None,
         typer.Option(help="A recipe's name, or a run's config.json; default: the plain config."),
     ] = None,
-    recipes: Annotated[
-        Path | None, typer.Option(help=f"Python file of the recipes; default: {RECIPES_FILE}.")
-    ] = None,
+    recipes: RecipesOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="path=value, as often as needed.")
     ] = None,
@@ -70,13 +68,7 @@ def _config(recipe: str | None, file: Path | None, assignments: list[str]) -> Ex
     """The config of the options; only a recipe's name needs the file of recipes."""
     if recipe is None:
         return with_overrides(ExperimentConfig(), parse_assignments(assignments))
-    known = {} if recipe.endswith(".json") else find_recipes(file)
-    if not known and not recipe.endswith(".json"):
-        raise ConfigError(
-            f"--recipe {recipe}: there is no {RECIPES_FILE} here; name the file of the recipes by "
-            "--recipes, or give the config.json of a run"
-        )
-    return load_config(recipe, assignments, known)
+    return config_of_recipe(recipe, file, assignments)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import pyarrow.fs as pafs
@@ -16,8 +15,9 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from retina_ray.cli.recipes import RecipesOption, config_of_recipe
 from retina_ray.cli.scripts import clean_exit
-from retina_ray.config import ConfigError, ExperimentConfig, InputConfig, from_json
+from retina_ray.config import ConfigError, InputConfig
 from retina_ray.data.dataset_info import open_filesystem
 from retina_ray.inspection.check import CheckReport, OnImage, check_dataset
 from retina_ray.inspection.check_images import CheckSettings
@@ -51,8 +51,10 @@ def check(
         int | None, typer.Option(min=1, help="Limit of the longer side in training, pixels.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="JSON of a run's config: take its training size.")
+        str | None,
+        typer.Option(help="Take its training size: a recipe's name, or a run's config.json."),
     ] = None,
+    recipes: RecipesOption = None,
     root: Annotated[
         str | None, typer.Option(help="Folder of a YOLO set, where data.yaml has it wrong.")
     ] = None,
@@ -71,7 +73,8 @@ def check(
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     with clean_exit(console):
-        settings = _settings(recipe, train_size, train_max_size, decode)
+        config = InputConfig() if recipe is None else config_of_recipe(recipe, recipes, []).input
+        settings = _settings(config, train_size, train_max_size, decode)
         _check_target(json_file)
         with _progress() as on_image:
             report = check_dataset(dataset, settings=settings, root=root, on_image=on_image)
@@ -83,19 +86,9 @@ def check(
 
 
 def _settings(
-    recipe: Path | None, train_size: int | None, train_max_size: int | None, decode: bool
+    config: InputConfig, train_size: int | None, train_max_size: int | None, decode: bool
 ) -> CheckSettings:
-    """What to judge by: a recipe's input, with the two sizes in place of its own where given.
-
-    Raises:
-        ConfigError: the recipe cannot be read.
-    """
-    config = InputConfig()
-    if recipe is not None:
-        try:
-            config = from_json(ExperimentConfig, recipe.expanduser().read_text()).input
-        except OSError as error:
-            raise ConfigError(f"--recipe {recipe}: {error.strerror or error}") from error
+    """What to judge by: a recipe's input, with the two sizes in place of its own where given."""
     sizes = CheckSettings.from_config(config, decode=decode)
     return CheckSettings(
         train_size_px=train_size or sizes.train_size_px,

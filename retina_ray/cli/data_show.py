@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from retina_ray.cli.recipes import RECIPES_FILE, find_recipes
-from retina_ray.cli.scripts import clean_exit, load_config
+from retina_ray.cli.recipes import RecipesOption, config_of_recipe
+from retina_ray.cli.scripts import clean_exit
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.overrides import parse_assignments
 
@@ -37,9 +37,7 @@ def show(
         str | None,
         typer.Option(help="What training does with images: a recipe's name, or a config.json."),
     ] = None,
-    recipes: Annotated[
-        Path | None, typer.Option(help=f"Python file of the recipes; default: {RECIPES_FILE}.")
-    ] = None,
+    recipes: RecipesOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="path=value, as often as needed.")
     ] = None,
@@ -77,15 +75,7 @@ def _config(
 
     if recipe is None:
         return with_overrides(config_for(open_splits(dataset)), parse_assignments(assignments))
-    if recipe.endswith(".json"):
-        return load_config(recipe, assignments, {})
-    known = find_recipes(recipes)
-    if not known:
-        raise ConfigError(
-            f"--recipe {recipe}: there is no {RECIPES_FILE} here; name the file of the recipes by "
-            "--recipes, or give the config.json of a run"
-        )
-    return load_config(recipe, assignments, known)
+    return config_of_recipe(recipe, recipes, assignments)
 
 
 def _check_out(out: Path) -> None:

@@ -6,13 +6,41 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from retina_ray.cli.scripts import load_config
 from retina_ray.config import ConfigError, ExperimentConfig
 
-__all__ = ["RECIPES_FILE", "find_recipes"]
+__all__ = ["RECIPES_FILE", "RecipesOption", "config_of_recipe", "find_recipes"]
 
 RECIPES_FILE = Path("experiments/recipes.py")
 """Where recipes are looked for, from the current folder."""
+
+RecipesOption = Annotated[
+    Path | None, typer.Option(help=f"Python file of the recipes; default: {RECIPES_FILE}.")
+]
+
+
+def config_of_recipe(recipe: str, recipes: Path | None, assignments: list[str]) -> ExperimentConfig:
+    """Build the config of a command from its options.
+
+    Args:
+        recipe: a recipe's name, or the JSON file that a run stored.
+        recipes: see `find_recipes`; not looked at for a JSON file.
+        assignments: `path=value` strings.
+
+    Raises:
+        ConfigError: unknown recipe, unreadable file, bad overrides.
+    """
+    known = {} if recipe.endswith(".json") else find_recipes(recipes)
+    if not known and not recipe.endswith(".json"):
+        raise ConfigError(
+            f"--recipe {recipe}: there is no {RECIPES_FILE} here; name the file of the recipes by "
+            "--recipes, or give the config.json of a run"
+        )
+    return load_config(recipe, assignments, known)
 
 
 def find_recipes(path: Path | None) -> dict[str, Callable[[], ExperimentConfig]]:

@@ -12,8 +12,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["ImageHeader", "read_header"]
+__all__ = ["ImageHeader", "encoded_size", "read_header"]
 
+_JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 # Start of frame: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); ITU-T T.81, table B.1.
@@ -68,7 +69,7 @@ def read_header(data: bytes) -> ImageHeader | None:
         What it says; None where the format is another one or the header is cut off or damaged.
     """
     try:
-        if data.startswith(b"\xff\xd8"):
+        if data.startswith(_JPEG_START):
             return _jpeg(data)
         if data.startswith(_PNG_START):
             return _png(data)
@@ -78,14 +79,34 @@ def read_header(data: bytes) -> ImageHeader | None:
             bits, channels = tags.get(_BITS, 8), tags.get(_SAMPLES, 1)
             return ImageHeader("tiff", height, width, bits, channels, _upright(tags))
         if data.startswith(b"BM"):
-            width, height = struct.unpack_from("<ii", data, 18)
-            return ImageHeader("bmp", abs(height), width)
+            return ImageHeader("bmp", *_bmp_size(data))
         if data.startswith((b"GIF87a", b"GIF89a")):
             width, height = struct.unpack_from("<HH", data, 6)
             return ImageHeader("gif", height, width)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return ImageHeader("webp", *_webp_size(data))
     except (struct.error, IndexError):
+        pass  # cut off
+    return None
+
+
+def encoded_size(data: bytes) -> tuple[int, int] | None:
+    """Read (height, width) from the header of a JPEG or PNG, before any EXIF rotation.
+
+    The part of `read_header` that decoding needs, for each image of a training run.
+
+    Returns:
+        Pixels, or None where the header is of another kind or damaged.
+    """
+    try:
+        if data.startswith(_PNG_START):
+            width, height = struct.unpack_from(">II", data, 16)
+            return height, width
+        if data.startswith(_JPEG_START):
+            for marker, start, _ in _jpeg_segments(data):
+                if marker in _JPEG_FRAMES:
+                    return struct.unpack_from(">HH", data, start + 1)
+    except struct.error:
         pass  # cut off
     return None
 
@@ -164,6 +185,13 @@ def _upright(tags: dict[int, int]) -> int:
     """The orientation among the tags; 1 where it is none of EXIF's eight."""
     value = tags.get(_ORIENTATION, 1)
     return value if 1 <= value <= 8 else 1
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    """(height, width); the header of OS/2 has 16 bits for each, all later ones have 32."""
+    (header_size,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", data, 18)
+    return abs(height), width
 
 
 def _webp_size(data: bytes) -> tuple[int | None, int | None]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from retina_ray.data.image_headers import encoded_size
 from retina_ray.data.order import random_stream
 from retina_ray.data.rotated_boxes import (
     are_rotated,
@@ -28,7 +29,6 @@ __all__ = [
     "Flip",
     "Sample",
     "decode_image",
-    "encoded_size",
     "flip_boxes",
     "image_stream",
     "place_boxes",
@@ -51,11 +51,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
-_JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
-# Start of frame: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); ITU-T T.81, table B.1.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Markers without a length: TEM, RST0 to RST7, SOI.
-_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class DecodeError(ValueError):
@@ -101,33 +97,6 @@ def shortest_edge_size(height: int, width: int, size_px: int, max_size_px: int) 
         scale = max_size_px * 1.0 / longest
         new_height, new_width = new_height * scale, new_width * scale
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
-
-
-def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """Read (height, width) from the header of a JPEG or PNG, before any EXIF rotation.
-
-    Returns:
-        Pixels, or None where the header is of another kind or damaged.
-    """
-    if data.startswith(_PNG_START) and len(data) >= 24:
-        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    if not data.startswith(_JPEG_START):
-        return None
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker in _JPEG_BARE:
-            at += 2
-        elif marker in _JPEG_FRAMES:
-            return (
-                int.from_bytes(data[at + 5 : at + 7], "big"),
-                int.from_bytes(data[at + 7 : at + 9], "big"),
-            )
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
 
 
 def decode_image(

@@ -89,6 +89,14 @@ def test_sizes_of_other_formats(format, options):
         assert (header.bits, header.orientation) == (8, 1)
 
 
+def test_the_short_header_of_an_old_bitmap():
+    pixels = bytes(52) * 3  # rows of 17 pixels of 3 bytes, padded to 4
+    header = b"BM" + struct.pack("<IHHI", 26 + len(pixels), 0, 0, 26)
+    data = header + struct.pack("<IHHHH", 12, 17, 3, 1, 24) + pixels
+    assert Image.open(io.BytesIO(data)).size == (17, 3)
+    assert read_header(data) == ImageHeader("bmp", 3, 17)
+
+
 def test_depth_and_channels():
     pixels = picture()
     assert read_header(jpeg(pixels)) == ImageHeader("jpeg", 48, 64, 8, 3, 1)

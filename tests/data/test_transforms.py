@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import resize
 
+from retina_ray.data.image_headers import encoded_size
 from retina_ray.data.transforms import (
     DecodeError,
     decode_image,
-    encoded_size,
     flip_boxes,
     place_boxes,
     resize_image,

@@ -142,6 +142,16 @@ def test_the_training_size_comes_from_options_or_a_recipe(source, tmp_path):
     recipe.write_text(config.model_dump_json())
     assert "under a pixel" in run(root, "--recipe", str(recipe)).output
     assert "under a pixel" not in run(root, "--recipe", str(recipe), "--train-size", "25").output
+    file = tmp_path / "recipes.py"
+    file.write_text(
+        "from retina_ray.config import ExperimentConfig, from_json\n"
+        f"RECIPES = {{'mine': lambda: from_json(ExperimentConfig, open({str(recipe)!r}).read())}}"
+    )
+    by_name = run(root, "--recipe", "mine", "--recipes", str(file))
+    assert "under a pixel" in by_name.output
+    unknown = run(root, "--recipe", "mime", "--recipes", str(file))
+    assert unknown.exit_code == 2
+    assert "did you mean mine?" in unknown.output
     absent = run(root, "--recipe", str(tmp_path / "absent.json"))
     assert absent.exit_code == 2
     assert "absent.json: No such file" in absent.output

@@ -17,14 +17,14 @@ from loss_cases import (
     make_quality,
 )
 
-from retina_ray.ops import focal
+from retina_ray.ops import focal, focal_blocks, focal_compiled
 from retina_ray.ops.focal import pyramid_class_loss, pyramid_focal_loss
 
 
 def as_compiled(monkeypatch):
     """Compute all levels in the form that is compiled, but without the compiler."""
-    monkeypatch.setattr(focal, "_SMALLEST_COMPILED", 0)
-    monkeypatch.setattr(focal, "_compile", lambda: focal._whole_level)
+    monkeypatch.setattr(focal, "SMALLEST_COMPILED", 0)
+    monkeypatch.setattr(focal_compiled, "_compile", lambda: focal_compiled._whole_level)
 
 
 def gradients(loss, logits):
@@ -106,7 +106,7 @@ def test_gradcheck(monkeypatch, kind, alpha, gamma, compiled_form):
 def test_blocks_and_memory_formats_give_the_same(monkeypatch, block, last):
     logits, labels = make_case()
     expected = by_definition(logits, labels, num_classes=5, alpha=0.25, gamma=2.0)
-    monkeypatch.setattr(focal, "_BLOCK_CPU", block)
+    monkeypatch.setattr(focal_blocks, "_BLOCK_CPU", block)
     if last:
         logits = channels_last(logits)
         assert not logits[0].is_contiguous()
@@ -276,7 +276,7 @@ def test_no_temporary_of_the_size_of_the_logits(monkeypatch):
                 self.large += out.data_ptr() not in given  # neither a view nor in place
             return out
 
-    monkeypatch.setattr(focal, "_BLOCK_CPU", 4096)
+    monkeypatch.setattr(focal_blocks, "_BLOCK_CPU", 4096)
     logits = [torch.randn(2, 15, 64, 64, requires_grad=True)]
     labels = torch.full((2, 3 * 64 * 64), 5)
     labels[0, :7] = 1

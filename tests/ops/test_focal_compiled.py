@@ -20,7 +20,7 @@ from loss_cases import (
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from retina_ray.ops import focal
+from retina_ray.ops import focal, focal_compiled
 from retina_ray.ops.focal import pyramid_class_loss, pyramid_focal_loss
 
 
@@ -37,19 +37,19 @@ def compiler(tmp_path_factory):
 def counted(monkeypatch):
     """Makes the loss compile by a backend, from nothing, and counts."""
     torch.compiler.reset()
-    focal._warn_of_fallback.cache_clear()
+    focal_compiled._warn_of_fallback.cache_clear()
 
     def compile_by(backend):
         counter = CompileCounterWithBackend(backend)
         whole_level = torch.compile(
-            focal._whole_level, dynamic=True, fullgraph=True, backend=counter
+            focal_compiled._whole_level, dynamic=True, fullgraph=True, backend=counter
         )
-        monkeypatch.setattr(focal, "_compile", lambda: whole_level)
+        monkeypatch.setattr(focal_compiled, "_compile", lambda: whole_level)
         return counter
 
     yield compile_by
     torch.compiler.reset()
-    focal._warn_of_fallback.cache_clear()
+    focal_compiled._warn_of_fallback.cache_clear()
 
 
 def number(value):
@@ -59,7 +59,7 @@ def number(value):
 def large_case(kind, num_images=2, height=40, dtype=torch.float32):
     """A level beyond the size from which it is compiled, and a small one that is not."""
     logits, labels = make_case(num_images, seed=height, dtype=dtype, grids=((height, 60), (2, 2)))
-    assert logits[0].numel() >= focal._SMALLEST_COMPILED > logits[1].numel()
+    assert logits[0].numel() >= focal.SMALLEST_COMPILED > logits[1].numel()
     if kind == "focal":
         return logits, labels, None
     return logits, labels, apart_from_scores(make_quality(labels), logits, labels, 5)
@@ -74,7 +74,7 @@ VALUES = (  # alpha, gamma; a sweep changes them
     (torch.nn.Parameter(torch.tensor([0.25])), torch.tensor([5])),
 )
 assert tuple(float(gamma) for _, gamma in VALUES) == GAMMAS
-LIMIT = next(name for name in focal._LIMIT_NAMES if hasattr(torch._dynamo.config, name))
+LIMIT = next(name for name in focal_compiled._LIMIT_NAMES if hasattr(torch._dynamo.config, name))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +117,9 @@ def test_bfloat16_under_autocast(compiler, counted, kind):
 
 
 def warnings_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == focal.__name__]
+    return [
+        record.getMessage() for record in caplog.records if record.name == focal_compiled.__name__
+    ]
 
 
 def test_all_variants_of_one_process_stay_compiled(counted, caplog):
@@ -137,7 +139,7 @@ def test_all_variants_of_one_process_stay_compiled(counted, caplog):
 
 def test_beyond_the_most_variants_it_says_so_and_computes(counted, monkeypatch, caplog):
     counter = counted("eager")
-    monkeypatch.setattr(focal, "_MOST_VARIANTS", 1)
+    monkeypatch.setattr(focal_compiled, "_MOST_VARIANTS", 1)
     with torch._dynamo.config.patch({LIMIT: 1}):
         for dtype in (torch.float32, torch.float64, torch.float64, torch.float32):
             logits, labels, _ = large_case("focal", dtype=dtype)
@@ -156,8 +158,8 @@ def test_without_a_compiler_it_warns_once_and_computes(monkeypatch, caplog):
     def fail(*args):
         raise BackendCompilerFailedError("no g++")
 
-    focal._warn_of_fallback.cache_clear()
-    monkeypatch.setattr(focal, "_compile", lambda: fail)
+    focal_compiled._warn_of_fallback.cache_clear()
+    monkeypatch.setattr(focal_compiled, "_compile", lambda: fail)
     logits, labels, _ = large_case("focal")
     for _ in range(2):
         loss = pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
