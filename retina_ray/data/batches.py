@@ -170,7 +170,7 @@ class BatchLoader:
         results = self._map(lambda one: self._sample(row, *one), mixed)
         tried = [(image, sample) for image, (sample, _) in zip(images, results, strict=True)]
         bad = [fault for _, faults in results for fault in faults]
-        if all(sample is None for _, sample in tried):
+        if tried and all(sample is None for _, sample in tried):
             used = [self._spare(row, bad)] * len(tried)
         else:
             used = _without_bad(tried)
@@ -285,6 +285,8 @@ def _source(image: StoredImage) -> Source:
     """An image for the augmentation: decoded when its size is known, checked against its record."""
 
     def decode(min_shorter_side: int) -> np.ndarray:
+        if image.damage is not None:
+            raise _BadImageError(image, DecodeError(image.damage))
         try:
             return decode_image(
                 image.data, min_shorter_side=min_shorter_side, expected_size=image.size

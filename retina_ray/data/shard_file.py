@@ -1,5 +1,7 @@
 """One shard: a Parquet file of row groups, and what a data set needs to know of it.
 
+Its footer says where each picture lies (see `retina_ray.data.image_ranges`).
+
 A shard is written by whoever has its records, in any process and in any order of the shards: its
 bytes depend on its records alone. The fingerprint of a set is made of a digest for each row group,
 so it does not depend on who wrote what either.
@@ -23,6 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from retina_ray.data.dataset_info import ShardInfo
+from retina_ray.data.image_ranges import RangeRecorder
 from retina_ray.data.record_checks import rotated_boxes_of
 from retina_ray.data.schema import (
     IMAGE_COLUMN,
@@ -111,7 +114,9 @@ class ShardFile:
             # A name of its own: what an earlier process left behind may still be written to.
             self._target = f"{self._path}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
         self._sink = filesystem.open_output_stream(self._target)
-        self._parquet = _parquet_writer(self._sink, shard_schema(box_type))
+        self._ranges = RangeRecorder(self._sink)
+        recorded = pa.PythonFile(self._ranges, mode="w")
+        self._parquet = _parquet_writer(recorded, shard_schema(box_type))
 
     def add(self, record: Record) -> None:
         """Append an image that is known to be fine."""
@@ -130,6 +135,7 @@ class ShardFile:
             return
         table = records_to_table(self._pending, box_type=self._box_type)
         self._parquet.write_table(table, row_group_size=len(self._pending))
+        self._ranges.locate(record.image for record in self._pending)
         self._digests.append(_group_digest(self._pending, self._box_type).hex())
         self._group_rows.append(len(self._pending))
         self._pending = []
@@ -137,6 +143,7 @@ class ShardFile:
     def close(self) -> ShardContent:
         """Finish the file."""
         self._flush()
+        self._parquet.add_key_value_metadata(self._ranges.footer)
         self._parquet.close()
         self._sink.close()
         if self._target != self._path:

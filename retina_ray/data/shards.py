@@ -10,15 +10,12 @@ Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from retina_ray.data.dataset_info import (
     FORMAT_VERSION,
@@ -28,17 +25,19 @@ from retina_ray.data.dataset_info import (
     open_filesystem,
     shown_uri,
 )
+from retina_ray.data.ground_truth import coco_dict
+from retina_ray.data.image_reader import ImageReader
 from retina_ray.data.sampling import ImageClasses
 from retina_ray.data.schema import (
     LIGHT_COLUMNS,
     ROTATED_COLUMN,
     BoxType,
     DataError,
-    Fault,
     flat_lists,
-    nested_rows,
 )
-from retina_ray.data.shard_writer import ShardWriter, list_shards
+from retina_ray.data.shard_reader import ShardReader
+from retina_ray.data.shard_writer import ShardWriter
+from retina_ray.data.wholeness import shard_faults, why_not_a_dataset
 
 __all__ = [
     "FORMAT_VERSION",
@@ -48,11 +47,6 @@ __all__ = [
     "ShardInfo",
     "ShardWriter",
 ]
-
-# Row groups that are kept: a shuffle's window, whose images come in any order, unless it is large.
-_NUM_CACHED_GROUPS = 16
-_MAX_CACHED_BYTES = 128 * 2**20
-_NUM_OPEN_FILES = 32
 
 
 class PreparedDataset:
@@ -69,9 +63,8 @@ class PreparedDataset:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._shards = ShardReader(self.uri, self.info)
+        self._images = ImageReader(self._shards)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "info": self.info}
@@ -98,10 +91,10 @@ class PreparedDataset:
         name = path if isinstance(filesystem, pafs.LocalFileSystem) else text.rstrip("/")
         info_path = f"{path}/{INFO_FILE}"
         if filesystem.get_file_info(info_path).type != pafs.FileType.File:
-            raise DataError(_why_not_a_dataset(filesystem, path, text))
+            raise DataError(why_not_a_dataset(filesystem, path, text))
         with filesystem.open_input_stream(info_path) as stream:
             info = DatasetInfo.from_json(stream.readall(), uri=text)
-        faults = _shard_faults(filesystem, path, info)
+        faults = shard_faults(filesystem, path, info)
         if faults:
             raise DataError(faults)
         return cls(name, info)
@@ -185,6 +178,40 @@ class PreparedDataset:
         rotated = (ROTATED_COLUMN,) if self.box_type == "rotated" else ()
         return self._light((*LIGHT_COLUMNS, *rotated))
 
+    def read_images(self, places: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
+        """Read pictures, each alone: see `retina_ray.data.image_reader`.
+
+        Args:
+            places: shard, row group and row of each, as `index` has them.
+
+        Returns:
+            The encoded pictures in the order of the places; None for one whose bytes are no longer
+            those that were written.
+
+        Raises:
+            DataError: there is no such place, a shard cannot be read, or was changed.
+        """
+        return self._images.read(places)
+
+    def read_light(
+        self, groups: Sequence[tuple[int, int]], columns: Sequence[str]
+    ) -> list[pa.Table]:
+        """Read columns other than the image of row groups, from afar several at once.
+
+        Args:
+            groups: shard and row group of each.
+            columns: their names.
+
+        Returns:
+            A table for each row group.
+
+        Raises:
+            DataError: there is no such row group, or it cannot be read.
+        """
+        for group in groups:
+            self._shards.check_place(*group)
+        return self._shards.each(lambda one: self._shards.table(one[0], [one[1]], columns), groups)
+
     def read_row_group(self, shard: int, row_group: int) -> pa.Table:
         """Read a row group with its images; memory-mapped on a local disk, the last few are kept.
 
@@ -198,20 +225,20 @@ class PreparedDataset:
         Raises:
             DataError: there is no such row group, or it cannot be read.
         """
-        shards = self.info.shards
-        if not 0 <= shard < len(shards) or not 0 <= row_group < len(shards[shard].row_group_rows):
-            raise DataError(f"{shown_uri(self.uri)}: has no row group {row_group} in shard {shard}")
-        key = (shard, row_group)
-        with self._lock:
-            if key not in self._groups:
-                self._groups[key] = self._read(shard, [row_group], None)
-                while len(self._groups) > _NUM_CACHED_GROUPS or (
-                    len(self._groups) > 1
-                    and sum(group.nbytes for group in self._groups.values()) > _MAX_CACHED_BYTES
-                ):
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(key)
-            return self._groups[key]
+        return self._shards.row_group(shard, row_group)
+
+    def check_images(self, shard: int, row_group: int, images: Sequence[bytes]) -> None:
+        """Compare what a shard's footer says of its images with what a row group holds.
+
+        Args:
+            shard: position in `info.shards`.
+            row_group: position in that shard.
+            images: of `read_row_group`.
+
+        Raises:
+            DataError: they differ.
+        """
+        self._images.check(shard, row_group, images)
 
     def ground_truth(self, *, box_type: BoxType = "aligned") -> dict[str, Any]:
         """The annotations as a COCO dict, from the light columns only.
@@ -230,122 +257,20 @@ class PreparedDataset:
             DataError: rotated boxes are wanted, and the set has aligned ones only.
         """
         self.require_box_type(box_type)
-        boxes = "bbox" if box_type == "aligned" else ROTATED_COLUMN
-        table = self.annotations()
-        images = table.select(["image_id", "file_name", "height", "width"]).rename_columns(
-            ["id", "file_name", "height", "width"]
-        )
-        nested = [
-            nested_rows(table[name])
-            for name in ("labels", boxes, "area", "iscrowd", "annotation_id")
-        ]
-        annotations = []
-        for image_id, *columns in zip(table["image_id"].to_pylist(), *nested, strict=True):
-            for label, bbox, area, crowd, annotation_id in zip(*columns, strict=True):
-                annotations.append(
-                    {
-                        "id": int(annotation_id),
-                        "image_id": image_id,
-                        "category_id": self.category_ids[label],
-                        "bbox": [float(value) for value in bbox],
-                        "area": float(area),
-                        "iscrowd": int(crowd),
-                    }
-                )
-        categories = [{"id": c.id, "name": c.name} for c in self.info.categories]
-        return {"images": images.to_pylist(), "annotations": annotations, "categories": categories}
+        return coco_dict(self.annotations(), self.info.categories, box_type=box_type)
 
     def _light(self, columns: Sequence[str]) -> pa.Table:
         """Read light columns of all shards, with each row's place before them."""
-        tables = []
-        for shard, info in enumerate(self.info.shards):
-            with self._lock:
-                table = self._read(shard, list(range(len(info.row_group_rows))), list(columns))
-            sizes = np.asarray(info.row_group_rows)
+
+        def read(shard: int) -> pa.Table:
+            sizes = np.asarray(self.info.shards[shard].row_group_rows)
+            table = self._shards.table(shard, range(len(sizes)), columns)
             groups = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
             rows = np.concatenate([np.arange(size) for size in sizes]).astype(np.int32)
             places = [np.full(len(groups), shard, np.int32), groups, rows]
-            tables.append(
-                pa.table(
-                    [*(pa.array(place) for place in places), *table.columns],
-                    names=["shard", "row_group", "row", *columns],
-                )
+            return pa.table(
+                [*(pa.array(place) for place in places), *table.columns],
+                names=["shard", "row_group", "row", *columns],
             )
-        return pa.concat_tables(tables)
 
-    def _read(self, shard: int, row_groups: list[int], columns: list[str] | None) -> pa.Table:
-        """Read row groups of a shard; the caller holds the lock."""
-        info = self.info.shards[shard]
-        try:
-            table = self._file(shard).read_row_groups(
-                row_groups, columns=columns, use_threads=False
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{shown_uri(self.uri)}/{info.file}: cannot be read ({error}); copy or prepare it "
-                "again"
-            ) from error
-        expected = sum(info.row_group_rows[group] for group in row_groups)
-        if table.num_rows != expected:
-            raise DataError(
-                f"{shown_uri(self.uri)}/{info.file}: {table.num_rows} rows where {INFO_FILE} says "
-                f"{expected}; the shard does not belong to this data set: prepare it again"
-            )
-        return table.select(columns) if columns else table
-
-    def _file(self, shard: int) -> pq.ParquetFile:
-        """The open file of a shard; the caller holds the lock."""
-        if shard not in self._files:
-            filesystem, path = open_filesystem(self.uri)
-            path = f"{path}/{self.info.shards[shard].file}"
-            local = isinstance(filesystem, pafs.LocalFileSystem)
-            source = pa.memory_map(path) if local else filesystem.open_input_file(path)
-            self._files[shard] = pq.ParquetFile(source, pre_buffer=not local)
-            if len(self._files) > _NUM_OPEN_FILES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(shard)
-        return self._files[shard]
-
-
-def _why_not_a_dataset(filesystem: pafs.FileSystem, path: str, uri: str) -> str:
-    """Say why a folder without `dataset.json` is not a prepared data set, and what to do."""
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-        return f"{uri}: no such folder; prepare the data set first (see datasets/README.md)"
-    if list_shards(filesystem, path):
-        return (
-            f"{uri}: holds shards but no {INFO_FILE}: its preparation was interrupted, or is still "
-            "going on; prepare it again"
-        )
-    selector = pafs.FileSelector(path)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        folders = [
-            info.base_name
-            for info in filesystem.get_file_info(selector)
-            if info.type == pafs.FileType.Directory
-        ]
-        found = filesystem.get_file_info([f"{path}/{f}/{INFO_FILE}" for f in folders])
-        inner = [f for f, info in zip(folders, found, strict=True) if info.is_file]
-        if inner:
-            choices = ", ".join(f"{uri.rstrip('/')}/{folder}" for folder in sorted(inner))
-            return f"{uri}: holds no {INFO_FILE}, but these folders do: {choices}; name one of them"
-    return f"{uri}: holds no {INFO_FILE}; prepare the data set first (see datasets/README.md)"
-
-
-def _shard_faults(filesystem: pafs.FileSystem, path: str, info: DatasetInfo) -> list[Fault]:
-    """Find shards that are missing or of another size than `dataset.json` says."""
-    found = filesystem.get_file_info([f"{path}/{shard.file}" for shard in info.shards])
-    faults = []
-    for shard, file_info in zip(info.shards, found, strict=True):
-        where = f"{path}/{shard.file}"
-        if file_info.type == pafs.FileType.NotFound:
-            faults.append(Fault("missing shard", "is missing; copy or prepare it again", where))
-        elif file_info.size != shard.num_bytes:
-            faults.append(
-                Fault(
-                    "damaged shard",
-                    f"has {file_info.size} bytes, expected {shard.num_bytes}: it was cut or "
-                    "changed; copy or prepare it again",
-                    where,
-                )
-            )
-    return faults
+        return pa.concat_tables(self._shards.each(read, range(len(self.info.shards))))

@@ -102,7 +102,8 @@ def _kinds() -> Iterable[Kind]:
     """Everything that is looked for. The names of the first ones are those of the importers."""
     for name in ("data set", "missing shard", "damaged shard", "unreadable shard"):
         yield Kind(name, "error", _SHARDS if name != "data set" else "")
-    yield Kind("shard with other columns", "error", _SHARDS)
+    for name in ("shard with other columns", "shard that misplaces its pictures"):
+        yield Kind(name, "error", _SHARDS)
     yield Kind("fingerprint differs", "error", f"the shards are not those described: {_SHARDS}")
     yield Kind("counts differ", "error", f"dataset.json does not fit the shards: {_SHARDS}")
     yield Kind("split without images", "error", "there is nothing to train on or to evaluate")

@@ -24,9 +24,10 @@ from retina_ray.data.shard_file import ContentHash
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.inspection.check_images import ImageItem
 
-__all__ = ["OTHER_COLUMNS", "PreparedSplit"]
+__all__ = ["OTHER_COLUMNS", "WRONG_RANGES", "PreparedSplit"]
 
 OTHER_COLUMNS = "shard with other columns"
+WRONG_RANGES = "shard that misplaces its pictures"
 
 
 class PreparedSplit:
@@ -66,6 +67,7 @@ class PreparedSplit:
         self._annotation_ids: set[int] = set()
         self._counts = np.zeros(len(self.categories), np.int64)
         self._num_crowd = 0
+        self._misleading: set[int] = set()
 
     def items(self) -> Iterator[ImageItem]:
         """Yield every image that can be reached; then judge the whole against its description.
@@ -91,6 +93,7 @@ class PreparedSplit:
                             )
                         )
                     break
+                self._check_ranges(shard, group, records)
                 content.add_group(records)
                 for record in records:
                     yield self._item(record)
@@ -121,6 +124,16 @@ class PreparedSplit:
             )
             raise DataError([Fault(OTHER_COLUMNS, message)])
         return [record_from_row(row) for row in table.to_pylist()]
+
+    def _check_ranges(self, shard: int, group: int, records: list[Record]) -> None:
+        """Judge what a shard says of where its pictures lie; it is named once."""
+        if shard in self._misleading:
+            return
+        try:
+            self._dataset.check_images(shard, group, [record.image for record in records])
+        except DataError as error:
+            self._misleading.add(shard)
+            self.faults.append(Fault(WRONG_RANGES, str(error)))
 
     def _item(self, record: Record) -> ImageItem:
         """Judge a record by the rules of a set; its pixels and boxes are looked at later."""

@@ -218,6 +218,19 @@ def test_a_set_is_read_on_after_a_gap(server, local, prepared, kind):
     end.join()
 
 
+def test_pictures_are_read_on_after_a_gap(server, local, prepared):
+    """Each by itself, several at once, of open files and of others."""
+    dataset = PreparedDataset.open(prepared)
+    index = local.index()
+    columns = (index[name].to_pylist() for name in ("shard", "row_group", "row"))
+    places = list(zip(*columns, strict=True))
+    expected = local.read_images(places)
+    assert dataset.read_images(places[:9:2]) == expected[:9:2]
+    end = server.cut_for(GAP_S, "refused")
+    assert dataset.read_images(places) == expected
+    end.join()
+
+
 def test_a_reader_that_gives_up_does_not_blame_the_data(server, prepared, monkeypatch):
     monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
     dataset = PreparedDataset.open(prepared)

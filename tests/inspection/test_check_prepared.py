@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from check_sources import jpeg, picture, saved
 
+from retina_ray.data.image_ranges import RANGES_KEY
 from retina_ray.data.schema import Category, Record
 from retina_ray.data.shards import ShardWriter
 from retina_ray.inspection.check import check_dataset
@@ -190,6 +191,22 @@ def test_content_that_was_changed(folder):
     ((severity, kind, message),) = found(folder)
     assert (severity, kind) == ("error", "fingerprint differs")
     assert "the content has" in message
+
+
+def test_a_shard_that_says_of_its_pictures_what_is_not_so(folder):
+    """Another program wrote it again, and kept the footer's pairs."""
+    path = folder / shards(folder)[0]
+    pairs = pq.read_metadata(path).metadata
+    table = pq.read_table(path)
+    with pq.ParquetWriter(path, table.schema, compression="NONE") as writer:
+        writer.write_table(table, row_group_size=2)
+        writer.add_key_value_metadata({RANGES_KEY: pairs[RANGES_KEY.encode()]})
+    info = json.loads((folder / "dataset.json").read_text())
+    info["shards"][0]["num_bytes"] = path.stat().st_size
+    change_info(folder, **info)
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "shard that misplaces its pictures")
+    assert f"{path.name}: picture 0 is not what its footer says, or not there" in message
 
 
 def test_counts_that_differ(folder):

@@ -229,13 +229,13 @@ def test_only_row_groups_that_are_shown_are_read(tmp_path, monkeypatch):
         tmp_path / "train", [make_record(i, [[1, 1, 9, 9]], [0]) for i in range(40)]
     )
     read = set()
-    read_row_group = PreparedDataset.read_row_group
+    read_images = PreparedDataset.read_images
 
-    def spy(self, shard, row_group):
-        read.add(row_group)
-        return read_row_group(self, shard, row_group)
+    def spy(self, places):
+        read.update(row_group for _, row_group, _ in places)
+        return read_images(self, places)
 
-    monkeypatch.setattr(PreparedDataset, "read_row_group", spy)
+    monkeypatch.setattr(PreparedDataset, "read_images", spy)
     list(training_shots(dataset, [5, 30], small(), epochs=2))
     assert read == {2, 15}
 

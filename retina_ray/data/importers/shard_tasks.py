@@ -29,7 +29,7 @@ __all__ = ["ShardOptions", "ShardResult", "ShardTask", "note_finished", "read_fi
 
 _log = logging.getLogger(__name__)
 
-_ACCOUNT_VERSION = 1
+_ACCOUNT_VERSION = 2
 
 
 @dataclass(frozen=True)
