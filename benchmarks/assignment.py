@@ -73,7 +73,10 @@ def labellings(scene: Scene, device: torch.device) -> dict[str, Labelling]:
 def _ours(
     outputs: HeadOutputs, targets: Targets, matcher: Assigner, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    assignment = assign(outputs, targets, matcher=matcher, num_classes=num_classes)
+    grid_sizes = [(level.shape[2], level.shape[3]) for level in outputs.logits]
+    assignment = assign(
+        outputs.anchors, grid_sizes, targets, matcher=matcher, num_classes=num_classes
+    )
     return assignment.labels, assignment.matched_boxes()
 
 

@@ -15,7 +15,13 @@ from rich.progress import Progress
 
 from retina_ray.cli import clean_exit
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.evaluation.backends import require_backend
 from retina_ray.evaluation.coco import evaluate_coco, write_results
+from retina_ray.evaluation.predictions_file import (
+    PREDICTIONS_FILE,
+    PredictionsOrigin,
+    predictions_to_parquet,
+)
 from retina_ray.evaluation.tables import metrics_table
 from retina_ray.inference.predict import Predictor
 
@@ -26,7 +32,11 @@ def main(
     checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or a run's.")],
     dataset: Annotated[str, typer.Option(help="A prepared data set (folder or URI).")],
     out: Annotated[
-        str, typer.Option(help="Folder for predictions.json (COCO results) and metrics.json.")
+        str,
+        typer.Option(
+            help="Folder for predictions.json (COCO results), predictions.parquet (the same for "
+            "`retina-ray run report`) and metrics.json."
+        ),
     ] = "results/evaluation",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU.")] = None,
 ) -> None:
@@ -34,6 +44,7 @@ def main(
     with clean_exit(console):
         data = PreparedDataset.open(dataset)
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
+        require_backend(predictor.config.inference.evaluation_backend)
         with Progress(console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task("images", total=data.info.num_images)
             found = predictor.over_dataset(
@@ -43,10 +54,14 @@ def main(
             data.ground_truth(box_type=predictor.config.model.box_type),
             found.results,
             max_detections=predictor.config.inference.max_detections,
+            backend=predictor.config.inference.evaluation_backend,
         )
         folder = Path(out).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         write_results(folder / "predictions.json", found.results)
+        origin = PredictionsOrigin(predictor.meta.step, data.info.fingerprint)
+        packed = predictions_to_parquet(found.results, origin=origin)
+        (folder / PREDICTIONS_FILE).write_bytes(packed)
         (folder / "metrics.json").write_text(json.dumps(metrics.as_metrics(), indent=1))
         console.print(metrics_table(metrics))
         console.print(f"predictions: {folder / 'predictions.json'}", soft_wrap=True)

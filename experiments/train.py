@@ -16,6 +16,7 @@ from recipes import RECIPES
 from rich.console import Console
 
 from retina_ray.cli import clean_exit, load_config, run_name, storage_uri
+from retina_ray.cli.run import report_of_run
 from retina_ray.config import ConfigError
 from retina_ray.train.failures import HopelessRunError, RunError
 from retina_ray.train.launch import prepare_run, resume_run, run
@@ -62,8 +63,12 @@ def main(
             if not isinstance(error, HopelessRunError):
                 console.print(f"carry on with: {carry_on}", soft_wrap=True)
             raise
-        console.print(f"AP {result.metrics['val/AP']:.3f}  AP50 {result.metrics['val/AP50']:.3f}")
+        if result.metrics:  # else the run ended before its first evaluation
+            ap, ap50 = result.metrics["val/AP"], result.metrics["val/AP50"]
+            console.print(f"AP {ap:.3f}  AP50 {ap50:.3f}")
         console.print(f"best checkpoint: {result.best}\nrun: {spec.run_uri}", soft_wrap=True)
+        if page := report_of_run(spec.run_uri, console=console):
+            console.print(f"page: {page}", soft_wrap=True)
         console.print(
             f"evaluate: python {SCRIPTS}/evaluate.py --checkpoint {result.best} "
             f"--dataset {spec.val_uri}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from retina_ray.cli.data import data_app
+from retina_ray.cli.run import run_app
 
 __all__ = ["app", "main"]
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(run_app, name="run")
 
 
 @app.callback()

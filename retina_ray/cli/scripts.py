@@ -19,7 +19,7 @@ from retina_ray.config import ConfigError, ExperimentConfig, from_json, with_ove
 from retina_ray.data.patience import StorageError
 from retina_ray.data.schema import DataError
 from retina_ray.overrides import parse_assignments
-from retina_ray.train.errors import RunError
+from retina_ray.train.errors import RunError, RunTerminatedError
 
 Named = TypeVar("Named")
 
@@ -30,6 +30,9 @@ FAILED = 1
 """Exit code of a run that its workers could not bring to its end."""
 
 INTERRUPTED = 130
+
+TERMINATED = 143
+"""Exit code of a run that SIGTERM ended in order, as a shell gives it."""
 
 __all__ = ["clean_exit", "load_config", "named", "run_name", "storage_uri"]
 
@@ -86,7 +89,8 @@ def run_name(given: str | None, recipe: str) -> str:
 def clean_exit(console: Console) -> Iterator[None]:
     """Turn a user's fault into its message and exit code 2, Ctrl-C into 130; no traceback.
 
-    A run that failed, or a storage that does not answer, ends with its cause and exit code 1.
+    A run that SIGTERM ended says so, with exit code 143. One that failed, or a storage that does
+    not answer, ends with its cause and exit code 1.
     Anything else is a fault of this package and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -95,6 +99,10 @@ def clean_exit(console: Console) -> Iterator[None]:
     except (ConfigError, DataError) as error:
         _complain(f"error: {error}")
         raise typer.Exit(USER_FAULT) from None
+    except RunTerminatedError as error:
+        console.print(f"ended: {error}", highlight=False, markup=False, soft_wrap=True)
+        sys.stdout.flush()
+        raise typer.Exit(TERMINATED) from None
     except RunError as error:
         _complain(f"the run failed: {error}")
         raise typer.Exit(FAILED) from None

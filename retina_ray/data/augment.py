@@ -114,11 +114,6 @@ class Augmenter:
             ),
         )
 
-    @property
-    def changes_shape(self) -> bool:
-        """Whether a picture may come out in another shape than its `target_size`."""
-        return self.rotate_90 or self.crop_prob > 0
-
     def __call__(
         self,
         main: Source,

@@ -2,6 +2,10 @@
 
 A run is a row of segments: the training rows of an epoch, then the validation round after it where
 one is due. The rows of worker r are r, r + W, r + 2W, ... (W workers); a round is one row of each.
+
+The global batch of a step is cut into M micro-batches, whatever W is. Dealt out to the workers they
+make ceil(M / W) rounds; where M does not divide by W, the last of these is filled up with rows
+without images. So a run may go on with another number of workers after any step.
 """
 
 from __future__ import annotations
@@ -13,9 +17,29 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TRAIN", "VAL", "RunBlocks", "RunLayout", "Segment"]
+from retina_ray.config import ExperimentConfig
+
+__all__ = [
+    "TRAIN",
+    "VAL",
+    "RunBlocks",
+    "RunLayout",
+    "Segment",
+    "micro_batches_of",
+    "rounds_of",
+]
 
 TRAIN, VAL = "train", "val"
+
+
+def micro_batches_of(config: ExperimentConfig) -> int:
+    """M: parts of the global batch of a step, the same for any number of workers of a run."""
+    return config.train.num_workers * config.train.accumulate
+
+
+def rounds_of(num_micro_batches: int, num_workers: int) -> int:
+    """Rounds that the micro-batches of a step make: rows of each worker."""
+    return -(-num_micro_batches // num_workers)
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,7 @@ class RunLayout:
         steps_per_epoch: global batches of an epoch.
         num_val_rows_per_worker: validation rows of a worker in ONE round; 0: no validation.
         eval_every_epochs: a round follows every so many epochs, and the last one.
+        rows_per_step: training rows of a worker in a step, ceil(M / W).
     """
 
     num_workers: int
@@ -54,6 +79,7 @@ class RunLayout:
     steps_per_epoch: int
     num_val_rows_per_worker: int
     eval_every_epochs: int = 1
+    rows_per_step: int = 1
 
     @classmethod
     def of_sizes(
@@ -66,6 +92,7 @@ class RunLayout:
         batch_size: int,
         eval_batch_size: int,
         eval_every_epochs: int,
+        num_micro_batches: int | None = None,
     ) -> RunLayout:
         """Lay out a run over sets of known sizes.
 
@@ -77,6 +104,7 @@ class RunLayout:
             batch_size: images a step over all workers.
             eval_batch_size: images of a validation row.
             eval_every_epochs: at least 1.
+            num_micro_batches: M; None: one for each worker.
         """
         return cls(
             num_workers=num_workers,
@@ -84,6 +112,36 @@ class RunLayout:
             steps_per_epoch=-(-num_train // batch_size),
             num_val_rows_per_worker=-(-num_val // (eval_batch_size * num_workers)),
             eval_every_epochs=eval_every_epochs,
+            rows_per_step=rounds_of(num_micro_batches or num_workers, num_workers),
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ExperimentConfig,
+        num_train: int,
+        num_val: int,
+        *,
+        num_workers: int | None = None,
+    ) -> RunLayout:
+        """Lay out the run that a config describes.
+
+        Args:
+            config: of the run.
+            num_train: images of an epoch.
+            num_val: images of the validation set; 0: no validation.
+            num_workers: W, where it is not (or not any more) `train.num_workers`.
+        """
+        train = config.train
+        return cls.of_sizes(
+            num_train,
+            num_val,
+            num_workers=num_workers or train.num_workers,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            eval_batch_size=train.eval_batch_size,
+            eval_every_epochs=train.eval_every_epochs,
+            num_micro_batches=micro_batches_of(config),
         )
 
     @cached_property
@@ -94,8 +152,9 @@ class RunLayout:
         segments, at = [], 0
         for epoch in range(self.num_epochs):
             steps = self.steps_per_epoch
-            segments.append(Segment(TRAIN, epoch, epoch * steps, at, steps))
-            at += steps
+            rounds = steps * self.rows_per_step
+            segments.append(Segment(TRAIN, epoch, epoch * steps, at, rounds))
+            at += rounds
             last = epoch + 1 == self.num_epochs
             if self.num_val_rows_per_worker and (last or (epoch + 1) % self.eval_every_epochs == 0):
                 rounds = self.num_val_rows_per_worker
@@ -144,7 +203,8 @@ class RunLayout:
         done = 0
         for segment in self.segments:
             if segment.kind == TRAIN:
-                done += min(segment.num_rounds, max(0, start_step - segment.step))
+                steps = max(0, start_step - segment.step)
+                done += min(segment.num_rounds, steps * self.rows_per_step)
             elif segment.step < start_step or (
                 segment.step == start_step and start_step > 0 and not validate_first
             ):

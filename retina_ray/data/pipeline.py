@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import Datasource, ExecutionOptions, ReadTask
+from ray.data import Datasource, ExecutionOptions, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 
 from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
@@ -47,7 +47,13 @@ def rows_per_block(batch_bytes: int) -> int:
 
 
 def stream(
-    plan: RunPlan, loader: BatchLoader, *, batch_bytes: int, start_step: int = 0
+    plan: RunPlan,
+    loader: BatchLoader,
+    *,
+    batch_bytes: int,
+    start_step: int = 0,
+    validate_first: bool = False,
+    cpus_per_task: float = 1,
 ) -> ray.data.Dataset:
     """Make the Ray Data stream of a run from training step `start_step` on.
 
@@ -61,11 +67,17 @@ def stream(
             through the object store.
         batch_bytes: pixels of a typical batch, in bytes; sets the rows of a block.
         start_step: the first training step that is still to do.
+        validate_first: see `RunLayout.first_round`.
+        cpus_per_task: CPUs that a decoding task reserves. 0 is for workers that leave it none: then
+            as many tasks as there are workers share their CPUs. That is slow, but tasks that wait
+            for a CPU would wait for ever, and the workers for them.
 
     Returns:
         A lazy dataset with one row per batch (`retina_ray.data.batches.BATCH_SCHEMA`).
     """
-    blocks = plan.layout.blocks(rows_per_block(batch_bytes), start_step=start_step)
+    blocks = plan.layout.blocks(
+        rows_per_block(batch_bytes), start_step, validate_first=validate_first
+    )
     loader_ref, plan_ref = ray.put(loader), ray.put((plan, blocks))
 
     def load(batch: pa.Table) -> pa.Table:
@@ -76,7 +88,16 @@ def stream(
             return BATCH_SCHEMA.empty_table()
         return _fetch(loader_ref).load_table(run.take(np.concatenate(mine)))
 
-    dataset = BlockNumbers(len(blocks)).dataset().map_batches(load, batch_format="pyarrow")
+    dataset = (
+        BlockNumbers(len(blocks))
+        .dataset()
+        .map_batches(
+            load,
+            batch_format="pyarrow",
+            num_cpus=cpus_per_task,
+            compute=TaskPoolStrategy(size=None if cpus_per_task else plan.num_workers),
+        )
+    )
     dataset.context.execution_options = execution_options()
     dataset.context.enable_progress_bars = False
     return dataset
@@ -155,19 +176,22 @@ def _fetch(ref: Any) -> Any:
 
 
 def iterate_shard(
-    shard: Any, *, prefetch_batches: int = 2, pin_memory: bool = False
+    shard: Any, *, prefetch_blocks: int = 1, pin_memory: bool = False
 ) -> Iterator[PlannedBatch]:
     """Unpack the batches of one worker's part of the stream.
 
     Args:
         shard: what `ray.train.get_dataset_shard` returned (or a dataset).
-        prefetch_batches: batches fetched ahead of the consumer.
+        prefetch_blocks: blocks fetched ahead of the one that is consumed.
         pin_memory: copy to page-locked memory, for asynchronous copies to a CUDA device.
     """
-    for table in shard.iter_batches(
-        batch_size=1, batch_format="pyarrow", prefetch_batches=prefetch_batches
+    # Whole blocks, cut here: where Ray Data cuts, it first copies all that is left of the block,
+    # once for each batch.
+    for block in shard.iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_blocks
     ):
-        yield unpack_batch(table, pin_memory=pin_memory)
+        for row in range(block.num_rows):
+            yield unpack_batch(block.slice(row, 1), pin_memory=pin_memory)
 
 
 def expect_order(

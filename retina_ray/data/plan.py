@@ -2,7 +2,8 @@
 
 Training and validation are interleaved, so one stream of rows serves the whole run and nothing
 pauses between epochs or before an evaluation. The rows of worker r are r, r + W, r + 2W, ... (W
-workers), training and validation alike; every worker has the same number of rows of each kind.
+workers), training and validation alike; every worker has the same number of rows of each kind. What
+a step or a round does as a whole does not depend on W.
 
 The table is never made as a whole in a run. Where its rows stand is arithmetic
 (`retina_ray.data.layout`), and an epoch's rows follow from the seed alone, so every process makes
@@ -21,68 +22,24 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.layout import TRAIN, VAL, RunLayout
-from retina_ray.data.order import Images, epoch_batches
+from retina_ray.data.layout import TRAIN, RunLayout, micro_batches_of
 from retina_ray.data.plan_rows import (
     PLAN_SCHEMA,
+    EpochRules,
     check_numbers,
     place_rows,
     read_images,
-    training_rows,
     validation_round,
 )
 from retina_ray.data.sampling import EpochSampler, ImageClasses, make_sampler
 from retina_ray.data.schema import DataError
 
-__all__ = [
-    "PLAN_SCHEMA",
-    "TRAIN",
-    "VAL",
-    "RunPlan",
-    "build_eval_plan",
-    "build_run_plan",
-    "layout_of",
-    "sampler_of",
-]
+__all__ = ["RunPlan", "build_run_plan", "sampler_of"]
 
 WINDOW_ROW_GROUPS = 16
 """Row groups that are shuffled together: some 500 images of a set with the usual 32 to a group."""
 
 _NUM_CACHED_SEGMENTS = 2
-
-
-@dataclass(frozen=True)
-class EpochRules:
-    """What the rows of a training epoch follow from, see `order.epoch_batches`."""
-
-    images: Images
-    sampler: EpochSampler
-    batch_size: int
-    seed: int
-    sizes_px: tuple[int, ...]
-    size_sampling: Literal["choice", "range"]
-    max_size_px: int
-    group_by_aspect: bool
-    window_row_groups: int
-    mosaic_prob: float
-    mixup_prob: float
-
-    def rows(self, epoch: int, num_workers: int) -> pa.Table:
-        """The rows of an epoch, without their place in the run."""
-        batches = epoch_batches(
-            self.images,
-            epoch,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            sizes_px=self.sizes_px,
-            size_sampling=self.size_sampling,
-            group_by_aspect=self.group_by_aspect,
-            window_row_groups=self.window_row_groups,
-            sampler=self.sampler,
-            mosaic_prob=self.mosaic_prob,
-            mixup_prob=self.mixup_prob,
-        )
-        return training_rows(batches, num_workers, self.max_size_px)
 
 
 @dataclass(frozen=True)
@@ -115,6 +72,8 @@ class RunPlan:
         train_index: pa.Table,
         val_index: pa.Table | None,
         classes: ImageClasses | None = None,
+        *,
+        num_workers: int | None = None,
     ) -> RunPlan:
         """Plan the run that a config describes.
 
@@ -123,6 +82,7 @@ class RunPlan:
             train_index: light columns of the training set.
             val_index: of the validation set; None leaves evaluation out.
             classes: of the training images; needed unless `input.sampling` is "all".
+            num_workers: W, where it is not (or not any more) `train.num_workers`.
         """
         train, inputs = config.train, config.input
         return build_run_plan(
@@ -130,7 +90,8 @@ class RunPlan:
             val_index,
             epochs=train.epochs,
             batch_size=train.batch_size,
-            num_workers=train.num_workers,
+            num_workers=num_workers or train.num_workers,
+            num_micro_batches=micro_batches_of(config),
             seed=train.seed,
             train_sizes_px=inputs.train_sizes_px,
             train_size_sampling=inputs.train_size_sampling,
@@ -198,7 +159,9 @@ class RunPlan:
             else:
                 assert self.val_rows is not None
                 rows = self.val_rows
-            self._segments[number] = place_rows(rows, segment, self.num_workers)
+            self._segments[number] = place_rows(
+                rows, segment, self.num_workers, self.layout.rows_per_step
+            )
             if len(self._segments) > _NUM_CACHED_SEGMENTS:
                 self._segments.popitem(last=False)
         self._segments.move_to_end(number)
@@ -255,26 +218,6 @@ def sampler_of(
     )
 
 
-def layout_of(config: ExperimentConfig, num_train: int, num_val: int) -> RunLayout:
-    """Where everything stands in the plan of a config's run.
-
-    Args:
-        config: of the run.
-        num_train: images of an epoch.
-        num_val: images of the validation set; 0: no validation.
-    """
-    train = config.train
-    return RunLayout.of_sizes(
-        num_train,
-        num_val,
-        num_workers=train.num_workers,
-        epochs=train.epochs,
-        batch_size=train.batch_size,
-        eval_batch_size=train.eval_batch_size,
-        eval_every_epochs=train.eval_every_epochs,
-    )
-
-
 def build_run_plan(
     train_index: pa.Table,
     val_index: pa.Table | None,
@@ -295,18 +238,20 @@ def build_run_plan(
     sampler: EpochSampler | None = None,
     mosaic_prob: float = 0.0,
     mixup_prob: float = 0.0,
+    num_micro_batches: int | None = None,
 ) -> RunPlan:
     """Plan a training run; the rules of an epoch stand at `order.epoch_batches`.
 
-    A global batch is cut into W equal consecutive parts, so which images form a batch, and their
-    target size, do not depend on W. Epoch e of a plan does not depend on the number of epochs.
-    Validation follows every `eval_every_epochs`-th epoch and the last one.
+    A global batch is cut into M equal consecutive micro-batches, which the W workers get in turn.
+    So which images form a batch or a micro-batch, and their target size, do not depend on W. Epoch
+    e of a plan does not depend on the number of epochs. Validation follows every
+    `eval_every_epochs`-th epoch and the last one.
 
     Args:
         train_index: light columns of the training set (shard, row_group, height, width).
         val_index: of the validation set; None: no validation.
         epochs: at least 1.
-        batch_size: images a step over all workers, a multiple of `num_workers`.
+        batch_size: images a step over all workers, a multiple of M.
         num_workers: W.
         seed: of the run.
         train_sizes_px: lengths of the shorter side, one is drawn for each global batch.
@@ -321,20 +266,26 @@ def build_run_plan(
         sampler: which images an epoch holds; None: each once.
         mosaic_prob: chance of an image to get three partners for a mosaic.
         mixup_prob: chance of an image to get one for mixup.
+        num_micro_batches: M; None: one for each worker.
 
     Raises:
         DataError: an index is empty, or an epoch smaller than a batch.
         ValueError: a number is out of its range.
     """
+    if num_micro_batches is None:
+        num_micro_batches = num_workers
     check_numbers(
         epochs=epochs,
         eval_every_epochs=eval_every_epochs,
         window_row_groups=window_row_groups,
         num_workers=num_workers,
+        num_micro_batches=num_micro_batches,
         batch_size=batch_size,
     )
-    if batch_size % num_workers:
-        raise ValueError(f"batch_size = {batch_size} is not a multiple of {num_workers} workers")
+    if batch_size % num_micro_batches:
+        raise ValueError(
+            f"batch_size = {batch_size} is not a multiple of {num_micro_batches} micro-batches"
+        )
     images = read_images(train_index, "training")
     if sampler is None:
         sampler = make_sampler(len(images), None, None)
@@ -356,11 +307,13 @@ def build_run_plan(
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
         eval_every_epochs=eval_every_epochs,
+        num_micro_batches=num_micro_batches,
     )
     rules = EpochRules(
         images=images,
         sampler=sampler,
         batch_size=batch_size,
+        num_micro_batches=num_micro_batches,
         seed=seed,
         sizes_px=tuple(train_sizes_px),
         size_sampling=train_size_sampling,
@@ -371,34 +324,3 @@ def build_run_plan(
         mixup_prob=mixup_prob,
     )
     return RunPlan(layout, rules, val_rows)
-
-
-def build_eval_plan(
-    index: pa.Table,
-    *,
-    num_workers: int,
-    eval_batch_size: int,
-    eval_size_px: int,
-    eval_max_size_px: int,
-) -> RunPlan:
-    """Plan one pass over a set: each image exactly once, as in a run's validation.
-
-    Args:
-        index: light columns of the set; its images are the plan's validation images.
-        num_workers: W; rows without images are added until each worker has as many.
-        eval_batch_size: images of a row.
-        eval_size_px: length of the shorter side.
-        eval_max_size_px: limit of the longer side.
-
-    Raises:
-        DataError: the index is empty.
-        ValueError: a number is out of its range.
-    """
-    rows = validation_round(index, num_workers, eval_batch_size, eval_size_px, eval_max_size_px)
-    layout = RunLayout(
-        num_workers=num_workers,
-        num_epochs=0,
-        steps_per_epoch=0,
-        num_val_rows_per_worker=rows.num_rows // num_workers,
-    )
-    return RunPlan(layout, None, rows)

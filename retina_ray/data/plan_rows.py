@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 
-from retina_ray.data.layout import TRAIN, VAL, Segment
-from retina_ray.data.order import EpochBatches, Images, evaluation_order
+from retina_ray.data.layout import TRAIN, Segment, rounds_of
+from retina_ray.data.order import EpochBatches, Images, epoch_batches, evaluation_order
+from retina_ray.data.sampling import EpochSampler
 from retina_ray.data.schema import DataError
 
 __all__ = [
     "PLAN_SCHEMA",
-    "TRAIN",
-    "VAL",
+    "EpochRules",
     "check_numbers",
     "place_rows",
     "read_images",
@@ -41,13 +44,49 @@ PLAN_SCHEMA = pa.schema(
 plan_index: the row's number. kind: train or val. epoch: from 0; of a validation row, the epoch
 that it follows. step: the training step that the row belongs to, from 0; of a validation row, the
 number of training steps done before it. worker: who gets the row. images: positions in the index
-of the training or validation set. repeats: for each image, how often it was in the epoch before;
-empty where all are there for the first time. partners: for each image, the positions of those that
-are mixed into it: three for a mosaic, one for mixup, four for both; empty where there are none.
-num_fill: how many images at the end of `images` are repeats that fill the batch. mixed: the global
-batch holds landscape and portrait images. size_px, max_size_px: target length of the shorter side,
+of the training or validation set; none in a row that only makes the workers' rows equally many.
+repeats: for each image, how often it was in the epoch before; empty where all are there for the
+first time. partners: for each image, the positions of those that are mixed into it: three for a
+mosaic, one for mixup, four for both; empty where there are none. num_fill: how many images at the
+end of `images` are repeats that fill the batch. mixed: the global batch holds images that are
+stored in landscape and others in portrait. size_px, max_size_px: target length of the shorter side,
 and limit of the longer one.
 """
+
+
+@dataclass(frozen=True)
+class EpochRules:
+    """What the rows of a training epoch follow from, see `order.epoch_batches`."""
+
+    images: Images
+    sampler: EpochSampler
+    batch_size: int
+    num_micro_batches: int
+    seed: int
+    sizes_px: tuple[int, ...]
+    size_sampling: Literal["choice", "range"]
+    max_size_px: int
+    group_by_aspect: bool
+    window_row_groups: int
+    mosaic_prob: float
+    mixup_prob: float
+
+    def rows(self, epoch: int, num_workers: int) -> pa.Table:
+        """The rows of an epoch, without their place in the run."""
+        batches = epoch_batches(
+            self.images,
+            epoch,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            sizes_px=self.sizes_px,
+            size_sampling=self.size_sampling,
+            group_by_aspect=self.group_by_aspect,
+            window_row_groups=self.window_row_groups,
+            sampler=self.sampler,
+            mosaic_prob=self.mosaic_prob,
+            mixup_prob=self.mixup_prob,
+        )
+        return training_rows(batches, num_workers, self.num_micro_batches, self.max_size_px)
 
 
 def check_numbers(**numbers: int) -> None:
@@ -76,41 +115,59 @@ def read_images(index: pa.Table, purpose: str) -> Images:
     return Images(group=begins.cumsum(dtype=np.int32), height=height, width=width)
 
 
-def training_rows(batches: EpochBatches, num_workers: int, max_size_px: int) -> pa.Table:
+def training_rows(
+    batches: EpochBatches, num_workers: int, num_micro_batches: int, max_size_px: int
+) -> pa.Table:
     """Cut the global batches of an epoch into rows, step by step and worker by worker.
+
+    Each is cut into M equal consecutive micro-batches, which the W workers get in turn. Where M
+    does not divide by W, rows without images follow, so that every worker has as many rows.
+
+    Args:
+        batches: of the epoch.
+        num_workers: W.
+        num_micro_batches: M, a divisor of the batch size.
+        max_size_px: limit of the longer side.
 
     Returns:
         The rows without their place in the run, see `place_rows`.
     """
     num_steps, batch_size = batches.images.shape
-    per_worker = batch_size // num_workers
-    # The fills stand at the end of the global batch, so they fall to the last workers.
-    after = (num_workers - 1 - np.arange(num_workers)) * per_worker
-    num_fill = np.clip(batches.num_fill[:, None] - after, 0, per_worker)
-    num_rows = num_steps * num_workers
-    repeat = batches.repeat.reshape(num_rows, per_worker)
+    size = batch_size // num_micro_batches
+    step_rows = num_workers * rounds_of(num_micro_batches, num_workers)  # of all workers
+    num_rows = num_steps * step_rows
+
+    def of_rows(values: np.ndarray) -> np.ndarray:
+        """A value for each micro-batch (E, M) -> one for each row; 0 where there are no images."""
+        rows = np.zeros((num_steps, step_rows), values.dtype)
+        rows[:, :num_micro_batches] = values.reshape(num_steps, num_micro_batches)
+        return rows.reshape(-1)
+
+    # The fills stand at the end of the global batch, so they fall to the last micro-batches.
+    after = (num_micro_batches - 1 - np.arange(num_micro_batches)) * size
+    num_fill = np.clip(batches.num_fill[:, None] - after, 0, size)
+    repeat = batches.repeat.reshape(-1, size)
     repeated = repeat.any(axis=1)
+    counts, partners = _partner_counts(batches, size)
+    mixes: np.ndarray = np.asarray(counts.any(axis=1))
     return _rows(
         batches.images.reshape(-1),
-        np.full(num_rows, per_worker),
-        repeats=_lists(repeat[repeated].reshape(-1), repeated * per_worker),
-        partners=_partner_lists(batches, num_rows, per_worker),
-        worker=np.tile(np.arange(num_workers), num_steps),
-        num_fill=num_fill.reshape(-1),
-        mixed=np.repeat(batches.mixed, num_workers),
-        size_px=np.repeat(batches.size_px, num_workers),
+        of_rows(np.full(num_steps * num_micro_batches, size)),
+        repeats=_lists(repeat[repeated].reshape(-1), of_rows(repeated * size)),
+        partners=_lists(_lists(partners, counts[mixes].reshape(-1)), of_rows(mixes * size)),
+        worker=np.tile(np.arange(num_workers), num_rows // num_workers),
+        num_fill=of_rows(num_fill),
+        mixed=np.repeat(batches.mixed, step_rows),
+        size_px=np.repeat(batches.size_px, step_rows),
         max_size_px=np.full(num_rows, max_size_px),
     )
 
 
-def _partner_lists(batches: EpochBatches, num_rows: int, per_worker: int) -> pa.Array:
-    """The partners of each image of each row; an empty row where none of its images has any."""
+def _partner_counts(batches: EpochBatches, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many partners each image of each micro-batch has, and all partners one by one."""
     if batches.num_partners is None or batches.partners is None:
-        counts, flat = np.zeros((num_rows, 0), np.int64), np.zeros(0, np.int64)
-    else:
-        counts, flat = batches.num_partners.reshape(num_rows, per_worker), batches.partners
-    some: np.ndarray = np.asarray(counts.any(axis=1))
-    return _lists(_lists(flat, counts[some].reshape(-1)), some * per_worker)
+        return np.zeros((batches.images.size // size, size), np.int64), np.zeros(0, np.int64)
+    return batches.num_partners.reshape(-1, size), batches.partners
 
 
 def validation_round(
@@ -157,13 +214,14 @@ def _lists(values: np.ndarray | pa.Array, lengths: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
-def place_rows(rows: pa.Table, segment: Segment, num_workers: int) -> pa.Table:
+def place_rows(rows: pa.Table, segment: Segment, num_workers: int, rows_per_step: int) -> pa.Table:
     """Give the rows of a segment their place in the run.
 
     Args:
         rows: of an epoch or a validation round.
         segment: that they make up.
         num_workers: W.
+        rows_per_step: training rows of a worker in a step.
 
     Returns:
         A table of `PLAN_SCHEMA`.
@@ -171,7 +229,7 @@ def place_rows(rows: pa.Table, segment: Segment, num_workers: int) -> pa.Table:
     number = np.arange(rows.num_rows)
     step = np.full(rows.num_rows, segment.step)
     if segment.kind == TRAIN:
-        step += number // num_workers
+        step += number // (num_workers * rows_per_step)
     place = {
         "plan_index": segment.first_round * num_workers + number,
         "epoch": np.full(rows.num_rows, segment.epoch),

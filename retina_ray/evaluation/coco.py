@@ -12,22 +12,29 @@ an image.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from retina_ray.config import ConfigError
+from retina_ray.evaluation.backends import Backend, backend_classes, resolve_backend
 from retina_ray.evaluation.coco_checks import box_faults, ground_truth_faults, result_faults
 from retina_ray.evaluation.results import to_results, write_results
 
-__all__ = ["FIGURES", "Backend", "CocoMetrics", "evaluate_coco", "to_results", "write_results"]
-
-Backend = Literal["pycocotools", "faster_coco_eval"]
+__all__ = [
+    "FIGURES",
+    "Backend",
+    "CocoMetrics",
+    "evaluate_coco",
+    "metric_names",
+    "to_results",
+    "write_results",
+]
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _AP50, _AP75 = 0, 5  # rows of the IoU thresholds 0.50, 0.55, ..., 0.95
@@ -96,20 +103,24 @@ def evaluate_coco(
             has four numbers, or every one has five: then they are rotated boxes.
         results: entries as `to_results` makes them; images without an entry count as empty.
         max_detections: how many detections of an image count, best first.
-        backend: `faster_coco_eval` gives the same figures sooner, where it is installed; it does
-            not know rotated boxes.
+        backend: `faster-coco-eval` gives the same figures sooner, where it is installed; it does
+            not know rotated boxes. `auto` takes it where that is no hindrance.
 
     Raises:
         ValueError: ground truth without images, categories or boxes; entries with an unknown
             image or category, or with a number that is not finite; boxes of both kinds; rotated
             boxes for a backend that does not know them; all faults at once.
-        ImportError: the backend is not installed.
+        ConfigError: the backend is not installed.
     """
     faults = [*ground_truth_faults(ground_truth), *result_faults(ground_truth, results)]
     faults += box_faults(ground_truth, results)
     rotated = any(len(a["bbox"]) == 5 for a in ground_truth.get("annotations", ()))
-    if rotated and backend != "pycocotools":
-        faults.append(f"backend: {backend!r} has no rotated boxes, use 'pycocotools'")
+    try:
+        backend = resolve_backend(backend, rotated=rotated)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        faults.append(str(error))
     if max_detections < 1:
         faults.append(f"max_detections: expected 1 or more, got {max_detections}")
     if faults:
@@ -117,7 +128,7 @@ def evaluate_coco(
     # A redirect, because pycocotools prints its progress and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _accumulate(
-            ground_truth, results, max_detections, _backend_classes(backend, rotated=rotated)
+            ground_truth, results, max_detections, backend_classes(backend, rotated=rotated)
         )
     precision = np.asarray(evaluation["precision"])  # (T, Q, K, S, L)
     recall = np.asarray(evaluation["recall"])  # (T, K, S, L)
@@ -126,7 +137,7 @@ def evaluate_coco(
     figures |= {"AR1": _mean(recall[..., 0, 0]), "AR10": _mean(recall[..., 0, 1])}
     figures["AP50"] = _mean(precision[_AP50, ..., 0, -1])
     figures["AP75"] = _mean(precision[_AP75, ..., 0, -1])
-    names = _metric_names(ground_truth["categories"])
+    names = metric_names(ground_truth["categories"])
     per_class = {
         names[category]: _mean(precision[:, :, k, 0, -1])
         for k, category in enumerate(sorted(names))  # the backends sort categories by id
@@ -155,29 +166,6 @@ def _accumulate(
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval
-
-
-def _backend_classes(backend: Backend, *, rotated: bool) -> tuple[Any, Any]:
-    """What holds ground truth or results, and what evaluates them."""
-    if backend == "pycocotools":
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        if rotated:
-            from retina_ray.evaluation.rotated import RotatedEvaluation
-
-            return COCO, RotatedEvaluation
-        return COCO, COCOeval
-    if backend == "faster_coco_eval":
-        try:
-            module = importlib.import_module("faster_coco_eval")
-        except ImportError as error:
-            raise ImportError(
-                "backend 'faster_coco_eval' is not installed: pip install faster-coco-eval, or "
-                "use backend='pycocotools' (same figures, slower)"
-            ) from error
-        return module.COCO, module.COCOeval_faster
-    raise ValueError(f"backend: expected 'pycocotools' or 'faster_coco_eval', got {backend!r}")
 
 
 def _truth_entries(annotations: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -218,8 +206,8 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else math.nan
 
 
-def _metric_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """Category id to a name that is unique and does not split a metric key."""
+def metric_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Category id to a name that is unique and does not split a metric key (see `per_class`)."""
     names = {
         c["id"]: str(c.get("name") or f"class_{c['id']}").replace("/", "_") for c in categories
     }

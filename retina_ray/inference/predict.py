@@ -11,8 +11,8 @@ import torch
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.batches import BatchLoader
+from retina_ray.data.eval_plan import build_eval_plan
 from retina_ray.data.local import iterate
-from retina_ray.data.plan import build_eval_plan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.transforms import resize_image, shortest_edge_size
 from retina_ray.model import RetinaNet
@@ -46,6 +46,8 @@ class Predictor:
     def from_checkpoint(cls, uri: str, *, device: str | None = None) -> Predictor:
         """Load a checkpoint's folder, or a run's last checkpoint.
 
+        Where the run kept a moving average of its weights, that is what predicts.
+
         Args:
             uri: `.../checkpoints/step-...`, or the folder of a run.
             device: None takes a GPU where there is one.
@@ -55,7 +57,7 @@ class Predictor:
         """
         checkpoint = load_checkpoint(uri, weights_only=True)
         model = RetinaNet.from_config(checkpoint.config.model)
-        model.load_state_dict(checkpoint.model)
+        model.load_state_dict(checkpoint.weights)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(model.eval(), checkpoint.config, checkpoint.meta, where)

@@ -38,13 +38,16 @@ class Card:
     shots: Sequence[Shot]
 
 
-def page(*, title: str, intro: str, sections: Sequence[tuple[str, str, str]]) -> str:
+def page(
+    *, title: str, intro: str, sections: Sequence[tuple[str, str, str]], style: str = ""
+) -> str:
     """Put the page together.
 
     Args:
         title: plain text.
         intro: HTML below it.
         sections: anchor, plain heading and HTML of each.
+        style: rules that go beyond the common style sheet.
     """
     links = "".join(f'<a href="#{anchor}">{escape(head)}</a>' for anchor, head, _ in sections)
     body = "".join(
@@ -54,7 +57,7 @@ def page(*, title: str, intro: str, sections: Sequence[tuple[str, str, str]]) ->
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>"
         f"<h1>{escape(title)}</h1>{intro}<nav>{links}</nav>{body}</body></html>\n"
     )
 

@@ -17,7 +17,7 @@ from retina_ray.ops.best_anchor import BestAnchorMatcher
 from retina_ray.ops.boxes import is_proper
 from retina_ray.ops.matcher import Matcher, MatchResult
 from retina_ray.ops.rotated_boxes import is_proper_rotated, rotated_iou
-from retina_ray.structures import HeadOutputs, Targets
+from retina_ray.structures import Targets
 
 __all__ = ["Assigner", "Assignment", "assign", "make_matcher"]
 
@@ -67,14 +67,20 @@ def make_matcher(config: MatcherConfig) -> Assigner:
 
 @torch.no_grad()
 def assign(
-    outputs: HeadOutputs, targets: Targets, *, matcher: Assigner, num_classes: int
+    anchors: Sequence[Tensor],
+    grid_sizes: Sequence[tuple[int, int]],
+    targets: Targets,
+    *,
+    matcher: Assigner,
+    num_classes: int,
 ) -> Assignment:
     """Label every anchor.
 
     Padding, and boxes without area or with a NaN or an infinity, match nothing.
 
     Args:
-        outputs: of the model, for their anchors and grids.
+        anchors: per level, (H * W * A, D).
+        grid_sizes: per level, (H, W).
         targets: true boxes of N images, of as many numbers as the anchors.
         matcher: decides; for rotated boxes it must be a `Matcher`.
         num_classes: K.
@@ -87,8 +93,8 @@ def assign(
         ValueError: (seen on the CPU only, where looking costs no wait) a label is K or more.
         TypeError: a matcher that does not know rotated boxes.
     """
-    box_dim = outputs.anchors[0].shape[-1]
-    boxes, labels = targets.boxes.to(outputs.anchors[0].dtype), targets.labels
+    box_dim = anchors[0].shape[-1]
+    boxes, labels = targets.boxes.to(anchors[0].dtype), targets.labels
     if boxes.shape[-1] != box_dim:
         raise ValueError(
             f"targets: boxes of {boxes.shape[-1]} numbers for a model with boxes of {box_dim}; is "
@@ -103,10 +109,9 @@ def assign(
     usable = (labels >= 0) & is_usable(boxes)
     boxes = boxes.masked_fill(~usable[..., None], 0.0)
     if box_dim == 4:
-        grid_sizes = [(level.shape[2], level.shape[3]) for level in outputs.logits]
-        match = matcher.match_grid(boxes, outputs.anchors, grid_sizes)
+        match = matcher.match_grid(boxes, anchors, grid_sizes)
     elif isinstance(matcher, Matcher):
-        match = matcher.match_boxes(boxes, torch.cat(outputs.anchors), iou=rotated_iou)
+        match = matcher.match_boxes(boxes, torch.cat(list(anchors)), iou=rotated_iou)
     else:
         raise TypeError(f"{type(matcher).__name__} does not match rotated boxes: use Matcher")
     of_anchor = labels.gather(1, match.index).where(match.positive, num_classes)

@@ -9,6 +9,7 @@ numbers make a box: 4, or 5 with an angle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -157,7 +158,25 @@ class RetinaNetCriterion(nn.Module):
                 label is K or more.
         """
         assignment = self.assign(outputs, targets)
-        scale = self._loss_scale(assignment.positive)
+        return self.losses(outputs, assignment, self.loss_scale(assignment.positive.sum()))
+
+    def losses(
+        self, outputs: HeadOutputs, assignment: Assignment, scale: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss of a batch whose anchors are assigned and whose share of the step is known.
+
+        With `assign_to` and `loss_scale` this is `forward` in parts: a step that takes several
+        batches one after the other needs the number of positives of all of them before the first
+        loss.
+
+        Args:
+            outputs: of the model.
+            assignment: of the same batch.
+            scale: of the step.
+
+        Returns:
+            As `forward`.
+        """
         pairs = self._pairs(outputs, assignment)
         loss_cls = pyramid_class_loss(
             outputs.logits,
@@ -176,23 +195,39 @@ class RetinaNetCriterion(nn.Module):
 
     def assign(self, outputs: HeadOutputs, targets: Targets) -> Assignment:
         """What each anchor is to learn; see `retina_ray.model.assignment.assign`."""
-        return assign(outputs, targets, matcher=self.matcher, num_classes=self.num_classes)
+        grid_sizes = [(level.shape[2], level.shape[3]) for level in outputs.logits]
+        return self.assign_to(outputs.anchors, grid_sizes, targets)
+
+    def assign_to(
+        self, anchors: Sequence[Tensor], grid_sizes: Sequence[tuple[int, int]], targets: Targets
+    ) -> Assignment:
+        """The same before there are any outputs: only anchors and targets take part in it."""
+        return assign(
+            anchors, grid_sizes, targets, matcher=self.matcher, num_classes=self.num_classes
+        )
 
     @torch.no_grad()
-    def _loss_scale(self, positive: Tensor) -> Tensor:
-        """Workers over normaliser, a scalar; in training mode, updates the normaliser."""
-        num_positive = positive.sum().to(self.normalizer.dtype)
+    def loss_scale(self, num_positive: Tensor) -> Tensor:
+        """The factor on the sums of a step; in training mode, moves the normaliser on by one step.
+
+        Args:
+            num_positive: positive anchors of this worker in the step, a scalar on the device.
+
+        Returns:
+            Workers over normaliser, a scalar.
+        """
+        num_positive = num_positive.to(self.normalizer.dtype, copy=True)  # reduced in place
         num_workers = 1
         if dist.is_available() and dist.is_initialized():
             num_workers = dist.get_world_size()
         if self.training:
             if num_workers > 1:
                 dist.all_reduce(num_positive)
-            num_positive.clamp_(min=1)
+            num_positive = num_positive.clamp(min=1)
             momentum = self.normalizer_momentum if self.is_smoothed else 0.0
             self.normalizer.mul_(momentum).add_(num_positive, alpha=1 - momentum)
         elif not self.is_smoothed:
-            return 1 / num_positive.clamp_(min=1)
+            return 1 / num_positive.clamp(min=1)
         return num_workers / self.normalizer
 
     def _pairs(self, outputs: HeadOutputs, assignment: Assignment) -> BoxPairs:

@@ -114,19 +114,23 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.SyncBatchNorm` that also runs on CPUs.
 
     PyTorch's refuses CPU tensors as soon as a process group exists, which is what a training run
-    on a laptop has.
+    on a laptop has; and `DistributedDataParallel` refuses models on a CPU with a layer of that
+    type, so this is none.
     """
+
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, H, W); in training, by the statistics over all processes."""
         if input.device.type != "cpu":
-            return super().forward(input)
+            return nn.SyncBatchNorm.forward(self, input)  # pyright: ignore[reportArgumentType]
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
-            return nn.BatchNorm2d.forward(self, input)  # pyright: ignore[reportArgumentType]
+            return super().forward(input)
         mean, variance, count = _moments_over_processes(input)
         self._update(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = (variance + self.eps).rsqrt().float()

@@ -13,6 +13,22 @@ from retina_ray.config import ExperimentConfig
 
 __all__ = ["effective_settings", "idle_paths"]
 
+ALWAYS_IDLE = frozenset(
+    {
+        "tracking",
+        "inference.evaluation_backend",  # all give the same figures
+        "train.log_every_steps",
+        "train.compile",
+        "train.max_failures",
+        "train.min_workers",
+        "train.checkpoint_every_steps",
+        "train.keep_checkpoints",
+        "train.stall_timeout_s",
+    }
+)
+"""Settings of how a run is watched, computed or kept alive: they change no result, up to rounding
+and the moment of death."""
+
 
 def idle_paths(config: ExperimentConfig) -> set[str]:
     """Dotted paths of the settings that nothing reads in this configuration."""
@@ -48,9 +64,9 @@ def idle_paths(config: ExperimentConfig) -> set[str]:
         "input.augment.mosaic_scale": augment.mosaic_prob == 0,
         "input.augment.mixup_alpha": augment.mixup_prob == 0,
         "model.top_input": config.model.max_level == 5,
+        "train.early_stop_min_gain": config.train.early_stop_rounds is None,
     }
-    idle = {path for path, switched_off in rules.items() if switched_off}
-    return idle | {"tracking", "train.log_every_steps", "train.max_failures", "train.compile"}
+    return set(ALWAYS_IDLE) | {path for path, switched_off in rules.items() if switched_off}
 
 
 def effective_settings(config: ExperimentConfig) -> dict[str, Any]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_objects", "is_active", "mean", "rank", "union", "world_size"]
+__all__ = [
+    "all_objects",
+    "copy_from_first",
+    "gather_objects",
+    "is_active",
+    "maximum",
+    "mean",
+    "rank",
+    "union",
+    "world_size",
+]
 
 
 def is_active() -> bool:
@@ -35,6 +46,31 @@ def mean(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def maximum(value: int, device: torch.device) -> int:
+    """The largest of a number of every worker, the same on each (waits for the device)."""
+    if not is_active():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give every worker rank 0's values, in place."""
+    if is_active():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def all_objects(value: Any) -> list[Any]:
+    """Collect a picklable value of every worker on each of them, in the order of ranks."""
+    if not is_active():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def gather_objects(value: Any) -> list[Any] | None:
     """Collect a picklable value of every worker at rank 0, in the order of ranks.
 
@@ -57,9 +93,7 @@ def union(values: dict[str, str], device: torch.device) -> dict[str, str]:
         return values
     if not bool(mean(torch.tensor(float(len(values)), device=device)) > 0):
         return {}
-    gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, values)
-    return {key: value for one in gathered for key, value in one.items()}
+    return {key: value for one in all_objects(values) for key, value in one.items()}
 
 
 def set_cuda_device(device: torch.device) -> None:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["HopelessRunError", "RunError", "TooManyBadImagesError"]
+import math
+
+__all__ = [
+    "HopelessRunError",
+    "NonFiniteLossError",
+    "RunError",
+    "RunStoppedError",
+    "RunTerminatedError",
+    "TooManyBadImagesError",
+]
 
 
 class RunError(RuntimeError):
@@ -13,5 +22,58 @@ class HopelessRunError(RunError):
     """A run that would end in the same way if it were carried on as it is."""
 
 
+class RunTerminatedError(RunError):
+    """A run was told to end, and did so in order: its last checkpoint is where it goes on."""
+
+
+class RunStoppedError(RuntimeError):
+    """A worker's loop ended early, in order, after a checkpoint; the message is the reason.
+
+    Raised on every rank at the same step.
+
+    Attributes:
+        reason: as `Host.stop_reason` gave it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        """End for a reason."""
+        super().__init__(reason)
+        self.reason = reason
+
+
 class TooManyBadImagesError(RuntimeError):
     """More images could not be decoded than `input.max_bad_fraction` allows."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term or the gradient became NaN or infinite; the message says what to do.
+
+    Raised on every rank at the same step. The weights did not take the step: an update with such a
+    gradient is left out.
+
+    Attributes:
+        step: training step of the plan, from 0, where it happened first.
+        terms: what was not finite: names of loss terms, or "gradient".
+        values: every loss term of that step and the gradient's norm, by name, averaged over the
+            workers.
+        image_ids: of the images of that step, all workers together, in the order of the workers.
+        lr: learning rate of the first parameter group at that step.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: int = -1,
+        terms: tuple[str, ...] = (),
+        values: dict[str, float] | None = None,
+        image_ids: tuple[int, ...] = (),
+        lr: float = math.nan,
+    ) -> None:
+        """Tell of a step; without the figures (as when it is unpickled) they are set afterwards."""
+        super().__init__(message)
+        self.step = step
+        self.terms = terms
+        self.values = {} if values is None else values
+        self.image_ids = image_ids
+        self.lr = lr

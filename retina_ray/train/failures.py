@@ -6,41 +6,61 @@ import contextlib
 from typing import Any
 
 from retina_ray.config import ConfigError
-from retina_ray.train.errors import HopelessRunError, RunError, TooManyBadImagesError
-from retina_ray.train.meters import NonFiniteLossError
+from retina_ray.train.errors import (
+    HopelessRunError,
+    NonFiniteLossError,
+    RunError,
+    TooManyBadImagesError,
+)
 from retina_ray.train.storage import filesystem, read_text, write_text
 
-__all__ = ["HOPELESS", "FailureNote", "HopelessRunError", "RunError", "cause_of", "name_cause"]
+__all__ = [
+    "HOPELESS",
+    "FailureNote",
+    "HopelessRunError",
+    "Note",
+    "RunError",
+    "cause_of",
+    "name_cause",
+]
 
 HOPELESS = (NonFiniteLossError, TooManyBadImagesError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
 which does the same steps over the same data, would raise again."""
 
 
-class FailureNote:
-    """A file in a run's folder that says why the run failed; workers cannot say it to the driver.
+class Note:
+    """A small file in a run's folder, by which the processes of a run tell each other something."""
 
-    An error that leaves a worker makes Ray Train restart all of them, so a worker with an error
-    that a restart does not mend writes it down here and ends in peace.
+    def __init__(self, run_uri: str, name: str) -> None:
+        """The note `name` of the run at `run_uri`."""
+        self._uri = f"{run_uri}/{name}"
+
+    def write(self, text: str) -> None:
+        """Write it down."""
+        write_text(self._uri, text)
+
+    def read(self) -> str | None:
+        """What it says; None where there is none."""
+        return read_text(self._uri)
+
+    def clear(self) -> None:
+        """Take it away."""
+        fs, path = filesystem(self._uri)
+        with contextlib.suppress(FileNotFoundError):
+            fs.delete_file(path)
+
+
+class FailureNote(Note):
+    """Says why a run failed; workers cannot say it to the driver.
+
+    An error that leaves a worker makes Ray Train restart all of them, so workers with an error
+    that a restart does not mend write it down here and end in peace.
     """
 
     def __init__(self, run_uri: str) -> None:
         """The note of the run at `run_uri`."""
-        self._uri = f"{run_uri}/failure.txt"
-
-    def write(self, reason: str) -> None:
-        """Write the reason down."""
-        write_text(self._uri, reason)
-
-    def read(self) -> str | None:
-        """The reason; None where the run did not fail."""
-        return read_text(self._uri)
-
-    def clear(self) -> None:
-        """Forget it: the run starts again."""
-        fs, path = filesystem(self._uri)
-        with contextlib.suppress(FileNotFoundError):
-            fs.delete_file(path)
+        super().__init__(run_uri, "failure.txt")
 
 
 def name_cause(error: BaseException) -> str:

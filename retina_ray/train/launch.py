@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+import torch
 from rich.console import Console
 
+import retina_ray
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
-from retina_ray.train.checkpoints import load_checkpoint
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.model import RetinaNet
+from retina_ray.train.checkpoint_checks import class_differences, fitting_weights, require_own
+from retina_ray.train.checkpoints import Checkpoint, load_checkpoint, load_meta
 from retina_ray.train.progress import ProgressDisplay
 from retina_ray.train.resources import Footprint, connect
 from retina_ray.train.spec import RunSpec, resolve
@@ -21,6 +29,10 @@ __all__ = ["RunResult", "prepare_run", "resume_run", "run"]
 
 CONFIG = "config.json"
 RUN = "run.json"
+VERSIONS = "versions"
+"""Of what a run was started with, in `RUN`."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,8 @@ class RunResult:
     Attributes:
         best: URI of the checkpoint with the best AP.
         last: URI of the last checkpoint.
-        metrics: the last evaluation's figures.
-        best_metrics: the best evaluation's figures.
+        metrics: the last evaluation's figures; empty where the run ended before the first.
+        best_metrics: the best evaluation's figures; likewise.
     """
 
     best: str
@@ -47,15 +59,16 @@ def prepare_run(
 
     Raises:
         ConfigError: a folder of this name exists, the config does not fit the data, the checkpoint
-            to start from cannot be read.
+            to start from cannot be read, or has no weight that fits.
         DataError: a data set is missing or broken.
     """
     run_uri = f"{storage}/{name}"
     if exists(run_uri):
         raise ConfigError(f"{run_uri} exists: choose another --name, or carry it on with --resume")
-    if init_from is not None:
-        load_checkpoint(init_from, weights_only=True)
+    start = None if init_from is None else load_checkpoint(init_from, weights_only=True)
     complete, train_uri, val_uri = resolve(config, storage)
+    if start is not None:
+        _compare_with_start(complete, train_uri, start)
     spec = RunSpec(
         config=complete,
         train_uri=train_uri,
@@ -66,7 +79,7 @@ def prepare_run(
         init_from=init_from,
     )
     write_text(f"{run_uri}/{CONFIG}", complete.model_dump_json(indent=1))
-    fields = {k: v for k, v in vars(spec).items() if k != "config"}
+    fields = {k: v for k, v in vars(spec).items() if k != "config"} | {VERSIONS: _versions()}
     write_text(f"{run_uri}/{RUN}", json.dumps(fields, indent=1))
     return spec
 
@@ -74,14 +87,29 @@ def prepare_run(
 def resume_run(run_uri: str) -> RunSpec:
     """Read the run of a folder, to carry it on from its last checkpoint.
 
+    Where that one cannot be read, the run goes back to the newest one that can, and says so.
+
     Raises:
-        ConfigError: no run there.
+        ConfigError: no run there, none of its checkpoints can be read, or the last one is of
+            another model, other classes or other data.
+        DataError: the training data is missing or broken.
     """
     run_file, config = read_text(f"{run_uri}/{RUN}"), read_text(f"{run_uri}/{CONFIG}")
     if run_file is None or config is None:
         raise ConfigError(f"{run_uri}: no run to resume there; check --name and --storage")
     fields = {**json.loads(run_file), "run_uri": run_uri}
-    return RunSpec(config=from_json(ExperimentConfig, config), **fields)
+    fields.pop(VERSIONS, None)
+    spec = RunSpec(config=from_json(ExperimentConfig, config), **fields)
+    checkpoint = spec.checkpoints.go_back_to_whole()
+    if checkpoint is not None:
+        require_own(
+            checkpoint,
+            uri=spec.checkpoints.last or spec.run_uri,
+            config=spec.config,
+            train_uri=spec.train_uri,
+            info=PreparedDataset.open(spec.train_uri).info,
+        )
+    return spec
 
 
 def run(spec: RunSpec, *, console: Console) -> RunResult:
@@ -110,6 +138,36 @@ def result_of(spec: RunSpec) -> RunResult:
     return RunResult(
         best=best,
         last=last,
-        metrics=load_checkpoint(last, weights_only=True).meta.metrics,
-        best_metrics=load_checkpoint(best, weights_only=True).meta.metrics,
+        metrics=load_meta(last).metrics,
+        best_metrics=load_meta(best).metrics,
     )
+
+
+def _compare_with_start(config: ExperimentConfig, train_uri: str, start: Checkpoint) -> None:
+    """Say what a run does not take over from the checkpoint that it starts from.
+
+    Raises:
+        ConfigError: it could take over nothing.
+    """
+    with torch.device("meta"):
+        own = RetinaNet.from_config(config.model).state_dict()
+    match = fitting_weights(own, start.weights)
+    if not match.is_complete:
+        logger.warning("--init-from: %s", match.describe())
+    names = PreparedDataset.open(train_uri).class_names
+    differing = class_differences(names, [name for _, name in start.meta.categories])
+    if differing is not None:
+        logger.warning(
+            "--init-from: %s, and the weights of the classifier are taken over as they are: what "
+            "it learnt of a label is lost where the label means something else now",
+            differing,
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "retina_ray": retina_ray.__version__,
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "Python": platform.python_version(),
+    }

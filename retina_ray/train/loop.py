@@ -6,73 +6,36 @@ It knows nothing of Ray: the batches come from an iterator, and what it has to s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from retina_ray.config import ConfigError, ExperimentConfig
+from retina_ray.config import ExperimentConfig
 from retina_ray.data.unpack import PlannedBatch
-from retina_ray.model import RetinaNet, RetinaNetCriterion
+from retina_ray.model import RetinaNet
 from retina_ray.model.coders import make_coder
-from retina_ray.model.weights import load_backbone
-from retina_ray.train import distributed
+from retina_ray.train import distributed, rng
 from retina_ray.train.checkpoints import Checkpoint
-from retina_ray.train.compilation import compile_forward
-from retina_ray.train.meters import NonFiniteLossError, StepMeter
-from retina_ray.train.optim import build_optimizer, clip_gradients
-from retina_ray.train.schedule import build_schedule
-from retina_ray.train.validation import RoundResult, ValidationRound
+from retina_ray.train.errors import NonFiniteLossError, RunStoppedError
+from retina_ray.train.host import Host, RunShape
+from retina_ray.train.learner import Learner
+from retina_ray.train.meters import StepMeter
+from retina_ray.train.step import TrainingStep, local_norms
+from retina_ray.train.stopping import Ended, Ending
+from retina_ray.train.validation import ValidationRound
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Host", "NonFiniteLossError", "RunShape", "TrainingLoop"]
+__all__ = ["Ended", "Host", "NonFiniteLossError", "RunShape", "TrainingLoop"]
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """What the plan says of the run as a whole.
-
-    Attributes:
-        num_steps: training steps of the whole run.
-        steps_per_epoch: training steps of an epoch.
-        val_rows_per_worker: validation batches that each worker sees in a round.
-        start_step: training steps that are already done.
-    """
-
-    num_steps: int
-    steps_per_epoch: int
-    val_rows_per_worker: int
-    start_step: int = 0
-
-
-class Host(Protocol):
-    """Who the loop reports to; on every rank, but only rank 0's figures are kept."""
-
-    def log_step(self, metrics: dict[str, float], *, step: int) -> None:
-        """Take the training figures of a logging interval (rank 0 only)."""
-
-    def saw_bad_images(self, bad: dict[str, str]) -> None:
-        """Take file names and reasons of images that the stream of any worker had to replace.
-
-        Called with the same on every rank, so what it raises is raised by all of them at once.
-        """
-
-    def evaluated(self, result: RoundResult, *, step: int) -> dict[str, float]:
-        """Score the gathered predictions of a validation round (rank 0 only)."""
-        ...
-
-    def round_ended(
-        self, metrics: dict[str, float], *, step: int, epoch: int, loop: TrainingLoop
-    ) -> None:
-        """End a validation round: keep a checkpoint (rank 0) and report (every rank)."""
+SKIPPED_STEPS = "train/skipped_steps"
+"""Metric, logged after each of them: steps left out so far."""
 
 
 @dataclass
@@ -85,6 +48,8 @@ class TrainingLoop:
         device: where the model lives.
         category_ids: original category id of each label, for the predictions.
         host: who is told.
+        step: training steps done, those left out included.
+        ended: how `run` came to its end; empty before.
     """
 
     config: ExperimentConfig
@@ -93,175 +58,241 @@ class TrainingLoop:
     category_ids: list[int]
     host: Host
     step: int = field(init=False, default=0)
+    ended: Ended = field(init=False, default="")
 
     def __post_init__(self) -> None:
         """Build the model and all that trains it; the same weights on every worker."""
-        config = self.config
-        torch.manual_seed(config.train.seed)
-        self.model = RetinaNet.from_config(config.model)
-        if config.model.backbone_weights is not None and self.shape.start_step == 0:
-            load_backbone(self.model.backbone, config.model.backbone_weights)
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.train.compile == "all":
-            compile_forward(self.model)
-        self.criterion = RetinaNetCriterion.from_config(config).to(self.device)
-        self.optimizer = build_optimizer(
-            self.model, config.optimizer, batch_size=config.train.batch_size
+        train, shape = self.config.train, self.shape
+        self.learner = Learner(
+            self.config,
+            device=self.device,
+            num_steps=shape.num_steps,
+            is_new=shape.start_step == 0,
         )
-        self.schedule = build_schedule(self.optimizer, config.schedule, self.shape.num_steps)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.train.precision == "fp16"
-        )
-        self._wrapped: nn.Module = self.model
+        self._make_step = TrainingStep(self.config, self.learner, self.device)
+        self._meter = StepMeter(self.device, batch_size=train.batch_size)
+        self._ending = Ending(train, num_steps=shape.num_steps, device=self.device)
+        self._rng: list[dict[str, Tensor]] | None = None  # of all workers, while one keeps them
+        self._rows: list[PlannedBatch] = []  # of a step that is not complete yet
+        self._round: ValidationRound | None = None
         self._bad_images: dict[str, str] = {}  # of this worker, since it last shared them
+        self._num_skipped = 0  # steps left out since the last look
+        self._kept_step = 0  # of the last checkpoint; at the start there is nothing to keep
+        self._evaluated_step = 0  # of the last validation round
+
+    @property
+    def model(self) -> RetinaNet:
+        """What is trained."""
+        return self.learner.model
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training, evaluations included, over all parts of the run."""
+        return self._ending.elapsed_s
+
+    @property
+    def round_is_due(self) -> bool:
+        """Whether a validation round follows the last step, and is not over yet.
+
+        A checkpoint of such a moment must be carried on with that round (`validate_first`).
+        """
+        if self._evaluated_step == self.step:
+            return False
+        epochs, rest = divmod(self.step, self.shape.steps_per_epoch)
+        every = self.config.train.eval_every_epochs
+        return rest == 0 and (epochs % every == 0 or self.step == self.shape.num_steps)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this run."""
-        assert checkpoint.state is not None
-        self.model.load_state_dict(checkpoint.model)
-        self.criterion.load_state_dict(checkpoint.state["criterion"])
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
-        self.schedule.load_state_dict(checkpoint.state["schedule"])
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
-        torch.set_rng_state(checkpoint.state["rng"])
-        self.step = checkpoint.meta.step
+        """Go on from a checkpoint of this run; one of an earlier version may know less."""
+        state = checkpoint.state
+        assert state is not None
+        self.learner.restore(checkpoint)
+        rng.restore_state(state["rng"], self.device)
+        self.step = self._kept_step = checkpoint.meta.step
+        self._evaluated_step = state.get("evaluated_step", self.step)
+        self._ending.load_state_dict(state)
+        if "meter" in state:
+            self._meter.load_state_dict(state["meter"])
 
     def init_from(self, checkpoint: Checkpoint) -> None:
-        """Start from the weights of another run's checkpoint, as far as they fit.
-
-        Raises:
-            ConfigError: nothing in the checkpoint fits this model.
-        """
-        own = self.model.state_dict()
-        fitting = {
-            name: tensor
-            for name, tensor in checkpoint.model.items()
-            if name in own and own[name].shape == tensor.shape
-        }
-        if not fitting:
-            raise ConfigError("--init-from: no weight of that checkpoint fits this model")
-        left = sorted(own.keys() - fitting.keys())
-        if left:
-            logger.warning("--init-from: %d weights start afresh: %s", len(left), ", ".join(left))
-        self.model.load_state_dict(fitting, strict=False)
+        """Start from the weights of another run's checkpoint, see `Learner.init_from`."""
+        self.learner.init_from(checkpoint)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """What a checkpoint needs beside the weights and their average.
+
+        Plain numbers and tensors; the tensors are those in use, so the next step changes them.
+        """
         return {
-            "criterion": self.criterion.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
+            **self.learner.state(),
+            "rng": self._rng or [rng.own_state(self.device)],
+            "meter": self._meter.state_dict(),
+            **self._ending.state_dict(),
+            "evaluated_step": self._evaluated_step,
         }
 
+    def ema_state(self) -> dict[str, Tensor] | None:
+        """The average of the weights under the names of the model's state dict; None without."""
+        return self.learner.average_state()
+
     def run(self, batches: Iterable[PlannedBatch]) -> None:
-        """Train over the planned batches to their end.
+        """Train over the planned batches to their end, or to that of the time or of all gain.
+
+        Then `ended` says which it was.
 
         Raises:
-            NonFiniteLossError: a loss term became NaN or infinite (on every worker at once).
+            NonFiniteLossError: a loss term or the gradient became NaN or infinite (on every worker
+                at once).
             TooManyBadImagesError: too many images could not be decoded (likewise).
+            RunStoppedError: the host wants the run to stop; a checkpoint is kept (likewise).
         """
-        self._wrap()
+        self._make_step.wrap(num_micro_batches=self.shape.rows_per_step)
         self.model.train()
-        meter = StepMeter(self.device, batch_size=self.config.train.batch_size)
-        round_ = None
+        self._meter.start()
+        self._ending.start()
+        self.ended = self._ending.on_plateau(self.step)  # where it came to its end, it stays
+        self._end_if_asked()
+        if self.ended:
+            return
         waiting = time.perf_counter()
         for planned in batches:
-            meter.waited(time.perf_counter() - waiting)
+            self._meter.waited(time.perf_counter() - waiting)
             self._bad_images.update(planned.batch.bad_images)
             if planned.kind == "train":
-                losses = self._train_step(planned)
-                meter.update(losses)
-                self.step += 1
-                if self._is_logging_step():
-                    self._log(meter)
+                self._take_train_row(planned)
             else:
-                if round_ is None:
-                    self._check(meter)
-                    round_ = ValidationRound(
-                        self.config.inference,
-                        make_coder(self.config.model),
-                        self.category_ids,
-                        num_samples=self.config.tracking.num_pictures,
-                    )
-                    self.model.eval()
-                round_.add(self.model, planned.batch.to(self.device))
-                if round_.num_batches == self.shape.val_rows_per_worker:
-                    self._end_round(round_, planned.epoch)
-                    round_ = None
-                    self.model.train()
-                    meter.restart()
+                self._take_val_row(planned)
+            if self.ended:
+                return
             waiting = time.perf_counter()
+        self._check()
+        self.ended = "finished"
 
-    def _wrap(self) -> None:
-        if not distributed.is_active():
+    def _take_train_row(self, planned: PlannedBatch) -> None:
+        """Make the step when its last row is there, and what is due after it."""
+        self._rows.append(planned)
+        if len(self._rows) < self.shape.rows_per_step:
             return
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(
-            self.model, device_ids=ids, gradient_as_bucket_view=True
+        rows, self._rows = self._rows, []
+        assert all(row.step == self.step for row in rows), "rows of another step"
+        if self.step in self.shape.skip_steps:
+            logger.warning("training step %d is left out", self.step)
+            self._num_skipped += 1
+        else:
+            self._train_step(rows)
+        self.learner.schedule.step()
+        self.step += 1
+        if self._is_logging_step():
+            self._log()
+        every = self.config.train.checkpoint_every_steps
+        if every is not None and self.step % every == 0 and not self.round_is_due:
+            self._checkpoint()
+        # Several GPUs would have to wait for each other.
+        if self.device.type == "cpu" or not distributed.is_active() or self._is_logging_step():
+            self._end_if_asked()
+
+    def _train_step(self, rows: list[PlannedBatch]) -> None:
+        figures = self._make_step([row.batch for row in rows])
+        if self.learner.average is not None:
+            self.learner.average.update()
+        image_ids = [image_id for row in rows for image_id in row.batch.image_ids]
+        self._meter.update(figures, step=self.step, image_ids=image_ids, lr=self.learner.lr)
+
+    def _take_val_row(self, planned: PlannedBatch) -> None:
+        if self._round is None:
+            self._check()
+            self._round = self._start_round()
+        average = self.learner.average
+        with contextlib.nullcontext() if average is None else average.applied():
+            self._round.add(self.model, planned.batch.to(self.device))
+        if self._round.num_batches == self.shape.val_rows_per_worker:
+            self._end_round(self._round, planned.epoch)
+            self._round = None
+            self.model.train()
+            self._meter.resume()
+        self._end_if_asked()
+
+    def _start_round(self) -> ValidationRound:
+        self._meter.pause()
+        for norm in local_norms(self.model):  # rank 0's statistics are those that are kept
+            distributed.copy_from_first(norm.buffers())
+        self.model.eval()
+        return ValidationRound(
+            self.config.inference,
+            make_coder(self.config.model),
+            self.category_ids,
+            num_samples=self.config.tracking.num_pictures,
         )
 
-    def _train_step(self, planned: PlannedBatch) -> dict[str, Tensor]:
-        batch = planned.batch.to(self.device)
-        with self._autocast():
-            outputs = self._wrapped(batch.images)
-        losses = self.criterion(outputs, batch.targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(sum(losses.values(), torch.zeros((), device=self.device))).backward()
-        self.scaler.unscale_(self.optimizer)
-        clip_gradients(self.model.parameters(), self.config.optimizer)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+    def _end_round(self, round_: ValidationRound, epoch: int) -> None:
+        """Gather, score, keep a checkpoint, report, and see whether there was a gain."""
+        self._share_bad_images()
+        gathered = round_.gather()
+        metrics = {}
+        if distributed.rank() == 0:
+            metrics = self.host.evaluated(gathered, step=self.step)
+            self._ending.add_round(metrics)
+        self._evaluated_step = self._kept_step = self.step
+        with self._keeping():
+            self.host.round_ended(metrics, step=self.step, epoch=epoch + 1, loop=self)
+        self.ended = self._ending.on_plateau(self.step)
 
-    def _autocast(self) -> torch.autocast:
-        precision = self.config.train.precision
-        return torch.autocast(
-            self.device.type,
-            dtype=AUTOCAST.get(precision, torch.bfloat16),
-            enabled=precision in AUTOCAST,
+    def _end_if_asked(self) -> None:
+        """End the run here, after a checkpoint, if its time is spent.
+
+        Raises:
+            RunStoppedError: the host of some worker wants it to stop.
+        """
+        reason, ended = self._ending.now(
+            self.host.stop_reason(), step=self.step, round_is_due=self.round_is_due
         )
+        if reason is None and not ended:
+            return
+        if self._kept_step != self.step:
+            self._checkpoint()
+        if reason is not None:
+            raise RunStoppedError(reason)
+        self.ended = self.ended or ended
+
+    def _checkpoint(self) -> None:
+        self._check()
+        self._kept_step = self.step
+        epoch = self.step // self.shape.steps_per_epoch
+        with self._keeping():
+            self.host.checkpoint(step=self.step, epoch=epoch, loop=self)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Let `state` have the generators of all workers."""
+        self._rng = rng.gather_states(self.device)
+        yield
+        self._rng = None
 
     def _is_logging_step(self) -> bool:
         return self.step % self.config.train.log_every_steps == 0
 
-    def _log(self, meter: StepMeter) -> None:
-        self._check(meter)
-        metrics = meter.metrics()
-        metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+    def _log(self) -> None:
+        self._check()
+        metrics = self._meter.metrics()
+        metrics["train/lr"] = self.learner.lr
         metrics["train/epoch"] = self.step / self.shape.steps_per_epoch
-        meter.restart()
+        if self._num_skipped:
+            metrics[SKIPPED_STEPS] = float(sum(s < self.step for s in self.shape.skip_steps))
+            self._num_skipped = 0
+        self._meter.restart()
         if distributed.rank() == 0:
             self.host.log_step(metrics, step=self.step)
 
-    def _check(self, meter: StepMeter) -> None:
-        """Stop on every worker alike if a loss since the last look was not finite.
+    def _check(self) -> None:
+        """Stop on every worker alike if something since the last look was not finite.
 
         Or if too many images could not be decoded.
         """
         self._share_bad_images()
-        bad = meter.non_finite_terms()
-        if bad:
-            raise NonFiniteLossError(
-                f"{' and '.join(bad)} became NaN or infinite within the last "
-                f"{meter.num_steps} step(s) before step {self.step} (learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}): lower optimizer.lr, lengthen "
-                "schedule.warmup_steps or clip harder (optimizer.clip_threshold)"
-            )
+        self._meter.check()
 
     def _share_bad_images(self) -> None:
         new = distributed.union(self._bad_images, self.device)
         self._bad_images = {}
         if new:
             self.host.saw_bad_images(new)
-
-    def _end_round(self, round_: ValidationRound, epoch: int) -> None:
-        """Gather, score, keep a checkpoint, report."""
-        self._share_bad_images()
-        gathered = round_.gather()
-        metrics = {}
-        if distributed.rank() == 0:
-            metrics = self.host.evaluated(gathered, step=self.step)
-        self.host.round_ended(metrics, step=self.step, epoch=epoch + 1, loop=self)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from retina_ray.config import ConfigError
 from retina_ray.model.norms import PerLevelBatchNorm2d
@@ -15,7 +15,13 @@ from retina_ray.model.norms import PerLevelBatchNorm2d
 if TYPE_CHECKING:
     from retina_ray.config import OptimizerConfig
 
-__all__ = ["build_optimizer", "clip_gradients", "parameter_groups"]
+__all__ = [
+    "build_optimizer",
+    "clip_gradients",
+    "load_optimizer",
+    "parameter_groups",
+    "update_if_finite",
+]
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,  # 1d to 3d, and synchronised
@@ -30,6 +36,9 @@ def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, batch_size: int
 ) -> torch.optim.Optimizer:
     """Make SGD or AdamW over the parameters of a model that are trained.
+
+    The update is one fused kernel, on a CPU as on a GPU. It takes a number on the device that says
+    whether to update at all, so a gradient that is not finite can be passed over without a wait.
 
     Args:
         model: parameters without `requires_grad` are left out.
@@ -47,14 +56,46 @@ def build_optimizer(
     if not groups:
         raise ConfigError("the model has no parameter with requires_grad: nothing can be trained")
     if config.name == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups,
             lr=lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
+            fused=True,
         )
-    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+        _start_momenta(optimizer)
+        return optimizer
+    return torch.optim.AdamW(
+        groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _start_momenta(optimizer: torch.optim.SGD) -> None:
+    """Begin with momenta of 0, which the first step turns into the gradient, as without them.
+
+    PyTorch makes them in the first step, and where that one is passed over it leaves them as
+    memory that nobody has written to, for the second step to build on.
+    """
+    for group in optimizer.param_groups:
+        if group["momentum"] > 0:
+            for parameter in group["params"]:
+                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a state dict, but not how the run that wrote it computed an update.
+
+    Args:
+        optimizer: of `build_optimizer`.
+        state: of an optimizer over the same parameters, fused or not.
+    """
+    own = {
+        key: optimizer.defaults[key] for key in ("fused", "foreach") if key in optimizer.defaults
+    }
+    groups = [{**group, **own} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def parameter_groups(
@@ -97,7 +138,7 @@ def parameter_groups(
     ]
 
 
-def clip_gradients(parameters: Iterable[Tensor], config: OptimizerConfig) -> Tensor | None:
+def clip_gradients(parameters: Iterable[Tensor], config: OptimizerConfig) -> Tensor:
     """Limit the gradients in place, without waiting for the device.
 
     `value` limits each number to [-threshold, threshold]. `norm` scales all gradients by one factor
@@ -109,12 +150,31 @@ def clip_gradients(parameters: Iterable[Tensor], config: OptimizerConfig) -> Ten
         config: the `optimizer` section.
 
     Returns:
-        For `norm`, the norm before clipping, a scalar on the device; else None.
+        The norm of all gradients together before clipping, a scalar on the device: of the type
+        `clip_norm_type` where that clips, else the Euclidean one. It is finite only if every
+        gradient is (clipping by value would hide an infinite one).
     """
-    if config.clip == "norm":
-        return clip_grad_norm_(
-            parameters, max_norm=config.clip_threshold, norm_type=config.clip_norm_type
-        )
-    if config.clip == "value":
-        clip_grad_value_(parameters, clip_value=config.clip_threshold)
-    return None
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    by_norm = config.clip == "norm"
+    norm = get_total_norm(gradients, norm_type=config.clip_norm_type if by_norm else 2.0)
+    if by_norm:
+        clip_grads_with_norm_(trained, config.clip_threshold, norm)
+    elif config.clip == "value":
+        clip_grad_value_(trained, clip_value=config.clip_threshold)
+    return norm
+
+
+def update_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Make a step of the optimizer where a flag on the device says so, without waiting for it.
+
+    Args:
+        optimizer: a fused one. It takes the two attributes that `torch.amp.GradScaler` gives it.
+        finite: scalar bool; False leaves weights and state as they are.
+    """
+    optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -17,7 +18,7 @@ DATA_CPUS = 1.0
 """CPUs that must be left for Ray Data's decoding tasks of a run: without one, the workers hold all
 CPUs and wait for batches for ever."""
 
-__all__ = ["ClusterSize", "Footprint", "cluster_size", "connect"]
+__all__ = ["ClusterSize", "Footprint", "cluster_size", "connect", "leave_a_cpu"]
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,34 @@ class Footprint:
         num_workers: training processes.
         cpus_per_worker: CPUs reserved for each of them.
         use_gpu: one GPU for each worker.
+        min_workers: so few of them will do; None: all of them are needed.
     """
 
     num_workers: int
     cpus_per_worker: float
     use_gpu: bool
+    min_workers: int | None = None
 
     @classmethod
     def of(cls, config: ExperimentConfig, cluster: ClusterSize) -> Footprint:
         """The footprint of a configuration; `train.use_gpu = null` takes GPUs where there are."""
-        use_gpu = config.train.use_gpu
+        train, use_gpu = config.train, config.train.use_gpu
         if use_gpu is None:
-            use_gpu = cluster.gpus >= config.train.num_workers
-        return cls(config.train.num_workers, config.train.cpus_per_worker, use_gpu)
+            use_gpu = cluster.gpus >= (train.min_workers or train.num_workers)
+        return cls(train.num_workers, train.cpus_per_worker, use_gpu, train.min_workers)
 
     @property
     def cpus(self) -> float:
-        """CPUs of the workers and of the decoding beside them."""
-        return self.num_workers * self.cpus_per_worker + DATA_CPUS
+        """CPUs of all workers and of the decoding beside them."""
+        return self._cpus_of(self.num_workers)
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the run does not start."""
+        return self.min_workers or self.num_workers
+
+    def _cpus_of(self, num_workers: int) -> float:
+        return num_workers * self.cpus_per_worker + DATA_CPUS
 
     def per_worker(self) -> dict[str, float]:
         """Resources of one worker, as Ray names them."""
@@ -63,9 +74,17 @@ class Footprint:
         return resources
 
     def fits(self, cluster: ClusterSize) -> int:
-        """How many runs of this footprint the cluster bears at once; 0 if not even one."""
-        by_cpus = int(cluster.cpus // self.cpus)
-        return min(by_cpus, int(cluster.gpus // self.num_workers)) if self.use_gpu else by_cpus
+        """How many runs of this footprint the cluster bears at once; 0 if not even one.
+
+        With all their workers; where not even one run has room for them all, with the least.
+        """
+        return self._fits(cluster, self.num_workers) or min(
+            1, self._fits(cluster, self.least_workers)
+        )
+
+    def _fits(self, cluster: ClusterSize, num_workers: int) -> int:
+        by_cpus = int(cluster.cpus // self._cpus_of(num_workers))
+        return min(by_cpus, int(cluster.gpus // num_workers)) if self.use_gpu else by_cpus
 
     def require(self, cluster: ClusterSize) -> None:
         """Refuse a run that the cluster could never hold.
@@ -73,24 +92,26 @@ class Footprint:
         Raises:
             ConfigError: with the arithmetic and what to change.
         """
+        least, cpus = self.least_workers, self._cpus_of(self.least_workers)
+        name = "train.num_workers" if self.min_workers is None else "train.min_workers"
         faults = []
-        if self.cpus > cluster.cpus:
+        if cpus > cluster.cpus:
             faults.append(
                 (
-                    "train.num_workers",
-                    f"{self.num_workers} workers x {self.cpus_per_worker:g} CPUs + "
-                    f"{DATA_CPUS:g} for decoding = {self.cpus:g} CPUs, but the cluster has "
-                    f"{cluster.cpus:g}: lower train.num_workers or train.cpus_per_worker, or "
-                    "add nodes",
+                    name,
+                    f"more workers than the cluster can ever hold: {least} x "
+                    f"{self.cpus_per_worker:g} CPUs + {DATA_CPUS:g} for decoding = {cpus:g} CPUs, "
+                    f"but it has, or may grow to, {cluster.cpus:g}: lower {name} or "
+                    "train.cpus_per_worker, or add nodes",
                 )
             )
-        if self.use_gpu and self.num_workers > cluster.gpus:
+        if self.use_gpu and least > cluster.gpus:
             faults.append(
                 (
-                    "train.num_workers",
-                    f"{self.num_workers} workers need a GPU each, but the cluster has "
-                    f"{cluster.gpus:g}: lower train.num_workers, set train.use_gpu=false, or add "
-                    "GPU nodes",
+                    name,
+                    f"more workers than the cluster can ever hold: {least} need a GPU each, but it "
+                    f"has, or may grow to, {cluster.gpus:g}: lower {name}, set "
+                    "train.use_gpu=false, or add GPU nodes",
                 )
             )
         if faults:
@@ -155,4 +176,22 @@ def cluster_size() -> ClusterSize:
     return ClusterSize(
         cpus=max(now.get("CPU", 0.0), float(most.get("CPU", 0.0))),
         gpus=max(now.get("GPU", 0.0), float(most.get("GPU", 0.0))),
+    )
+
+
+def leave_a_cpu(node_ids: Sequence[str], cpus_per_worker: float) -> bool:
+    """Whether some node has a whole CPU left for decoding beside these workers.
+
+    The cluster may have less than the run needs: nodes went since the run was let in, or each has
+    only a part of a CPU left.
+
+    Args:
+        node_ids: the node of each worker.
+        cpus_per_worker: CPUs that each of them reserves.
+    """
+    num_workers = Counter(node_ids)
+    return any(
+        node["Resources"].get("CPU", 0) - num_workers[node["NodeID"]] * cpus_per_worker >= DATA_CPUS
+        for node in ray.nodes()
+        if node["Alive"]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +13,16 @@ import pyarrow as pa
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.data.batches import BatchLoader
-from retina_ray.data.layout import RunLayout
-from retina_ray.data.plan import RunPlan, layout_of, sampler_of
+from retina_ray.data.layout import RunLayout, micro_batches_of
+from retina_ray.data.plan import RunPlan, sampler_of
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import prepare_synthetic
+from retina_ray.evaluation.backends import require_backend
 from retina_ray.inspection.anchors_fit import fit_anchors
+from retina_ray.train.checkpoint_files import META
 from retina_ray.train.checkpoints import CheckpointStore
 from retina_ray.train.loop import RunShape
-from retina_ray.train.storage import is_uri
+from retina_ray.train.storage import is_uri, read_text
 
 __all__ = ["RunInputs", "RunSpec", "resolve"]
 
@@ -50,11 +54,25 @@ class RunSpec:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        return CheckpointStore(f"{self.run_uri}/checkpoints")
+        return CheckpointStore(
+            f"{self.run_uri}/checkpoints", keep=self.config.train.keep_checkpoints
+        )
 
     def start_step(self) -> int:
         """Training steps that the run's last checkpoint has done; 0 without one."""
         return self.checkpoints.last_step
+
+    def validates_first(self) -> bool:
+        """Whether the validation round at `start_step`, where the plan has one, is still to do.
+
+        A run that is told to end at the end of an epoch keeps its checkpoint before that round.
+        """
+        last = self.checkpoints.last
+        text = None if last is None else read_text(f"{last}/{META}")
+        with contextlib.suppress(ValueError, KeyError):  # whoever loads the checkpoint says it
+            meta = json.loads(text or "{}")
+            return meta["version"] > 1 and meta["metrics_step"] != meta["step"]
+        return False
 
 
 @dataclass(frozen=True)
@@ -68,29 +86,38 @@ class RunInputs:
         config: of the run.
         train: training set.
         val: validation set.
+        num_workers: that there are at present; None: `train.num_workers`.
     """
 
     config: ExperimentConfig
     train: PreparedDataset
     val: PreparedDataset
+    num_workers: int | None = None
 
     @classmethod
-    def open(cls, spec: RunSpec) -> RunInputs:
-        """Open the data sets of a run."""
+    def open(cls, spec: RunSpec, num_workers: int | None = None) -> RunInputs:
+        """Open the data sets of a run, for the workers that there are at present."""
         train, val = PreparedDataset.open(spec.train_uri), PreparedDataset.open(spec.val_uri)
-        return cls(spec.config, train, val)
+        return cls(spec.config, train, val, num_workers)
 
     @cached_property
     def plan(self) -> RunPlan:
         """The whole run; the same in every process."""
         classes = None if self.config.input.sampling == "all" else self.train.image_classes()
-        return RunPlan.from_config(self.config, *self._indices, classes)
+        return RunPlan.from_config(
+            self.config, *self._indices, classes, num_workers=self.num_workers
+        )
 
     @cached_property
     def layout(self) -> RunLayout:
         """Where everything stands in the plan, without making it where that is possible."""
         if self.config.input.sampling == "all" and not self.config.input.skip_empty:
-            return layout_of(self.config, self.train.num_images, self.val.num_images)
+            return RunLayout.from_config(
+                self.config,
+                self.train.num_images,
+                self.val.num_images,
+                num_workers=self.num_workers,
+            )
         return self.plan.layout
 
     @cached_property
@@ -114,7 +141,7 @@ class RunInputs:
         """Pixels of a typical batch of a worker, in bytes."""
         config = self.config
         side = max(config.input.train_sizes_px)
-        images = max(1, config.train.batch_size // config.train.num_workers)
+        images = config.train.batch_size // micro_batches_of(config)
         longest = min(config.input.train_max_size_px, side * 4 // 3)
         return 3 * side * longest * images
 
@@ -130,6 +157,7 @@ class RunInputs:
             steps_per_epoch=self.layout.steps_per_epoch,
             val_rows_per_worker=self.layout.num_val_rows_per_worker,
             start_step=start_step,
+            rows_per_step=self.layout.rows_per_step,
         )
 
 
@@ -148,9 +176,11 @@ def resolve(
 
     Raises:
         ConfigError: no data, data without the boxes that the model needs, a number of classes that
-            is not the data's, a schedule that does not fit the run; all faults at once.
+            is not the data's, a schedule that does not fit the run; all faults at once. An
+            evaluation backend that is not installed.
         DataError: a data set that is missing or broken.
     """
+    require_backend(config.inference.evaluation_backend)
     train_uri, val_uri = _uris(config, storage)
     train, val = PreparedDataset.open(train_uri), PreparedDataset.open(val_uri)
     faults = list(_mismatches(config, train, val))

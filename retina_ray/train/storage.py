@@ -5,6 +5,8 @@ A remote storage is waited for, see `retina_ray.data.patience`.
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -18,6 +20,8 @@ __all__ = [
     "filesystem",
     "is_uri",
     "read_text",
+    "sync",
+    "write_bytes",
     "write_text",
 ]
 
@@ -53,14 +57,44 @@ def read_text(uri: str) -> str | None:
 
 def write_text(uri: str, text: str) -> None:
     """Write a file whole (its folders are made): a reader sees the old text or the new one."""
+    write_bytes(uri, text.encode())
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file whole (its folders are made): a reader sees the old content or the new one.
+
+    On a local disk that holds for a power cut as well; an object store sees to it by itself.
+    """
     fs, path = filesystem(uri)
     fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    is_local = isinstance(fs, pafs.LocalFileSystem)
-    target = f"{path}.partial" if is_local else path
-    with fs.open_output_stream(target) as file:
-        file.write(text.encode())
-    if is_local:
-        Path(target).replace(path)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        with fs.open_output_stream(path) as file:
+            file.write(content)
+        return
+    partial, target = Path(f"{path}.partial"), Path(path)
+    try:
+        partial.write_bytes(content)
+        sync(partial)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a local file's content, or a folder's list of names, is on the disk.
+
+    Without it a file that was renamed into its place can be empty after a power cut.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some mounted file systems know no such thing, above all for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def copy_up(folder: Path, uri: str) -> None:

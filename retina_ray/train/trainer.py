@@ -13,6 +13,7 @@ import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import ray.train
@@ -22,19 +23,15 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from retina_ray.data.patience import StorageError
 from retina_ray.data.pipeline import execution_options, expect_order, iterate_shard, stream
-from retina_ray.train import distributed
-from retina_ray.train.failures import (
-    HOPELESS,
-    FailureNote,
-    HopelessRunError,
-    RunError,
-    cause_of,
-    name_cause,
-)
-from retina_ray.train.resources import Footprint
+from retina_ray.train import distributed, elastic
+from retina_ray.train.failures import FailureNote, RunError, cause_of
+from retina_ray.train.preemption import SigtermCallback, StopSigns
+from retina_ray.train.resources import Footprint, leave_a_cpu
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.storage import filesystem
-from retina_ray.train.worker import Report, run_worker
+from retina_ray.train.supervision import supervise, telling_the_driver
+from retina_ray.train.watchdog import Watchdog
+from retina_ray.train.worker import Report, StopReason, run_worker
 
 SHARD = "run"
 
@@ -42,7 +39,7 @@ __all__ = ["fit", "fit_in_process"]
 
 
 def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = None) -> None:
-    """Run on a Ray Train worker group, to the end of the plan.
+    """Run on Ray Train worker groups, to the end of the plan.
 
     Args:
         spec: the run; where its folder holds a checkpoint, the run goes on from there.
@@ -51,21 +48,26 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
 
     Raises:
         RunError: a worker failed more than `train.max_failures` times, or for a reason that a
-            restart does not mend; the message is the cause.
+            restart does not mend; the message is the cause. See `supervise`.
         KeyboardInterrupt: Ctrl-C; the workers have ended, and the last checkpoint stays.
     """
+    supervise(spec, lambda: _fit_group(spec, footprint, callbacks or []))
+
+
+def _fit_group(spec: RunSpec, footprint: Footprint, callbacks: list[Any]) -> None:
+    """Run one group, with as many restarts as Ray Train is allowed to make."""
     train, note = spec.config.train, FailureNote(spec.run_uri)
-    note.clear()
+    # Ray Train takes callbacks of workers and of its controller as well.
+    both: list[Any] = [*callbacks, SigtermCallback(), elastic.EndBeforeResize()]
     storage, path = filesystem(f"{spec.run_uri}/ray_train")
     trainer = TorchTrainer(
         _worker_in_group,
         train_loop_config={"spec": spec},
-        datasets={SHARD: _StreamOf(spec)},
-        dataset_config=DataConfig(
-            execution_options=execution_options(), enable_shard_locality=False
-        ),
+        datasets={SHARD: _nothing_yet},
+        dataset_config=StreamConfig(spec),
         scaling_config=ScalingConfig(
-            num_workers=train.num_workers,
+            num_workers=elastic.workers(train),
+            elastic_resize_monitor_interval_s=elastic.INTERVAL_S,
             use_gpu=footprint.use_gpu,
             resources_per_worker=footprint.per_worker(),
         ),
@@ -74,8 +76,9 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
             name=spec.run_id,
             storage_path=path,
             storage_filesystem=storage,
+            # Nodes that are taken away count apart, and Ray Train sets no limit to them.
             failure_config=FailureConfig(max_failures=train.max_failures),
-            callbacks=callbacks or [],
+            callbacks=both,
         ),
     )
     try:
@@ -84,9 +87,6 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
         with contextlib.suppress(StorageError):  # which may be what ended the run
             note.write(cause_of(error))
         raise RunError(cause_of(error)) from error
-    reason = note.read()
-    if reason is not None:
-        raise HopelessRunError(reason)
 
 
 def fit_in_process(spec: RunSpec, *, report: Report) -> None:
@@ -102,7 +102,7 @@ def fit_in_process(spec: RunSpec, *, report: Report) -> None:
 
     TorchTrainer(
         worker,
-        datasets={SHARD: _StreamOf(spec)},
+        datasets={SHARD: lambda: _stream_of(spec, num_workers=1)},
         scaling_config=ScalingConfig(num_workers=0),
     ).fit()
 
@@ -125,48 +125,83 @@ def _fit(trainer: TorchTrainer) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-class _StreamOf:
-    """Makes the stream when a worker group starts: from the last checkpoint of that moment."""
+class StreamConfig(DataConfig):
+    """Makes the stream when a worker group starts: for its workers, from the last checkpoint.
+
+    The data sets that a trainer is given do not learn how many workers there are. So it is given
+    one that holds nothing, and the stream takes its place here.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
+        """For a run."""
+        super().__init__(execution_options=execution_options(), enable_shard_locality=False)
         self._spec = spec
 
-    def __call__(self) -> ray.data.Dataset:
-        inputs = RunInputs.open(self._spec)
-        return stream(
-            inputs.plan,
-            inputs.loader,
-            batch_bytes=inputs.batch_bytes,
-            start_step=self._spec.start_step(),
-        )
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """Split the stream for the workers of a group."""
+        nodes = worker_node_ids or []
+        streams = {name: _stream_of(self._spec, world_size, nodes) for name in datasets}
+        return super().configure(streams, world_size, worker_handles, worker_node_ids, **kwargs)
+
+
+def _nothing_yet() -> ray.data.Dataset:
+    return ray.data.range(0)
+
+
+def _stream_of(spec: RunSpec, num_workers: int, node_ids: Sequence[str] = ()) -> ray.data.Dataset:
+    """The stream of a run from its last checkpoint on.
+
+    Args:
+        spec: the run.
+        num_workers: of the group.
+        node_ids: where its workers are; empty where they reserve nothing.
+    """
+    inputs = RunInputs.open(spec, num_workers)
+    has_room = leave_a_cpu(node_ids, spec.config.train.cpus_per_worker)
+    return stream(
+        inputs.plan,
+        inputs.loader,
+        batch_bytes=inputs.batch_bytes,
+        start_step=spec.start_step(),
+        validate_first=spec.validates_first(),
+        cpus_per_task=1 if has_room else 0,
+    )
 
 
 def _worker_in_group(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker."""
     spec: RunSpec = config["spec"]
-    try:
-        _work(spec, _report_to_train)
-    except HOPELESS as error:
-        if distributed.rank() == 0:
-            FailureNote(spec.run_uri).write(name_cause(error))
+    with telling_the_driver(spec.run_uri), StopSigns(spec.run_uri) as signs:
+        _work(spec, _report_to_train, stop_reason=signs.reason)
 
 
-def _work(spec: RunSpec, report: Report) -> None:
+def _work(spec: RunSpec, report: Report, stop_reason: StopReason = lambda: None) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    inputs = RunInputs.open(spec)
+    inputs = RunInputs.open(spec, distributed.world_size())
     start_step = spec.start_step()
     device = get_device() if spec.config.train.use_gpu is not False else torch.device("cpu")
     shard = ray.train.get_dataset_shard(SHARD)
     batches = iterate_shard(shard, pin_memory=device.type == "cuda")
-    mine = inputs.layout.worker_rows(distributed.rank(), start_step=start_step)
-    run_worker(
-        spec,
-        inputs,
-        expect_order(batches, mine),
-        start_step=start_step,
-        device=device,
-        report=report,
-    )
+    rank = distributed.rank()
+    mine = inputs.layout.worker_rows(rank, start_step, validate_first=spec.validates_first())
+    timeout_s = spec.config.train.stall_timeout_s
+    with Watchdog(spec.run_uri, rank=rank, timeout_s=timeout_s) as watchdog:
+        run_worker(
+            spec,
+            inputs,
+            watchdog.watch(expect_order(batches, mine)),
+            start_step=start_step,
+            device=device,
+            report=report,
+            stop_reason=stop_reason,
+        )
 
 
 def _report_to_train(metrics: dict[str, Any], checkpoint_uri: str) -> None:

@@ -569,8 +569,6 @@ def test_from_config_reads_every_setting():
     for name, value in changes.items():
         owner = found if hasattr(found, name) else found.colour
         assert getattr(owner, name) == value
-    assert found.changes_shape
     default = Augmenter.from_config(InputConfig())
     assert default == Augmenter(flip="horizontal")
-    assert not default.changes_shape
     assert not default.colour

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
+from retina_ray.data.eval_plan import build_eval_plan
+from retina_ray.data.layout import RunLayout
 from retina_ray.data.order import _DRAW, Images, epoch_batches, random_stream
-from retina_ray.data.plan import RunPlan, build_eval_plan, build_run_plan, layout_of
+from retina_ray.data.plan import RunPlan, build_run_plan
 from retina_ray.data.plan_rows import PLAN_SCHEMA
 from retina_ray.data.sampling import ImageClasses, make_sampler
 from retina_ray.data.schema import DataError
@@ -85,6 +87,18 @@ def runs(draw) -> dict:
         "group_by_aspect": draw(st.booleans()),
         "window_row_groups": draw(st.integers(1, 5)),
     }
+
+
+@st.composite
+def elastic_runs(draw) -> dict:
+    """Settings of a run of M micro-batches a step, for any number of workers."""
+    micro = draw(st.integers(1, 6))
+    run = draw(runs())
+    batch = micro * draw(st.integers(1, 3))
+    n = draw(st.integers(batch, batch * 3 + 2))
+    wide = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    mixing = {"mosaic_prob": draw(st.sampled_from([0.0, 0.5])), "mixup_prob": 0.3}
+    return {**run, **mixing, "wide": wide, "batch_size": batch, "num_micro_batches": micro}
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,7 +178,7 @@ def test_validation_rounds(run):
 
 
 @settings(max_examples=40, deadline=None)
-@given(runs(), st.integers(1, 5), st.data())
+@given(runs() | elastic_runs(), st.integers(1, 5), st.data())
 def test_blocks_serve_every_worker_its_rows_and_resume(run, rows_per_block, data):
     plan = plan_of(**run)
     step = data.draw(st.integers(0, plan.num_steps))
@@ -325,8 +339,10 @@ def test_faults_are_named():
         plan_of([True] * 3)
     with pytest.raises(ValueError, match="epochs = 0, eval_every_epochs = -1"):
         plan_of([True] * 8, epochs=0, eval_every_epochs=-1)
-    with pytest.raises(ValueError, match="4 is not a multiple of 3"):
+    with pytest.raises(ValueError, match="4 is not a multiple of 3 micro-batches"):
         plan_of([True] * 8, num_workers=3)
+    with pytest.raises(ValueError, match="num_micro_batches = 0"):
+        plan_of([True] * 8, num_micro_batches=0)
     with pytest.raises(ValueError, match="eval_batch_size = 0"):
         plan_of([True] * 8, eval_batch_size=0)
     bad = make_index([True] * 8).set_column(4, "height", pa.array([40] * 7 + [0], pa.int32()))
@@ -424,26 +440,102 @@ def test_partners_come_from_the_same_window():
             assert {p // 4 for p in own} == {image // 4}, "row groups of four images"
 
 
-def test_a_run_goes_on_with_another_number_of_workers():
-    wide = [i % 3 > 0 for i in range(50)]
-    plans = {w: plan_of(wide, num_workers=w, batch_size=4, epochs=3) for w in (1, 2, 4)}
-    whole = global_batches(plans[2])
-    for step in (0, 1, 13, 20, 26, 39):
-        for plan in plans.values():
-            left: dict[int, list[int]] = {}
-            for rank in range(plan.num_workers):
-                for row in plan.worker_rows(rank, step).to_pylist():
-                    if row["kind"] == "train":
-                        left.setdefault(row["step"], []).extend(row["images"])
-            assert [left[s] for s in sorted(left)] == whole[step:]
-
-
 def test_the_layout_needs_no_images():
     config = ExperimentConfig(train=TrainConfig(epochs=5, batch_size=4, num_workers=2))
     train, val = make_index([True] * 30), make_index([True] * 11)
     plan = RunPlan.from_config(config, train, val)
-    assert layout_of(config, 30, 11) == plan.layout
+    assert RunLayout.from_config(config, 30, 11) == plan.layout
     assert plan.layout.num_rows == plan.table.num_rows
+
+
+# Another number of workers than planned
+
+
+def of_steps(plan: RunPlan, start_step: int = 0) -> dict[int, list[list[dict]]]:
+    """The training rows of each step from one on: of each worker those of its own, in order."""
+    steps: dict[int, list[list[dict]]] = {}
+    for rank in range(plan.num_workers):
+        for row in plan.worker_rows(rank, start_step).to_pylist():
+            if row["kind"] == "train":
+                of_workers = steps.setdefault(row["step"], [[] for _ in range(plan.num_workers)])
+                of_workers[rank].append(row)
+    return steps
+
+
+@settings(max_examples=30, deadline=None)
+@given(elastic_runs(), st.data())
+def test_a_step_is_the_same_for_any_number_of_workers(run, data):
+    micro, size = run["num_micro_batches"], run["batch_size"] // run["num_micro_batches"]
+    whole = of_steps(plan_of(**{**run, "num_workers": 1}))
+    workers = data.draw(st.integers(1, micro))
+    plan = plan_of(**{**run, "num_workers": workers})
+    start = data.draw(st.integers(0, plan.num_steps))
+    steps = of_steps(plan, start)
+    assert list(steps) == list(range(start, plan.num_steps))
+    for step, of_workers in steps.items():
+        assert {len(rows) for rows in of_workers} == {plan.layout.rows_per_step}
+        assert plan.layout.rows_per_step == -(-micro // workers)
+        # In turn: the first row of each worker, the second of each, ...
+        turns = [row for turn in zip(*of_workers, strict=True) for row in turn]
+        assert [row["plan_index"] for row in turns] == sorted(row["plan_index"] for row in turns)
+        full, empty = turns[:micro], turns[micro:]
+        assert [len(row["images"]) for row in full] == [size] * micro
+        for row, same in zip(full, whole[step][0], strict=True):
+            assert {**row, "worker": 0, "plan_index": 0} == {**same, "plan_index": 0}
+        for row in empty:
+            assert (row["images"], row["repeats"], row["partners"]) == ([], [], [])
+            assert row["num_fill"] == 0
+            assert row["size_px"] == full[0]["size_px"]
+
+
+def test_micro_batches_are_dealt_out_in_turn_and_the_last_round_is_filled_up():
+    plans = {
+        workers: plan_of(
+            [True] * 9, val=3, epochs=1, batch_size=5, num_workers=workers, num_micro_batches=5
+        )
+        for workers in (1, 2)
+    }
+    first = [row["images"] for row in plans[1].table.to_pylist()[:5]]
+    assert all(len(images) == 1 for images in first)
+    rows = plans[2].table.to_pylist()
+    assert [row["images"] for row in rows[:6]] == [*first, []]
+    assert [row["worker"] for row in rows] == [0, 1] * 7
+    assert [row["step"] for row in rows] == [0] * 6 + [1] * 6 + [2] * 2
+    # Nine images, two batches of five: the one fill is the end of one of the batches.
+    assert [row["num_fill"] for row in rows if row["num_fill"]] == [1]
+    assert {row["plan_index"] % 6 for row in rows if row["num_fill"]} == {4}
+    assert plans[2].first_row(1) == 6
+    assert plans[1].first_row(1) == 5
+
+
+def test_a_run_goes_on_with_another_number_of_workers():
+    wide = [i % 3 > 0 for i in range(50)]
+    options = {"batch_size": 4, "epochs": 3, "num_micro_batches": 4}
+    plans = {w: plan_of(wide, num_workers=w, **options) for w in (1, 2, 3, 4)}
+    whole = global_batches(plan_of(wide, num_workers=4, batch_size=4, epochs=3))
+    # So many workers from this step on; the images of all steps, one after the other.
+    for resizes in ({0: 2, 5: 1, 13: 3, 14: 4}, {0: 4, 13: 1, 26: 2, 38: 1}, {0: 3, 1: 1}):
+        seen: list[list[int]] = []
+        ends = [*list(resizes)[1:], 39]
+        for (start, workers), end in zip(resizes.items(), ends, strict=True):
+            steps = of_steps(plans[workers], start)
+            for step in range(start, end):
+                turns = zip(*steps[step], strict=True)
+                seen.append([i for turn in turns for row in turn for i in row["images"]])
+        assert seen == whole
+
+
+def test_from_config_the_micro_batches_are_those_of_all_workers_that_may_be():
+    config = ExperimentConfig(
+        train=TrainConfig(epochs=2, batch_size=24, num_workers=3, min_workers=1, accumulate=2)
+    )
+    train, val = make_index([True] * 48), make_index([True] * 11)
+    for workers, rows in ((None, 2), (3, 2), (2, 3), (1, 6)):
+        plan = RunPlan.from_config(config, train, val, num_workers=workers)
+        layout = RunLayout.from_config(config, 48, 11, num_workers=workers)
+        assert layout == plan.layout
+        assert (layout.num_workers, layout.rows_per_step) == (workers or 3, rows)
+        assert {len(row["images"]) for row in rows_of(plan, "train")} == {4}
 
 
 def test_a_plan_travels_without_the_rows_that_were_made():

@@ -15,9 +15,9 @@ from retina_ray.config import ExperimentConfig, ModelConfig, SyntheticConfig
 from retina_ray.data import shapes
 from retina_ray.data.augment import Augmenter, Source
 from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
+from retina_ray.data.eval_plan import build_eval_plan
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.local import iterate
-from retina_ray.data.plan import build_eval_plan
 from retina_ray.data.rotated_boxes import (
     cut_enclosing_boxes,
     flip_rotated,

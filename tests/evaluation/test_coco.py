@@ -128,9 +128,9 @@ def test_classes_are_averaged_and_named():
     assert math.isnan(metrics.per_class["cow"])
 
 
-@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
+@pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
 def test_the_first_annotation_can_be_matched_even_with_id_zero(backend):
-    if backend == "faster_coco_eval":
+    if backend == "faster-coco-eval":
         pytest.importorskip("faster_coco_eval")
     box = [10.0, 10.0, 20.0, 20.0]
     metrics = evaluate_coco(truth([(1, 1, box, 0)]), [found(1, box, 1.0)], backend=backend)
@@ -154,9 +154,9 @@ def test_false_alarms_on_an_image_without_boxes_cost_precision():
     assert evaluate_coco(ground_truth, [hit, false_alarm]).AP == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
+@pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
 def test_no_results_give_zeros(backend):
-    if backend == "faster_coco_eval":
+    if backend == "faster-coco-eval":
         pytest.importorskip("faster_coco_eval")
     boxes = [(1, 1, [0, 0, s, s], 0) for s in (20, 50, 150)]  # one of each size
     metrics = evaluate_coco(truth(boxes), [], backend=backend)
@@ -207,14 +207,6 @@ def test_figures_equal_a_direct_run(coco_tiny, capfd):
     assert [getattr(metrics, name) for name in FIGURES] == stats.tolist()
 
 
-def test_backends_agree(coco_tiny):
-    pytest.importorskip("faster_coco_eval")
-    results = noisy_results(coco_tiny, seed=1)
-    slow = evaluate_coco(coco_tiny, results).as_metrics()
-    fast = evaluate_coco(coco_tiny, results, backend="faster_coco_eval").as_metrics()
-    assert fast == pytest.approx(slow, abs=1e-9, nan_ok=True)
-
-
 def test_missing_area_and_crowd_flag_are_filled_in():
     ground_truth = truth([(1, 1, [0, 0, 20, 20], 0)])
     for key in ("area", "iscrowd"):
@@ -246,11 +238,6 @@ def test_ground_truth_that_nothing_can_be_measured_on_is_refused():
         evaluate_coco({"images": []}, [])
     with pytest.raises(ValueError, match="unknown image_id: 5"):
         evaluate_coco(truth([(5, 1, [0, 0, 9, 9], 0)]), [])
-
-
-def test_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="'numpy'"):
-        evaluate_coco(truth([(1, 1, [0, 0, 9, 9], 0)]), [], backend="numpy")
 
 
 def test_metric_keys_stay_apart():

@@ -226,8 +226,8 @@ def test_boxes_of_other_lengths_and_without_an_area_are_refused():
 
 
 def test_the_other_backend_has_no_rotated_boxes(bars):
-    with pytest.raises(ValueError, match="'faster_coco_eval' has no rotated boxes"):
-        evaluate_coco(bars, perfect(bars), backend="faster_coco_eval")
+    with pytest.raises(ValueError, match="'faster-coco-eval' has no rotated boxes"):
+        evaluate_coco(bars, perfect(bars), backend="faster-coco-eval")
 
 
 def test_results_go_back_to_the_original_image():

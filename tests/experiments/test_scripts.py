@@ -20,6 +20,7 @@ from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import make_shapes
 from retina_ray.model import RetinaNet
 from retina_ray.train.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore
+from retina_ray.train.errors import RunTerminatedError
 from retina_ray.train.failures import FailureNote, RunError, cause_of
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +299,17 @@ def test_a_failed_run_ends_with_its_cause(capsys):
         raise RunError("NonFiniteLossError: loss_cls became NaN")
     assert end.value.exit_code == 1
     assert "NonFiniteLossError: loss_cls became NaN" in capsys.readouterr().err
+
+
+def test_a_run_that_was_told_to_end_says_so(capsys):
+    from rich.console import Console
+
+    with pytest.raises(typer.Exit) as end, clean_exit(Console()):
+        raise RunTerminatedError("told to end: SIGTERM to the driver")
+    assert end.value.exit_code == 143
+    captured = capsys.readouterr()
+    assert captured.out == "ended: told to end: SIGTERM to the driver\n"
+    assert captured.err == ""
 
 
 def test_causes_out_of_ray_trains_error():

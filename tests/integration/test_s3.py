@@ -92,6 +92,13 @@ def losses_on(server, run, folder):
     return losses(path)
 
 
+def kept_step(server, run):
+    """The step of the last checkpoint that counts."""
+    path = f"{BUCKET}/results/{run}/checkpoints/index.json"
+    with server.filesystem.open_input_file(path) as file:
+        return json.loads(file.read()).get("last_step")
+
+
 def stop_before(step, patch, folder, then):
     """Let the worker stop before a step until `then` was called in this process."""
     arrived, go = folder / "arrived", folder / "go"
@@ -155,12 +162,18 @@ def test_a_run_waits_through_both_kinds_of_outage(
 @pytest.mark.long
 def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_path, monkeypatch):
     """It fails while the checkpoint of step 6 is to be written."""
+
+    def refuse():
+        while kept_step(server, "given-up") != 3:  # it is written behind the training
+            time.sleep(0.05)
+        server.refuse()
+
     spec = prepare_run(
         config_of(server.uri("shapes")), name="given-up", storage=server.uri("results")
     )
     try:
         with monkeypatch.context() as patch:
-            stop_before(4, patch, tmp_path, server.refuse)
+            stop_before(4, patch, tmp_path, refuse)
             with pytest.raises(RunError) as caught:
                 trainer.fit(spec, FOOTPRINT)
     finally:
@@ -171,10 +184,7 @@ def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_
     assert "--resume" in message
     assert "Traceback" not in message
     files = server.files("results/given-up/checkpoints")
-    with server.filesystem.open_input_file(
-        f"{BUCKET}/results/given-up/checkpoints/index.json"
-    ) as file:
-        assert json.loads(file.read())["last"] == "step-00000003"
+    assert kept_step(server, "given-up") == 3
     assert {name.split("/")[3] for name in files} == {"index.json", "step-00000003"}
     again = resume_run(server.uri("results/given-up"))
     assert again.start_step() == 3

@@ -1,10 +1,10 @@
 """The stream of a run through Ray Data: whose rows, in which order, byte for byte the same."""
 
-import hashlib
 import threading
 
 import pytest
 import ray
+from batch_digest import digest
 from ray.data import ExecutionResources
 
 from retina_ray.config import with_overrides
@@ -50,16 +50,6 @@ def make(config, dataset):
     index = dataset.index()
     plan = RunPlan.from_config(config, index, index, dataset.image_classes())
     return plan, BatchLoader.from_config(config, dataset, dataset, index, index)
-
-
-def digest(planned) -> tuple[int, str]:
-    """Plan index and a hash of all that a worker gets of a batch."""
-    batch = planned.batch
-    content = hashlib.sha256(batch.images.pixels.contiguous().numpy().tobytes())
-    for part in (batch.images.sizes, batch.targets.boxes, batch.targets.labels):
-        content.update(part.numpy().tobytes())
-    content.update(repr((batch.image_ids, planned.kind, planned.step)).encode())
-    return batch.plan_index, content.hexdigest()
 
 
 def streamed(plan, loader, *, start_step=0, tasks=None):

@@ -10,11 +10,10 @@ import pytest
 import ray
 import ray.cloudpickle
 import torch
-from ray.train import DataConfig, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from retina_ray.data.local import iterate
-from retina_ray.data.pipeline import execution_options
 from retina_ray.train import loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.metrics_file import read_metrics
@@ -90,10 +89,8 @@ def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
     TorchTrainer(
         recording_worker,
         train_loop_config={"spec": two, "out": str(out)},
-        datasets={trainer.SHARD: trainer._StreamOf(two)},
-        dataset_config=DataConfig(
-            execution_options=execution_options(), enable_shard_locality=False
-        ),
+        datasets={trainer.SHARD: trainer._nothing_yet},
+        dataset_config=trainer.StreamConfig(two),
         scaling_config=ScalingConfig(num_workers=2),
         torch_config=TorchConfig(backend="gloo"),
     ).fit()

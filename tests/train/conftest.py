@@ -7,6 +7,8 @@ import torch
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
 from retina_ray.data.local import iterate
+from retina_ray.data.schema import record_from_row
+from retina_ray.data.shards import PreparedDataset, ShardWriter
 from retina_ray.data.synthetic import make_shapes
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.worker import run_worker
@@ -101,6 +103,19 @@ def eight_pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "train"
     make_shapes(str(folder), num_images=8, size_px=64, seed=3, split="train")
     return str(folder)
+
+
+@pytest.fixture
+def damaged_pictures(tmp_path, eight_pictures):
+    """The eight pictures, two of which are no images any more."""
+    folder = tmp_path / "damaged"
+    source = PreparedDataset.open(eight_pictures)
+    with ShardWriter(folder, name="t", split="x", categories=source.info.categories) as writer:
+        for number, row in enumerate(source.read_row_group(0, 0).to_pylist()):
+            record = record_from_row(row)
+            writer.add(replace(record, image=b"noise") if number in (2, 5) else record)
+    names = source.annotations()["file_name"].to_pylist()
+    return str(folder), {names[2], names[5]}
 
 
 @pytest.fixture

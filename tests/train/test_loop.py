@@ -1,15 +1,13 @@
 import functools
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from conftest import Killed, small_config
 
 from retina_ray.config import ConfigError, with_overrides
-from retina_ray.data.schema import record_from_row
-from retina_ray.data.shards import PreparedDataset, ShardWriter
+from retina_ray.data.shards import PreparedDataset
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.train import compilation
@@ -195,19 +193,6 @@ def test_faults_of_the_model_are_not_taken_for_the_compilers():
 
 
 # Images that cannot be decoded
-
-
-@pytest.fixture
-def damaged_pictures(tmp_path, eight_pictures):
-    """The eight pictures, two of which are no images any more."""
-    folder = tmp_path / "damaged"
-    source = PreparedDataset.open(eight_pictures)
-    with ShardWriter(folder, name="t", split="x", categories=source.info.categories) as writer:
-        for number, row in enumerate(source.read_row_group(0, 0).to_pylist()):
-            record = record_from_row(row)
-            writer.add(replace(record, image=b"noise") if number in (2, 5) else record)
-    names = source.annotations()["file_name"].to_pylist()
-    return str(folder), {names[2], names[5]}
 
 
 def test_bad_images_are_counted_and_named(harness, damaged_pictures):

@@ -1,5 +1,8 @@
 """Parameter groups, the two optimizers and clipping, with numbers by hand."""
 
+import copy
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,13 @@ from torch import nn
 from retina_ray.config import ConfigError, ModelConfig, OptimizerConfig
 from retina_ray.model import RetinaNet
 from retina_ray.model.norms import FrozenBatchNorm2d, PerLevelBatchNorm2d, SyncBatchNorm2d
-from retina_ray.train.optim import build_optimizer, clip_gradients, parameter_groups
+from retina_ray.train.optim import (
+    build_optimizer,
+    clip_gradients,
+    load_optimizer,
+    parameter_groups,
+    update_if_finite,
+)
 
 
 def _net() -> nn.ModuleDict:
@@ -178,7 +187,8 @@ def _with_gradients(*gradients) -> list[nn.Parameter]:
 def test_clip_by_value():
     parameters = _with_gradients([3.0, -0.5], [-2.0])
     config = OptimizerConfig(clip="value", clip_threshold=1.0)
-    assert clip_gradients(iter(parameters), config) is None
+    norm = clip_gradients(iter(parameters), config)
+    assert norm.item() == pytest.approx(math.sqrt(9 + 0.25 + 4))
     assert [p.grad.tolist() for p in parameters[:2]] == [[1.0, -0.5], [-1.0]]
 
 
@@ -187,7 +197,6 @@ def test_clip_by_global_norm(norm_type, norm, factor):
     parameters = _with_gradients([3.0, 0.0], [-4.0])
     config = OptimizerConfig(clip="norm", clip_threshold=1.0, clip_norm_type=norm_type)
     result = clip_gradients(parameters, config)
-    assert result is not None
     assert result.item() == pytest.approx(norm)
     assert parameters[0].grad.tolist() == pytest.approx([3 * factor, 0], rel=1e-4)
     assert parameters[1].grad.tolist() == pytest.approx([-4 * factor], rel=1e-4)
@@ -199,15 +208,79 @@ def test_small_gradients_are_left_alone():
         clip_gradients(parameters, OptimizerConfig(clip=clip, clip_threshold=1.0))
         assert parameters[0].grad.item() == pytest.approx(0.3)
     parameters = _with_gradients([300.0])
-    assert clip_gradients(parameters, OptimizerConfig(clip="none")) is None
+    assert clip_gradients(parameters, OptimizerConfig(clip="none")).item() == 300
     assert parameters[0].grad.item() == 300
 
 
-def test_nan_gradient_is_not_hidden_by_clipping():
-    parameters = _with_gradients([float("nan")], [1.0])
-    norm = clip_gradients(parameters, OptimizerConfig(clip="norm"))
-    assert norm is not None
-    assert norm.isnan()
-    parameters = _with_gradients([float("nan")], [1.0])
-    clip_gradients(parameters, OptimizerConfig(clip="value"))
-    assert parameters[0].grad.isnan().all()
+@pytest.mark.parametrize("clip", ["none", "value", "norm"])
+@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_not_hidden_by_clipping(clip, fault):
+    parameters = _with_gradients([fault, 1.0], [1.0])
+    assert not clip_gradients(parameters, OptimizerConfig(clip=clip)).isfinite()
+
+
+# Updates that are passed over
+
+
+@pytest.fixture(params=["sgd", "adamw"])
+def config(request):
+    return OptimizerConfig(name=request.param, lr=0.1, momentum=0.5, weight_decay=0.25)
+
+
+def _steps(config, gradients):
+    """A weight of 2 after updates with these gradients, and its optimizer."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = build_optimizer(layer, config, batch_size=1)
+    for gradient in gradients:
+        layer.weight.grad = torch.full((1, 1), gradient)
+        update_if_finite(optimizer, layer.weight.grad.isfinite().all())
+    return layer.weight, optimizer
+
+
+@pytest.fixture
+def _memory_of_nan():
+    """New memory that nobody wrote to holds NaN, not what happens to be there."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_memory_of_nan")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_update_that_is_not_finite_leaves_no_trace(config, place):
+    gradients = [1.0, -3.0]
+    expected, without = _steps(config, gradients)
+    gradients.insert(place, math.nan)
+    weight, optimizer = _steps(config, gradients)
+    assert torch.equal(weight, expected)
+    for name, value in without.state[expected].items():
+        assert torch.equal(optimizer.state[weight][name], value), name
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_a_state_of_an_optimizer_that_was_not_fused_is_taken_over(config):
+    def plain(parameters):
+        if config.name == "sgd":
+            options = {"momentum": 0.5, "weight_decay": 0.25}
+            return torch.optim.SGD(parameters, lr=0.1, **options)
+        return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.25)
+
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = plain([layer.weight])
+    layer.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    assert not state["param_groups"][0]["fused"]
+
+    other = nn.Linear(1, 1, bias=False)
+    other.load_state_dict(layer.state_dict())
+    fused = build_optimizer(other, config, batch_size=1)
+    load_optimizer(fused, state)
+    assert fused.param_groups[0]["fused"]
+    for weight in (layer.weight, other.weight):
+        weight.grad = torch.full((1, 1), -3.0)
+    optimizer.step()
+    update_if_finite(fused, torch.tensor(True))
+    assert other.weight.item() == pytest.approx(layer.weight.item(), rel=1e-6)

@@ -42,7 +42,24 @@ def test_what_can_never_run_is_refused_with_the_arithmetic():
     with pytest.raises(ConfigError) as caught:
         footprint(small, **wish).require(small)
     cpus, gpus = (message for _, message in caught.value.faults)
-    assert "8 workers x 2 CPUs + 1 for decoding = 17 CPUs" in cpus
-    assert "has 8" in cpus
-    assert "8 workers need a GPU each" in gpus
+    assert "more workers than the cluster can ever hold" in cpus
+    assert "8 x 2 CPUs + 1 for decoding = 17 CPUs" in cpus
+    assert "may grow to, 8:" in cpus
+    assert "8 need a GPU each" in gpus
     footprint(ClusterSize(17, 8), **wish).require(ClusterSize(17, 8))
+
+
+def test_an_elastic_run_needs_room_for_its_least_workers_only():
+    wish = {"train.num_workers": 8, "train.min_workers": 2, "train.cpus_per_worker": 2.0}
+    need = footprint(ClusterSize(64, 2), **wish)
+    assert need.use_gpu, "two GPUs are enough to start"
+    assert not footprint(ClusterSize(64, 1), **wish).use_gpu
+    need.require(ClusterSize(5, 2))
+    with pytest.raises(ConfigError) as caught:
+        need.require(ClusterSize(4, 1))
+    (path, cpus), (_, gpus) = caught.value.faults
+    assert path == "train.min_workers"
+    assert "2 x 2 CPUs + 1 for decoding = 5 CPUs" in cpus
+    assert "2 need a GPU each" in gpus
+    # Runs that could grow are not crowded: one at a time where there is no room for two whole ones.
+    assert [need.fits(ClusterSize(64, gpus)) for gpus in (1, 2, 7, 8, 17)] == [0, 1, 1, 1, 2]

@@ -16,9 +16,8 @@ from wandb_file import finished_records, history
 from retina_ray.config import TrackingConfig
 from retina_ray.evaluation import Picture
 from retina_ray.structures import Detections
-from retina_ray.train import tracking
 from retina_ray.train.metrics_file import read_metrics
-from retina_ray.train.tracking import open_tracker
+from retina_ray.train.tracking import open_tracker, wandb_mode, wandb_run
 
 wandb = pytest.importorskip("wandb")
 
@@ -35,7 +34,10 @@ def no_account(monkeypatch, tmp_path):
 def start(run_dir, *, config=None, run_id="run1", **options):
     arguments = {"name": "a name", "group": "a sweep", "experiment": {"loss": {"gamma": 1.5}}}
     return open_tracker(
-        config or TrackingConfig(), run_dir=run_dir, run_id=run_id, **(arguments | options)
+        config or TrackingConfig(tensorboard="off"),
+        run_dir=run_dir,
+        run_id=run_id,
+        **(arguments | options),
     )
 
 
@@ -136,7 +138,7 @@ def test_a_resumed_run_continues_after_its_checkpoint(tmp_path):
     for step in (10, 20, 30):
         tracker.log({"loss": step / 10}, step=step)
     # Killed: wandb's service goes with its process, no word of the end, and a line is cut off.
-    tracker._run.finish()
+    tracker._places[0].run.finish()
     tracker._file.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "met')
@@ -236,7 +238,7 @@ def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path, monkeypatch, 
 def test_a_wandb_that_never_answers_is_left_to_itself(tmp_path, monkeypatch, caplog):
     never = threading.Event()
     monkeypatch.setattr(wandb, "init", lambda **_: never.wait())
-    monkeypatch.setattr(tracking, "_INIT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(wandb_run, "_INIT_TIMEOUT_S", 0.05)
     tracker = start(tmp_path)
     tracker.log({"x": 1.0}, step=1)
     tracker.finish("finished")
@@ -266,7 +268,7 @@ def test_mode(monkeypatch, choice, environment, key, expected):
         monkeypatch.setenv("WANDB_MODE", environment)
     if key:
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert tracking._resolve_mode(choice) == expected
+    assert wandb_mode.resolve_mode(choice) == expected
 
 
 def test_a_key_in_netrc_is_found(tmp_path, monkeypatch):
@@ -275,11 +277,11 @@ def test_a_key_in_netrc_is_found(tmp_path, monkeypatch):
     path = tmp_path / "netrc"
     path.write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
     path.chmod(0o600)
-    assert tracking._resolve_mode("auto") == "offline"
+    assert wandb_mode.resolve_mode("auto") == "offline"
     monkeypatch.setenv("NETRC", str(path))
-    assert tracking._resolve_mode("auto") == "online"
-    assert tracking._in_netrc(f"https://{host}")  # the way for other versions of wandb
-    assert not tracking._in_netrc("https://elsewhere.example")
+    assert wandb_mode.resolve_mode("auto") == "online"
+    assert wandb_mode._in_netrc(f"https://{host}")  # the way for other versions of wandb
+    assert not wandb_mode._in_netrc("https://elsewhere.example")
 
 
 def test_importing_the_module_does_not_import_wandb():

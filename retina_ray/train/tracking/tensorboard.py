@@ -1,0 +1,65 @@
+"""TensorBoard's event file, where the package `tensorboard` is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retina_ray.evaluation.pictures import Picture
+
+__all__ = ["TensorBoardFile", "open_tensorboard"]
+
+_log = logging.getLogger(__name__)
+
+
+class TensorBoardFile:
+    """Writes the metrics as scalars, and the pictures with their boxes drawn in."""
+
+    name = "TensorBoard"
+
+    def __init__(self, writer: Any) -> None:
+        """Take a `SummaryWriter`."""
+        self._writer = writer
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers of a step."""
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def log_pictures(self, pictures: Sequence[Picture], step: int) -> None:
+        """Record pictures with their boxes."""
+        for number, picture in enumerate(pictures):
+            tag = f"val/pictures/{number}"
+            self._writer.add_image(tag, picture.draw(), step, dataformats="HWC")
+        self._writer.flush()
+
+    def finish(self, status: str) -> None:
+        """Close the file."""
+        self._writer.add_text("status", status)
+        self._writer.close()
+
+
+def open_tensorboard(
+    choice: str, folder: Path, *, resume_step: int | None
+) -> TensorBoardFile | None:
+    """Open an event file; None where it is switched off or TensorBoard is not installed.
+
+    Args:
+        choice: `tracking.tensorboard`: auto or off.
+        folder: gets the file; a run that is carried on adds another one.
+        resume_step: the last step that counts; TensorBoard hides later ones of earlier files.
+    """
+    if choice == "off" or importlib.util.find_spec("tensorboard") is None:
+        return None
+    purge_step = None if resume_step is None else resume_step + 1
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return TensorBoardFile(SummaryWriter(str(folder), purge_step=purge_step))
+    except Exception as error:  # one that does not fit the other packages, a full disk
+        _log.warning("TensorBoard cannot be used (%s: %s)", type(error).__name__, error)
+        return None

@@ -1,0 +1,131 @@
+"""The fast backend gives pycocotools' figures, and is taken where it can be."""
+
+import copy
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_scenes import random_case
+
+from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.evaluation import backends
+from retina_ray.evaluation.backends import require_backend, resolve_backend
+from retina_ray.evaluation.coco import evaluate_coco
+
+COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny" / "annotations"
+needs_fast = pytest.mark.skipif(
+    importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is missing"
+)
+LIMITS = (1, 3, 100, 300)
+
+
+def assert_same(ground_truth, results, max_detections=100):
+    slow = evaluate_coco(ground_truth, results, max_detections=max_detections)
+    fast = evaluate_coco(
+        ground_truth, results, max_detections=max_detections, backend="faster-coco-eval"
+    )
+    slow, fast = slow.as_metrics(), fast.as_metrics()
+    assert len(slow) == 12 + len(ground_truth["categories"])
+    assert fast == pytest.approx(slow, abs=1e-9, rel=0, nan_ok=True)
+    return slow
+
+
+@needs_fast
+@pytest.mark.parametrize("seed", range(12))
+def test_all_figures_agree_on_random_detections(seed):
+    ground_truth, results = random_case(seed)
+    for max_detections in LIMITS:
+        metrics = assert_same(ground_truth, results, max_detections)
+    assert any(math.isnan(value) for value in metrics.values())  # the class without boxes
+
+
+@needs_fast
+def test_the_fast_one_prints_nothing_and_leaves_its_arguments_alone(capfd):
+    ground_truth, results = random_case(1)
+    before = copy.deepcopy((ground_truth, results))
+    evaluate_coco(ground_truth, results, backend="faster-coco-eval")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert (ground_truth, results) == before
+
+
+@needs_fast
+def test_all_figures_agree_where_nothing_is_found():
+    ground_truth, _ = random_case(0)
+    metrics = assert_same(ground_truth, [])
+    assert metrics["val/AP"] == 0
+
+
+@needs_fast
+def test_all_figures_agree_on_real_coco():
+    path = COCO_TINY / "instances_val2017.json"
+    if not path.exists():
+        pytest.skip("shared/data/coco_tiny is not there")
+    ground_truth = json.loads(path.read_text())
+    rng = np.random.default_rng(0)
+    results = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": (np.array(a["bbox"]) * rng.uniform(0.9, 1.1, 4)).tolist(),
+            "score": round(float(rng.random()), 2),
+        }
+        for a in ground_truth["annotations"]
+        for _ in range(2)
+    ]
+    metrics = assert_same(ground_truth, results)
+    assert 0.05 < metrics["val/AP"] < 0.95
+
+
+# Which one is taken
+
+
+def without_fast(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util,
+        "find_spec",
+        lambda name: None if name == "faster_coco_eval" else find_spec(name),
+    )
+
+
+@needs_fast
+def test_auto_takes_the_fast_one_for_aligned_boxes():
+    assert resolve_backend("auto", rotated=False) == "faster-coco-eval"
+    assert resolve_backend("auto", rotated=True) == "pycocotools"
+    assert resolve_backend("pycocotools", rotated=False) == "pycocotools"
+
+
+def test_auto_does_without_the_fast_one(monkeypatch):
+    without_fast(monkeypatch)
+    assert resolve_backend("auto", rotated=False) == "pycocotools"
+    ground_truth, results = random_case(0)
+    auto = evaluate_coco(ground_truth, results, backend="auto")
+    assert auto.AP == evaluate_coco(ground_truth, results).AP
+
+
+def test_a_missing_backend_is_refused_and_says_what_to_install(monkeypatch):
+    without_fast(monkeypatch)
+    ground_truth, results = random_case(0)
+    for refuse in (
+        lambda: require_backend("faster-coco-eval"),
+        lambda: evaluate_coco(ground_truth, results, backend="faster-coco-eval"),
+    ):
+        with pytest.raises(ConfigError, match="pip install 'retina_ray\\[fast-eval\\]'") as error:
+            refuse()
+        assert error.value.faults[0][0] == "inference.evaluation_backend"
+
+
+def test_an_unknown_backend_is_refused():
+    ground_truth, results = random_case(0)
+    with pytest.raises(ValueError, match="'auto', 'pycocotools', 'faster-coco-eval', got 'numpy'"):
+        evaluate_coco(ground_truth, results, backend="numpy")
+
+
+def test_the_config_refuses_rotated_boxes_on_the_fast_backend():
+    changes = {"model.box_type": "rotated", "inference.evaluation_backend": "faster-coco-eval"}
+    with pytest.raises(ConfigError, match=r"inference\.evaluation_backend.*aligned boxes"):
+        with_overrides(ExperimentConfig(), changes)

@@ -1,0 +1,104 @@
+"""Predictions come back from their file as they were, and other files are refused."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retina_ray.evaluation.predictions_file import (
+    PredictionsOrigin,
+    predictions_from_parquet,
+    predictions_origin,
+    predictions_to_parquet,
+)
+
+
+def results_of(number, *, size=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "image_id": int(rng.integers(2**40)),
+            "category_id": int(rng.integers(1, 91)),
+            "bbox": rng.uniform(-5, 700, size).tolist(),
+            "score": float(np.float32(rng.random())),
+        }
+        for _ in range(number)
+    ]
+
+
+def parquet(**columns):
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_every_bit_and_the_order_come_back(size):
+    results = results_of(500, size=size)
+    data = predictions_to_parquet(results)
+    assert isinstance(data, bytes)
+    assert predictions_from_parquet(data, "p") == results
+    assert predictions_origin(data, "p") == PredictionsOrigin()
+
+
+def test_no_predictions():
+    data = predictions_to_parquet([], origin=PredictionsOrigin(step=0, dataset_fingerprint="f"))
+    assert predictions_from_parquet(data, "p") == []
+    assert predictions_origin(data, "p") == PredictionsOrigin(step=0, dataset_fingerprint="f")
+
+
+def test_the_file_is_small():
+    assert len(predictions_to_parquet(results_of(20_000))) < 50 * 20_000
+
+
+def test_results_that_are_none_are_refused():
+    one, rotated = results_of(1)[0], results_of(1, size=5)[0]
+    with pytest.raises(ValueError, match="without bbox, score"):
+        predictions_to_parquet([{"image_id": 1, "category_id": 1}])
+    with pytest.raises(ValueError, match="boxes of 4, 5 numbers"):
+        predictions_to_parquet([one, rotated])
+    with pytest.raises(ValueError, match="boxes of 3 numbers"):
+        predictions_to_parquet([one | {"bbox": [1.0, 2.0, 3.0]}])
+
+
+def test_other_bytes_are_refused():
+    data = predictions_to_parquet(results_of(2000))
+    for other in (b"", b"[]", data[:1000], data[:-20]):
+        with pytest.raises(ValueError, match=r"runs/a/p: .*no whole Parquet file"):
+            predictions_from_parquet(other, "runs/a/p")
+
+
+def test_a_damaged_file_is_refused():
+    data = bytearray(predictions_to_parquet(results_of(2000)))
+    for at in range(4000, 4100):
+        data[at] ^= 0xFF
+    with pytest.raises(ValueError, match=r"^p: damaged"):
+        predictions_from_parquet(bytes(data), "p")
+
+
+def test_other_columns_are_refused_all_at_once():
+    data = parquet(image_id=["a"], bbox=[[1.0, 2.0]], score=pa.array([1], pa.float64()))
+    with pytest.raises(ValueError, match="column image_id: expected int64, got string") as error:
+        predictions_from_parquet(data, "p")
+    assert "column category_id: expected int64, there is none" in str(error.value)
+    assert "column bbox: expected fixed_size_list" in str(error.value)
+    assert "score" not in str(error.value).partition("\np: expected a file")[0]
+
+
+def test_missing_values_are_refused():
+    boxes = pa.array([[1.0, 2.0, 3.0, 4.0]], pa.list_(pa.float64(), 4))
+    columns = {"image_id": pa.array([None], pa.int64()), "category_id": pa.array([1], pa.int64())}
+    data = parquet(**columns, bbox=boxes, score=[0.5])
+    with pytest.raises(ValueError, match="missing values: image_id"):
+        predictions_from_parquet(data, "p")
+
+
+def test_a_newer_format_is_refused():
+    table = pq.read_table(io.BytesIO(predictions_to_parquet(results_of(1))))
+    metadata = {**table.schema.metadata, b"retina_ray.predictions": b"2"}
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), sink)
+    with pytest.raises(ValueError, match="format 2: this version reads 1"):
+        predictions_from_parquet(sink.getvalue(), "p")

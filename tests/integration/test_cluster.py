@@ -1,0 +1,204 @@
+"""The stream and the training on a Ray cluster of several nodes, some of which go and come."""
+
+import contextlib
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import ray
+import ray.cloudpickle
+from batch_digest import digest
+from faulty_runs import assert_same_end, injected, make_spec, run_alone, starts
+from ray.cluster_utils import Cluster
+
+from retina_ray.data.batches import BatchLoader
+from retina_ray.data.local import iterate
+from retina_ray.data.pipeline import expect_order, iterate_shard, stream
+from retina_ray.data.plan import RunPlan
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.train import elastic, trainer
+from retina_ray.train.resources import Footprint, cluster_size, leave_a_cpu
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+# Decoding tasks cannot import a test module: its loader travels by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that takes no tasks, and two more nodes of two CPUs each."""
+    with pytest.MonkeyPatch.context() as patch:
+        # There is no dashboard: what would ask it is told at once that nobody answers.
+        patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        ray.init(cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class NotingLoader(BatchLoader):
+    """Leaves a file in a folder for each block: the node that it was decoded on."""
+
+    notes: Path
+    pause_s = 0.0
+
+    def load_table(self, plan_table):
+        time.sleep(self.pause_s)
+        first = plan_table["plan_index"][0].as_py()
+        (self.notes / f"{ray.get_runtime_context().get_node_id()}-{first}").touch()
+        return super().load_table(plan_table)
+
+
+def noting_loader(config, dataset, notes, pause_s=0.0):
+    loader = NotingLoader.from_config(config, dataset, dataset, dataset.index(), dataset.index())
+    loader.notes, loader.pause_s = notes, pause_s
+    return loader
+
+
+def blocks_by_node(notes):
+    return Counter(path.name.split("-")[0] for path in notes.iterdir())
+
+
+def consume(plan, loader, *, after_rows=None):
+    """What each of the plan's workers gets, side by side.
+
+    After the first one's row k `after_rows[k]()` is called, and then that worker goes on.
+    """
+    got = [[] for _ in range(plan.num_workers)]
+    # A block holds one row.
+    shards = stream(plan, loader, batch_bytes=2**25).streaming_split(plan.num_workers, equal=True)
+
+    def work(rank):
+        batches = expect_order(iterate_shard(shards[rank]), plan.layout.worker_rows(rank))
+        for planned in batches:
+            got[rank].append(digest(planned))
+            if rank == 0 and len(got[0]) in (after_rows or {}):
+                after_rows[len(got[0])]()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(plan.num_workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return got
+
+
+@pytest.fixture(scope="module")
+def dataset(pictures):
+    return PreparedDataset.open(pictures)
+
+
+def plan_and_bytes(config, dataset):
+    """The plan of a run, and the rows of each of its two workers as one process makes them."""
+    index = dataset.index()
+    plan = RunPlan.from_config(config, index, index)
+    loader = BatchLoader.from_config(config, dataset, dataset, index, index)
+    whole = [digest(planned) for planned in iterate(plan.table, loader)]
+    return plan, [whole[0::2], whole[1::2]]
+
+
+def test_a_cpu_for_decoding_is_a_whole_one_of_one_node(cluster):
+    first, second = (node.node_id for node in cluster.worker_nodes)
+    assert leave_a_cpu([first, second], 1.0)
+    assert leave_a_cpu([first, first], 1.0)
+    assert leave_a_cpu([first], 2.0)
+    assert not leave_a_cpu([first, second], 1.5), "half a CPU of each"
+    assert not leave_a_cpu([first, first, second, second], 1.0)
+
+
+def test_the_stream_is_the_same_wherever_it_is_decoded(cluster, dataset, tiny_config, tmp_path):
+    config = tiny_config(**{"train.num_workers": 2, "train.epochs": 6})
+    plan, expected = plan_and_bytes(config, dataset)
+    assert consume(plan, noting_loader(config, dataset, tmp_path, 0.05)) == expected
+    by_node = blocks_by_node(tmp_path)
+    assert len(by_node) == 2, "decoded on both nodes"
+    assert sum(by_node.values()) == len(plan)
+    assert cluster.head_node.node_id not in by_node
+
+
+def test_a_node_that_goes_in_mid_stream_changes_nothing(cluster, dataset, tiny_config, tmp_path):
+    config = tiny_config(**{"train.num_workers": 2, "train.epochs": 12})
+    plan, expected = plan_and_bytes(config, dataset)
+    gone = sorted(cluster.worker_nodes, key=lambda node: node.node_id)[0]
+
+    def remove():
+        time.sleep(3)  # by now blocks wait for their turn, some of them on the node that goes
+        assert blocks_by_node(tmp_path)[gone.node_id] > 5
+        cluster.remove_node(gone, allow_graceful=False)
+
+    try:
+        got = consume(plan, noting_loader(config, dataset, tmp_path, 0.1), after_rows={9: remove})
+    finally:
+        cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+    assert got == expected
+    assert sum(blocks_by_node(tmp_path).values()) > len(plan), "some were made again elsewhere"
+
+
+def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
+    cluster, pictures, tiny_config, tmp_path, monkeypatch
+):
+    """A worker reserves 1.5 CPUs: there is room for one on each node, and none left to decode."""
+    wish = {"train.epochs": 9, "train.checkpoint_every_steps": 2, "train.eval_every_epochs": 3}
+    wish |= {"train.ema_decay": 0.9, "optimizer.lr": 0.001}
+    whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), pictures, tmp_path, "whole")
+    run_alone(whole)
+    wish |= {"train.num_workers": 2, "train.min_workers": 1, "train.cpus_per_worker": 1.5}
+    spec = make_spec(tiny_config(**wish), pictures, tmp_path, "elastic")
+    footprint = Footprint.of(spec.config, cluster_size())
+    footprint.require(cluster_size())
+    monkeypatch.setattr(elastic, "INTERVAL_S", 1.0)
+    # Ray Train learns late that a node is gone, and first waits for one in its place.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+
+    def noted(loop, do_step):
+        from retina_ray.train import distributed
+
+        group = len(starts(tmp_path))
+        if group == 1 and loop.step == 6:
+            time.sleep(600)  # until the node goes
+        do_step()
+        if distributed.rank() == 0:
+            (tmp_path / f"group{group}-{loop.step:02}").touch()
+        if group == 2:
+            time.sleep(2.5)  # until there are two nodes again
+
+    with injected(monkeypatch, tmp_path, noted), ThreadPoolExecutor(1) as pool:
+        run = pool.submit(trainer.fit, spec, footprint)
+        wait_for(tmp_path / "group1-05", run)
+        cluster.remove_node(sorted(cluster.worker_nodes, key=lambda n: n.node_id)[0], False)
+        wait_for(tmp_path / "group2-07", run)
+        cluster.add_node(num_cpus=2)
+        run.result()
+    assert group_sizes() == [2, 1, 2]
+    steps = [[int(p.name[-2:]) for p in sorted(tmp_path.glob(f"group{g}-*"))] for g in (1, 2, 3)]
+    assert steps[0] == [0, 1, 2, 3, 4, 5]
+    assert steps[1][0] in (2, 4, 6), "where the last checkpoint was when the node went"
+    assert steps[1] + steps[2] == list(range(steps[1][0], 27)), "for the larger group none is lost"
+    assert_same_end(spec, whole, exactly=False)
+
+
+def wait_for(path, run):
+    """Wait for a file that a run makes; whatever ends the run is raised."""
+    while not path.exists():
+        with contextlib.suppress(TimeoutError):
+            run.result(timeout=0.2)
+            raise AssertionError(f"the run ended before {path}")
+
+
+def group_sizes():
+    """Workers of each group that started, in the order of time."""
+    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "train")
+    text = "".join(path.read_text() for path in logs.glob("*app-controller*.log"))
+    return [int(n) for n in re.findall(r"Started training worker group of size (\d+)", text)]

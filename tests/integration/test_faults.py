@@ -1,0 +1,271 @@
+"""What can happen to a run, with real processes: each ends where the undisturbed one ends."""
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import ray.cloudpickle
+from faulty_runs import ONE, TWO, assert_same_end, injected, make_spec, run_alone, starts
+from script_process import Script
+from wandb_server import WandbServer
+
+from retina_ray.train import trainer
+from retina_ray.train.checkpoints import load_checkpoint
+from retina_ray.train.failures import RunError
+from retina_ray.train.launch import resume_run
+from retina_ray.train.metrics_file import read_metrics
+from retina_ray.train.rollback import Rollbacks
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+FIVE_STEPS = {"train.batch_size": 2, "train.epochs": 3, "train.ema_decay": 0.9}
+"""An epoch of the 10 pictures, 15 in all."""
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    def make(**overrides):
+        return tiny_config(**{**FIVE_STEPS, "train.checkpoint_every_steps": 2, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(config, pictures, tmp_path_factory):
+    """The run that nothing happens to."""
+    spec = make_spec(config(), pictures, tmp_path_factory.mktemp("whole"))
+    run_alone(spec)
+    return spec
+
+
+def once(marker):
+    """Whether this is the first time, over all processes."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def test_a_killed_worker_goes_on_in_the_middle_of_the_epoch(
+    local_ray, whole, config, pictures, tmp_path, monkeypatch
+):
+    spec = make_spec(config(**{"train.max_failures": 1}), pictures, tmp_path)
+
+    def die(loop, do_step):
+        if loop.step == 8 and once(tmp_path / "died"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        do_step()
+
+    with injected(monkeypatch, tmp_path, die):
+        trainer.fit(spec, ONE)
+    first, second = (start["step"] for start in starts(tmp_path))
+    assert first == 0
+    assert second in (6, 8)  # of the checkpoint that was under way either is right
+    assert_same_end(spec, whole)
+
+
+def test_sigterm_leaves_a_checkpoint_and_is_no_failure(
+    local_ray, whole, config, pictures, tmp_path, monkeypatch
+):
+    spec = make_spec(
+        config(**{"train.max_failures": 0, "train.checkpoint_every_steps": None}),
+        pictures,
+        tmp_path,
+    )
+
+    def terminate(loop, do_step):
+        do_step()
+        if loop.step == 6 and once(tmp_path / "told"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)  # Python hears a signal when its main thread, which waits in Ray, wakes
+
+    with injected(monkeypatch, tmp_path, terminate):
+        trainer.fit(spec, ONE)
+    assert [start["step"] for start in starts(tmp_path)] == [0, 7]
+    assert_same_end(spec, whole)
+
+
+def test_a_loss_of_nan_is_rolled_back_and_left_out(
+    local_ray, config, pictures, tmp_path, monkeypatch
+):
+    spec = make_spec(config(**{"train.max_failures": 0}), pictures, tmp_path)
+
+    def poison(loop, do_step):
+        from retina_ray.model import RetinaNetCriterion
+
+        compute = RetinaNetCriterion.losses
+
+        def poisoned(*parts, **more):
+            losses = compute(*parts, **more)
+            return {**losses, "loss_box_reg": losses["loss_box_reg"] * math.nan}
+
+        if loop.step == 7:  # each time that this batch comes, as a bad batch would
+            RetinaNetCriterion.losses = poisoned
+        try:
+            do_step()
+        finally:
+            RetinaNetCriterion.losses = compute
+
+    with injected(monkeypatch, tmp_path, poison):
+        trainer.fit(spec, ONE)
+    assert [start["step"] for start in starts(tmp_path)] == [0, 6]
+    (rollback,) = Rollbacks(spec.run_uri).all()
+    assert (rollback.step, rollback.back_to) == (7, 6)
+    assert "loss_box_reg" in rollback.terms
+    folder = Path(spec.run_uri) / "non_finite" / "step-00000007"
+    shown = json.loads((folder / "batch.json").read_text())
+    assert [image["image_id"] for image in shown["images"]] == list(rollback.image_ids)
+    assert len(shown["images"]) == 2
+    assert all((folder / image["picture"]).stat().st_size for image in shown["images"])
+
+    twin = make_spec(spec.config, pictures, tmp_path, "twin")
+    Rollbacks(twin.run_uri).add(rollback)
+    run_alone(twin)
+    assert_same_end(spec, twin, without=(7,))
+    (skipped,) = {
+        r["metrics"]["train/skipped_steps"]
+        for r in read_metrics(Path(spec.run_uri) / "metrics.jsonl")
+        if "train/skipped_steps" in r["metrics"]
+    }
+    assert skipped == 1
+
+
+def test_a_hung_worker_says_where_and_is_replaced(
+    local_ray, whole, config, pictures, tmp_path, monkeypatch
+):
+    settings = {"train.stall_timeout_s": 6, "train.max_failures": 1, "train.num_workers": 2}
+    spec = make_spec(config(**settings), pictures, tmp_path)
+
+    def hang(loop, do_step):
+        from retina_ray.train import distributed
+
+        if loop.step == 8 and distributed.rank() == 1 and once(tmp_path / "hung"):
+            time.sleep(3600)
+        do_step()
+
+    with injected(monkeypatch, tmp_path, hang):
+        trainer.fit(spec, TWO)
+    assert len(starts(tmp_path)) == 2
+    texts = [path.read_text() for path in (Path(spec.run_uri) / "hung").iterdir()]
+    (guilty,) = [text for text in texts if text.startswith("worker 1 ")]
+    assert "made no step for 6 s, after 10 batches" in guilty  # two of validation
+    assert "in hang" in guilty
+    assert_same_end(spec, whole, exactly=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for one checkpoint, and how to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_MIB}m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs is not permitted here")
+
+    def enlarge():
+        subprocess.run(["mount", "-o", "remount,size=2g", str(folder)], check=True)
+
+    yield folder, enlarge
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+ROOM_MIB = 180
+"""Room for a checkpoint of the small model with momentum and average (130 MiB), not for two."""
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
+    local_ray, whole, config, pictures, small_disk
+):
+    folder, enlarge = small_disk
+    spec = make_spec(config(**{"train.max_failures": 0}), pictures, folder)
+    with pytest.raises(RunError, match="No space left on device") as caught:
+        trainer.fit(spec, ONE)
+    assert "the checkpoint of step 4 could not be written" in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert load_checkpoint(spec.checkpoints.last).meta.step == spec.start_step() == 2
+    enlarge()
+    trainer.fit(spec, ONE)
+    assert_same_end(spec, whole)
+
+
+@pytest.mark.parametrize("answer", ["refuse", "hang"])
+def test_an_unreachable_wandb_changes_nothing(
+    local_ray, whole, config, pictures, tmp_path, monkeypatch, answer
+):
+    settings = {"tracking.wandb": "online", "train.max_failures": 0}
+    spec = make_spec(config(**settings), pictures, tmp_path)
+    server = WandbServer()
+    server.answer = answer
+    environment = server.environment
+    if answer == "refuse":
+        server.close()
+
+    def before(_):
+        from retina_ray.train.tracking import wandb_run
+
+        wandb_run._INIT_TIMEOUT_S = 3
+        os.environ.update(environment)
+
+    with injected(monkeypatch, tmp_path, lambda loop, do_step: do_step(), before=before):
+        trainer.fit(spec, ONE)
+    server.over.set()
+    assert (server.num_asked > 0) == (answer == "hang")
+    assert_same_end(spec, whole)
+    assert list(Path(spec.run_uri).glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_sigterm_to_the_driver_ends_in_order_and_resumes(pictures, tmp_path):
+    run = tmp_path / "run"
+    settings = {
+        "data.synthetic": "null",
+        "data.train": pictures,
+        "data.val": pictures,
+        "model.anchors.sizes": "[12, 24, 48, 96]",
+        "model.fpn_channels": 32,
+        "input.train_sizes_px": "[64]",
+        "input.train_max_size_px": 64,
+        "input.eval_size_px": 64,
+        "input.eval_max_size_px": 64,
+        "schedule.warmup_steps": 2,
+        "train.epochs": 24,
+        "train.eval_every_epochs": 24,
+        "train.batch_size": 2,
+        "train.log_every_steps": 1,
+        "tracking.wandb": "disabled",
+    }
+    options = [part for path, value in settings.items() for part in ("--set", f"{path}={value}")]
+    first = Script("experiments/train.py", "--name", "run", "--storage", str(tmp_path), *options)
+    end = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run / "metrics.jsonl"):
+        assert time.monotonic() < end, first.output
+        assert first.process.poll() is None, first.output
+        time.sleep(0.2)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end(100) == 143, first.output
+    assert "Traceback" not in first.output
+    assert "ended: " in first.output
+    (hint,) = [line for line in first.lines if line.startswith("carry on with: python ")]
+    assert hint.endswith(f"--name run --storage {tmp_path} --resume")
+    assert first.left_behind() == []
+    stopped_at = load_checkpoint(str(run)).meta.step
+    records = [r for r in read_metrics(run / "metrics.jsonl") if "train/loss" in r["metrics"]]
+    assert stopped_at == records[-1]["step"] < 120, "nothing is lost"
+
+    second = Script(*shlex.split(hint.removeprefix("carry on with: python ")))
+    assert second.end(400) == 0, second.output
+    spec = resume_run(str(run))
+    twin = replace(spec, run_uri=str(tmp_path / "twin"))
+    run_alone(twin)
+    assert_same_end(spec, twin)
+    assert second.left_behind() == []
