@@ -261,7 +261,7 @@ def main(
     if voc is None and coco is None:
         raise typer.BadParameter("give --voc, --coco or both")
     page = Page("How fast is the input?", device=None, threads=CORES)
-    rounds, warm_up, num_images = (1, 64, 64) if quick else (rounds, 512, 1024)
+    rounds, warm_up, num_images = (1, 64, 64) if quick else (rounds, 1024, 3072)
     with tempfile.TemporaryDirectory() as folder:
         cases: list[Case] = []
         if voc is not None:

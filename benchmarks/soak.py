@@ -1,8 +1,9 @@
 """Does a long run whose worker is killed again and again end where an undisturbed one ends?
 
 One run on the CPU, long enough for the minutes asked for, while its worker gets SIGKILL at random
-(seeded) every two to four minutes; then the same run with nobody in its way. Both are done by this
-process on a Ray of this machine, so that afterwards Ray itself can be asked what is left of them.
+(seeded) after two to four minutes of training each; then the same run with nobody in its way. Both
+are done by this process on a Ray of this machine, so that afterwards Ray itself can be asked what
+is left of them.
 
 Compared are the last checkpoints, tensor by tensor and bit for bit: weights, their average,
 optimizer, loss normaliser, generators; and the record of every step. Watched are the memory of

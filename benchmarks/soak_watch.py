@@ -136,23 +136,25 @@ class Watched:
                 if mib is not None:
                     self.memory.setdefault(process, []).append((now, mib))
             step = last_step(path)
-            self._follow(now, step)
+            if self._went_on(now, step) and killer is not None:
+                killer.done(now)
             if killer is None or not workers or step is None or not killer.is_due(now):
                 continue
             if not self.kills or self.kills[-1].went_on is not None:
-                os.kill(workers[0], signal.SIGKILL)
-                self.kills.append(Kill(now, step))
-                killer.done(now)
+                with contextlib.suppress(ProcessLookupError):  # it has just come to its end
+                    os.kill(workers[0], signal.SIGKILL)
+                    self.kills.append(Kill(now, step))
 
-    def _follow(self, now: float, step: int | None) -> None:
-        """See where the run goes on after a kill: the record is cut back, and grows again."""
+    def _went_on(self, now: float, step: int | None) -> bool:
+        """Whether the run now goes on after a kill: the record is cut back, and grows again."""
         if not self.kills or self.kills[-1].went_on is not None or step is None:
-            return
+            return False
         kill = self.kills[-1]
         starts = [line["step"] for line in self.records if line["time"] > kill.at_wall]
         if starts:
             kill.went_on, kill.lost_s = starts[0] - 1, now - kill.at_s
             self.again += max(0, kill.step - starts[0] + 1)
+        return bool(starts)
 
 
 def own_processes() -> Iterator[tuple[int, str]]:

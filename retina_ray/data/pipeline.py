@@ -25,9 +25,13 @@ from retina_ray.data.unpack import PlannedBatch, unpack_batch
 
 __all__ = ["execution_options", "expect_order", "iterate_shard", "rows_per_block", "stream"]
 
-TARGET_BLOCK_BYTES = 32 * 2**20
+TARGET_BLOCK_BYTES = 64 * 2**20
 """A block's size: large enough to pay for its task, well under Ray Data's 128 MiB, above which
 Ray would cut a block in two and the order would no longer be round robin."""
+
+TASK_CPUS = 0.5
+"""CPUs that a decoding task reserves. Between two tasks of a process, Ray Data's scheduler passes
+tens of milliseconds, in which the second task of the CPU has it for itself."""
 
 NUMBERS_PER_TASK = 512
 """Blocks that one task of the stream's first stage names."""
@@ -43,7 +47,7 @@ def execution_options() -> ExecutionOptions:
 
 def rows_per_block(batch_bytes: int) -> int:
     """How many batches of the given size (bytes of pixels) go into one block."""
-    return max(1, min(MAX_ROWS_PER_BLOCK, TARGET_BLOCK_BYTES // max(1, batch_bytes)))
+    return max(1, min(MAX_ROWS_PER_BLOCK, round(TARGET_BLOCK_BYTES / max(1, batch_bytes))))
 
 
 def stream(
@@ -53,7 +57,7 @@ def stream(
     batch_bytes: int,
     start_step: int = 0,
     validate_first: bool = False,
-    cpus_per_task: float = 1,
+    cpus_per_task: float = TASK_CPUS,
 ) -> ray.data.Dataset:
     """Make the Ray Data stream of a run from training step `start_step` on.
 

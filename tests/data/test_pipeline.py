@@ -32,4 +32,5 @@ def test_blocks_stay_far_below_the_size_at_which_ray_cuts_them():
     assert rows_per_block(16 * 800 * 1333 * 3) == 1
     for batch_bytes in (10**5, 10**6, 5 * 10**6, 3 * 10**7):
         rows = rows_per_block(batch_bytes)
-        assert rows == 1 or rows * batch_bytes <= 32 * 2**20
+        # The size is that of a typical batch; one of long pictures has a quarter more.
+        assert rows == 1 or 1.25 * rows * batch_bytes < 128 * 2**20

@@ -11,6 +11,7 @@ import pytest
 from retina_ray.train.metrics_file import read_metrics
 
 pytest.importorskip("wandb")
+pytestmark = pytest.mark.long
 
 # A process of its own: wandb asks for its server's address once in a process.
 SCRIPT = """

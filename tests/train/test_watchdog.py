@@ -58,8 +58,8 @@ def test_a_folder_that_cannot_be_written_stops_no_end(tmp_path):
 
 def test_slow_steps_and_what_follows_the_last_are_left_alone(tmp_path):
     with Watchdog(str(tmp_path), rank=0, timeout_s=0.5) as dog:
-        for number in dog.watch(range(4)):
-            time.sleep(1.0 if number == 0 else 0.3)  # the first one may compile
-        time.sleep(1.0)
-    time.sleep(0.6)
+        for number in dog.watch(range(3)):
+            time.sleep(0.8 if number == 0 else 0.2)  # the first one may compile
+        time.sleep(0.8)
+    time.sleep(0.3)
     assert not (tmp_path / "hung").exists()
