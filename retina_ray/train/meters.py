@@ -141,6 +141,10 @@ class StepMeter:
                 figures[SKIPPED_UPDATES] = float(len(norms) - len(finite))
         figures["perf/images_per_s"] = self.num_steps * self._batch_size / elapsed
         figures["perf/data_wait_fraction"] = min(1.0, self._waited_s / elapsed)
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            figures["perf/gpu_memory_gib"] = peak / 2**30
+            torch.cuda.reset_peak_memory_stats(self._device)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
