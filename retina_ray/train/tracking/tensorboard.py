@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,22 @@ def open_tensorboard(
     try:
         from torch.utils.tensorboard import SummaryWriter
 
+        _come_after(folder)
         return TensorBoardFile(SummaryWriter(str(folder), purge_step=purge_step))
     except Exception as error:  # one that does not fit the other packages, a full disk
         _log.warning("TensorBoard cannot be used (%s: %s)", type(error).__name__, error)
         return None
+
+
+def _come_after(folder: Path) -> None:
+    """Wait out the second in which the last event file was opened, a moment at most.
+
+    TensorBoard reads the files of a folder in the order of their names, and these begin with the
+    second; within one second chance decides, and the steps that a new file hides could come after
+    those that replace them.
+    """
+    seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
+    last = max((int(second) for second in seconds if second.isdigit()), default=0)
+    wait_s = last + 1 - time.time()
+    if 0 < wait_s <= 1:
+        time.sleep(wait_s)
