@@ -17,7 +17,15 @@ from recipes import RECIPES
 from rich.console import Console
 from spaces import SPACES
 
-from retina_ray.cli import INTERRUPTED, clean_exit, load_config, named, run_name, storage_uri
+from retina_ray.cli import (
+    INTERRUPTED,
+    TERMINATED,
+    clean_exit,
+    load_config,
+    named,
+    run_name,
+    storage_uri,
+)
 from retina_ray.config import ConfigError
 from retina_ray.sweep.launch import finish_sweep, prepare_sweep
 from retina_ray.sweep.plan import SweepPlan
@@ -94,7 +102,7 @@ def main(
         outcome = run_sweep(plan, resume=resume)
         finish_sweep(plan, outcome, console=console)
         if outcome.interrupted:
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(TERMINATED if outcome.terminated else INTERRUPTED)
 
 
 if __name__ == "__main__":

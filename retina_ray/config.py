@@ -365,6 +365,13 @@ class TrainConfig(_Frozen):
     eval_every_epochs: Count = 1
     eval_batch_size: Count = 8
     """Images a worker evaluates at once."""
+    async_validation: Bool = False
+    """Evaluate in a Ray task of its own while the training goes on. The figures of a round are
+    taken in when the next one is due: until then its checkpoint is kept."""
+    validation_cpus: Positive = 1.0
+    """CPUs of that task, on any node."""
+    validation_gpus: NonNegative = 0.0
+    """GPUs of that task, or a part of one; 0: it evaluates on the CPU."""
     log_every_steps: Count = 20
     accumulate: Count = 1
     """Micro-batches that a worker does one after the other in a step; their gradients add up."""

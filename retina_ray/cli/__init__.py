@@ -3,6 +3,7 @@
 from retina_ray.cli.scripts import (
     FAILED,
     INTERRUPTED,
+    TERMINATED,
     USER_FAULT,
     clean_exit,
     load_config,
@@ -14,6 +15,7 @@ from retina_ray.cli.scripts import (
 __all__ = [
     "FAILED",
     "INTERRUPTED",
+    "TERMINATED",
     "USER_FAULT",
     "clean_exit",
     "load_config",

@@ -10,9 +10,6 @@ import numpy as np
 import torch
 
 from retina_ray.config import ConfigError, ExperimentConfig
-from retina_ray.data.batches import BatchLoader
-from retina_ray.data.eval_plan import build_eval_plan
-from retina_ray.data.local import iterate
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.transforms import resize_image, shortest_edge_size
 from retina_ray.model import RetinaNet
@@ -21,7 +18,7 @@ from retina_ray.ops.postprocess import select_detections
 from retina_ray.ops.rotated_boxes import scale_rotated
 from retina_ray.structures import Detections, ImageBatch
 from retina_ray.train.checkpoints import CheckpointMeta, load_checkpoint
-from retina_ray.train.validation import RoundResult, ValidationRound
+from retina_ray.train.validation import RoundResult, predict_dataset
 
 __all__ = ["Predictor"]
 
@@ -81,31 +78,15 @@ class Predictor:
             DataError: the model finds rotated boxes, and the data set has none.
         """
         self._require_classes(dataset)
-        config, index = self.config, dataset.index()
-        plan = build_eval_plan(
-            index,
-            num_workers=1,
-            eval_batch_size=config.train.eval_batch_size,
-            eval_size_px=config.input.eval_size_px,
-            eval_max_size_px=config.input.eval_max_size_px,
-        )
-        loader = BatchLoader.from_config(
-            config, train=None, val=dataset, train_index=None, val_index=index
-        )
-        round_ = ValidationRound(
-            config.inference,
-            make_coder(config.model),
-            list(dataset.category_ids),
+        return predict_dataset(
+            self.model,
+            self.config,
+            dataset,
+            device=self.device,
             num_samples=num_samples,
+            num_threads=max(1, (os.cpu_count() or 2) - 1),
+            on_progress=on_progress,
         )
-        threads = max(1, (os.cpu_count() or 2) - 1)
-        done = 0
-        for planned in iterate(plan.worker_rows(0), loader, num_threads=threads):
-            round_.add(self.model, planned.batch.to(self.device))
-            done += len(planned.batch.image_ids)
-            if on_progress is not None:
-                on_progress(done)
-        return round_.gather()
 
     @torch.inference_mode()
     def predict_image(self, image: np.ndarray) -> Detections:

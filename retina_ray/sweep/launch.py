@@ -16,6 +16,8 @@ from retina_ray.sweep.space import Space, check_space
 from retina_ray.train.spec import resolve
 from retina_ray.train.storage import exists, is_uri
 
+ASYNC = "train.async_validation"
+
 __all__ = ["finish_sweep", "prepare_sweep"]
 
 
@@ -49,6 +51,16 @@ def prepare_sweep(
         )
     if exists(uri):
         raise ConfigError(f"{uri} exists: choose another --name, or carry it on with --resume")
+    if config.train.async_validation or ASYNC in space:
+        raise ConfigError(
+            [
+                (
+                    ASYNC,
+                    "the figures of a trial steer the sweep, so they must be there when the trial "
+                    f"reports: leave it false here, and use it with train.py (--set {ASYNC}=true)",
+                )
+            ]
+        )
     check_space(space, config)
     complete, train_uri, val_uri = resolve(
         config, storage, with_anchors=not anchors_depend_on_trial(space)

@@ -20,6 +20,7 @@ from retina_ray.sweep.collect import collect_rows
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.quiet import quiet_tune
 from retina_ray.sweep.report import TrialRow
+from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.sweep.space import baseline_point, first_points, to_tune
 from retina_ray.sweep.trial import trial_class
 from retina_ray.sweep.watch import Watcher
@@ -40,10 +41,12 @@ class SweepOutcome:
     Attributes:
         rows: one for each trial that was drawn.
         interrupted: whether trials are left to do (`--resume` carries on).
+        terminated: whether it was SIGTERM that interrupted it.
     """
 
     rows: list[TrialRow]
     interrupted: bool
+    terminated: bool = False
 
 
 def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
@@ -55,6 +58,8 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
 
     Raises:
         ConfigError: the cluster cannot hold a single trial; the folder holds no sweep to resume.
+        KeyboardInterrupt: Ctrl-C a second time, or before there were trials.
+        RunTerminatedError: SIGTERM likewise.
     """
     quiet_tune()
     concurrent = plan.max_concurrent or _trials_for_this_machine(plan.config)
@@ -90,12 +95,13 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
                 name="tune", storage_path=plan.uri, verbose=0, callbacks=[Watcher(plan)]
             ),
         )
-    tuner.fit()
+    with SigtermAsCtrlC() as sigterm:
+        tuner.fit()
     # As the disk has them, which is what a resume starts from: in memory, a trial that Ctrl-C cut
     # short looks like one that the scheduler stopped.
     rows = collect_rows(plan, tune.ExperimentAnalysis(tune_folder).trials or [])
     left = len(rows) < plan.num_samples or any(row.status == "pending" for row in rows)
-    return SweepOutcome(rows=rows, interrupted=left)
+    return SweepOutcome(rows=rows, interrupted=left, terminated=left and sigterm.came)
 
 
 class _TrialNames:

@@ -2,11 +2,13 @@
 
 A trial is an ordinary run in `<sweep>/trials/<trial>`, with its own checkpoints. A trial of one
 worker trains in its own process (Ray Train's local mode); one of several workers drives a
-`TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint.
+`TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint, or from
+the newest that can be read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -15,10 +17,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
 
 from retina_ray.config import ExperimentConfig, from_json, with_overrides
+from retina_ray.data.patience import StorageError
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.inspection.anchors_fit import fit_anchors
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
+from retina_ray.train.checkpoints import load_meta
 from retina_ray.train.failures import FailureNote, name_cause
 from retina_ray.train.resources import Footprint
 from retina_ray.train.spec import RunSpec
@@ -29,7 +33,7 @@ CLOSE_S = 120.0
 
 _reporting, _closed = threading.Event(), threading.Event()
 
-__all__ = ["trial_class"]
+__all__ = ["last_evaluation", "prepare_trial", "trial_class"]
 
 
 def trial_class(plan: SweepPlan, footprint: Footprint) -> type:
@@ -59,29 +63,71 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> 
     """One trial, in the process that Tune started for it."""
     context = tune.get_context()
     trial_id = context.get_trial_name()
-    config = _config(plan, trial_id, params)
-    folder = plan.trial_uri(trial_id)
-    spec = RunSpec(
-        config=config,
-        train_uri=plan.train_uri,
-        val_uri=plan.val_uri,
-        run_uri=folder,
-        name=f"{plan.name}-{trial_id}",
-        # Tune's own id is unique in the world, as W&B needs it; the name only in the sweep.
-        run_id=f"{plan.name}-{context.get_trial_id()}",
-        group=plan.name,
-    )
-    plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
     try:
+        # Tune's own id is unique in the world, as W&B needs it; the name only in the sweep.
+        spec = prepare_trial(
+            plan, params, trial_id=trial_id, run_id=f"{plan.name}-{context.get_trial_id()}"
+        )
+        unheard = last_evaluation(spec)
         if footprint.num_workers == 1:
             fit_in_process(spec, report=_report_to_tune)
         else:
             fit(spec, footprint, callbacks=[TuneReportCallback()])
+        if unheard is not None:
+            _report_to_tune(unheard, spec.checkpoints.last or "")
     except Exception as error:
-        FailureNote(folder).write(name_cause(error))
+        with contextlib.suppress(StorageError, OSError):  # which may be what ended the trial
+            FailureNote(plan.trial_uri(trial_id)).write(name_cause(error))
         raise
     finally:
         _closed.set()
+
+
+def prepare_trial(
+    plan: SweepPlan, params: dict[str, Any], *, trial_id: str, run_id: str
+) -> RunSpec:
+    """Make a trial's run, or get one that was interrupted ready to go on.
+
+    Where the last checkpoint cannot be read, the run goes back to the newest one that can.
+
+    Args:
+        plan: the sweep.
+        params: what Tune drew.
+        trial_id: names the trial's folder.
+        run_id: names its W&B run.
+
+    Raises:
+        ConfigError: no such configuration can be built; none of its checkpoints can be read.
+    """
+    config = _config(plan, trial_id, params)
+    spec = RunSpec(
+        config=config,
+        train_uri=plan.train_uri,
+        val_uri=plan.val_uri,
+        run_uri=plan.trial_uri(trial_id),
+        name=f"{plan.name}-{trial_id}",
+        run_id=run_id,
+        group=plan.name,
+    )
+    plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
+    spec.checkpoints.go_back_to_whole()
+    return spec
+
+
+def last_evaluation(spec: RunSpec) -> dict[str, Any] | None:
+    """What a trial found at its very end, where it was interrupted after that.
+
+    Tune may not have heard of it, and a trial that is done has nothing more to report.
+
+    Returns:
+        The metrics as `Report` has them; None for a trial that has steps or its last evaluation
+        still to do.
+    """
+    last = spec.checkpoints.last
+    meta = None if last is None else load_meta(last)
+    if meta is None or meta.epoch < spec.config.train.epochs or meta.metrics_step != meta.step:
+        return None
+    return {**meta.metrics, "epoch": meta.epoch, "step": meta.step}
 
 
 def _config(plan: SweepPlan, trial_id: str, params: dict[str, Any]) -> ExperimentConfig:

@@ -40,6 +40,7 @@ __all__ = [
     "DamagedCheckpointError",
     "read_folder",
     "read_meta",
+    "with_metrics",
     "write_folder",
 ]
 
@@ -182,6 +183,24 @@ def read_meta(text: str | None, *, uri: str) -> CheckpointMeta:
         DamagedCheckpointError: cut short or changed.
     """
     return _parse(text, uri)[0]
+
+
+def with_metrics(text: str | None, metrics: Mapping[str, float], *, step: int, uri: str) -> str:
+    """The text of a `meta.json` with the figures of an evaluation that came in later.
+
+    Args:
+        text: of the file as it was written; None where there is none.
+        metrics: the figures.
+        step: of the evaluation.
+        uri: the checkpoint's place, for messages.
+
+    Raises:
+        CheckpointFormatError: of a newer version, or of none.
+        DamagedCheckpointError: cut short or changed.
+    """
+    _parse(text, uri)
+    tree = {**json.loads(text or "{}"), "metrics": dict(metrics), "metrics_step": step}
+    return json.dumps({**tree, "checksum": _checksum(tree)}, indent=1)
 
 
 def _parse(text: str | bytes | None, uri: str) -> tuple[CheckpointMeta, Mapping[str, Any]]:

@@ -1,7 +1,7 @@
 """Which checkpoints of a run count: the content of `index.json`, and the policy of what is kept.
 
-Kept are the best one by the metric, and the last few. The best one is never lost, also where a run
-went back to a checkpoint from before it.
+Kept are the best one by the metric, the last few, and one that is being evaluated elsewhere. The
+best one is never lost, also where a run went back to a checkpoint from before it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ class CheckpointIndex:
     Attributes:
         recent: the last ones, oldest first.
         best: the one with the best metric; None before the first evaluation.
+        pending: the one whose evaluation is under way beside the training (see
+            `retina_ray.train.async_validation`); it stays until its metric is known.
         writer: who may add to it: a mark of the process that carries on the run.
     """
 
     recent: tuple[Entry, ...] = ()
     best: Entry | None = None
+    pending: Entry | None = None
     writer: str = ""
 
     @property
@@ -55,7 +58,8 @@ class CheckpointIndex:
     @property
     def entries(self) -> list[Entry]:
         """All of them: the last one, then the others from the highest step down."""
-        others = {entry.name: entry for entry in (*self.recent, self.best) if entry is not None}
+        all_of_them = (self.pending, *self.recent, self.best)
+        others = {entry.name: entry for entry in all_of_them if entry is not None}
         if self.last is None:
             return sorted(others.values(), key=lambda entry: -entry.step)
         del others[self.last.name]
@@ -80,17 +84,36 @@ class CheckpointIndex:
             return False
         return self.best is None or self.best.metric is None or metric > self.best.metric
 
-    def with_entry(self, entry: Entry, *, keep: int) -> CheckpointIndex:
+    def with_entry(self, entry: Entry, *, keep: int, is_pending: bool = False) -> CheckpointIndex:
         """Make a checkpoint the last one (and the best one where it is).
 
         Args:
             entry: the checkpoint. What was recorded of later steps (the run went back), or of the
                 same one, counts no more among the last ones.
             keep: how many of the last ones stay, this one included.
+            is_pending: it is evaluated from now on; the one before must be `settled`.
         """
+        pending = entry if is_pending else self.pending
+        if pending is not None and pending.step > entry.step:
+            pending = None
         earlier = tuple(one for one in self.recent if one.step < entry.step)
         best = entry if self.is_better(entry.metric) else self.best
-        return replace(self, recent=(*earlier, entry)[-keep:], best=best)
+        recent = (*earlier, entry)[-keep:]
+        return replace(self, recent=recent, best=best, pending=pending)
+
+    def settled(self, metric: float | None) -> CheckpointIndex:
+        """Give the pending one the metric that its evaluation came to.
+
+        Raises:
+            ValueError: none is pending.
+        """
+        if self.pending is None:
+            raise ValueError("no checkpoint waits for its metric")
+        is_number = metric is not None and math.isfinite(metric)
+        entry = replace(self.pending, metric=metric if is_number else None)
+        recent = tuple(entry if one.name == entry.name else one for one in self.recent)
+        best = entry if self.is_better(metric) else self.best
+        return replace(self, recent=recent, best=best, pending=None)
 
     def gone_back(self, entry: Entry, *, damaged: Collection[str]) -> CheckpointIndex:
         """Make an earlier checkpoint the last one, and forget those that cannot be read.
@@ -103,7 +126,10 @@ class CheckpointIndex:
         recent = sorted((one for one in whole if one.step < entry.step), key=lambda one: one.step)
         measured = [one for one in whole if one.metric is not None]
         best = max(measured, key=lambda one: one.metric or -math.inf, default=None)
-        return replace(self, recent=(*recent, entry), best=best)
+        pending = self.pending
+        if pending is not None and (pending.name in damaged or pending.step > entry.step):
+            pending = None
+        return replace(self, recent=(*recent, entry), best=best, pending=pending)
 
     def to_json(self) -> str:
         """The text of `index.json`."""
@@ -113,6 +139,8 @@ class CheckpointIndex:
         if self.best is not None:
             tree |= {"best": self.best.name, "best_metric": self.best.metric}
             tree |= {"best_step": self.best.step}
+        if self.pending is not None:
+            tree["pending"] = asdict(self.pending)
         tree["recent"] = [asdict(entry) for entry in self.recent]
         return json.dumps(tree, indent=1)
 
@@ -132,7 +160,8 @@ class CheckpointIndex:
             recent = (Entry(tree["last"], tree["last_step"], metric),)
         else:
             recent = ()
-        return cls(recent, best, tree.get("writer", ""))
+        pending = Entry(**tree["pending"]) if "pending" in tree else None
+        return cls(recent, best, pending, tree.get("writer", ""))
 
 
 def _step_of(name: str) -> int:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +18,32 @@ from torch import Tensor
 
 from retina_ray.data.patience import StorageError
 from retina_ray.train.checkpoint_files import Checkpoint
+from retina_ray.train.checkpoint_index import Entry
 from retina_ray.train.checkpoint_store import CheckpointStore, OvertakenError
+from retina_ray.train.disk_room import Room, is_no_room, reason_of
+from retina_ray.train.errors import NoRoomError
 from retina_ray.train.storage import is_uri
 
-__all__ = ["CheckpointError", "CheckpointSaver", "host_copy"]
+__all__ = ["CheckpointError", "CheckpointSaver", "Settlement", "host_copy"]
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the previous one stays."""
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What the evaluation of the pending checkpoint came to.
+
+    Attributes:
+        metrics: its figures.
+        metric: the one that makes a checkpoint the best one; None or NaN never does.
+    """
+
+    metrics: Mapping[str, float]
+    metric: float | None
 
 
 class CheckpointSaver:
@@ -47,6 +61,15 @@ class CheckpointSaver:
         """Metric of the best checkpoint, those under way included."""
         return None if self._index.best is None else self._index.best.metric
 
+    @property
+    def pending(self) -> Entry | None:
+        """The checkpoint whose evaluation beside the training has not been settled."""
+        return self._index.pending
+
+    def uri_of(self, entry: Entry) -> str:
+        """Where a checkpoint lies."""
+        return self._store.uri_of(entry.name)
+
     def is_better(self, metric: float | None) -> bool:
         """Whether a checkpoint of this metric would be the best one."""
         return self._index.is_better(metric)
@@ -56,50 +79,76 @@ class CheckpointSaver:
         checkpoint: Checkpoint,
         *,
         metric: float | None,
+        settles: Settlement | None = None,
+        is_pending: bool = False,
         before_switch: Callable[[], None] | None = None,
+        after_switch: Callable[[str], None] | None = None,
     ) -> str:
         """Copy a checkpoint, and let it be written.
 
         Args:
             checkpoint: may change once this returns: a step changes the tensors in place.
             metric: what "best" means, higher is better; None or NaN is never the best.
+            settles: the evaluation of the pending checkpoint; it counts as soon as this one does.
+            is_pending: this one is evaluated elsewhere from now on, and stays until it is settled.
             before_switch: done in the background when the checkpoint is written, before it counts.
+            after_switch: likewise, with its URI, when it counts; must not raise.
 
         Returns:
             URI that the checkpoint will have. Until then a run goes on from the one before.
 
         Raises:
             CheckpointError: the checkpoint before this one could not be written.
+            NoRoomError: because there was no room for it.
             StorageError: because its storage did not answer.
         """
         self.wait()
         entry = self._index.new_entry(checkpoint.meta.step, metric)
-        before, self._index = self._index, self._index.with_entry(entry, keep=self._store.keep)
+        before = self._index
+        base = before if settles is None else before.settled(settles.metric)
+        self._index = base.with_entry(entry, keep=self._store.keep, is_pending=is_pending)
         parts = {"model": checkpoint.model, "state": checkpoint.state, "ema": checkpoint.ema}
         copied, arrived = host_copy(parts)
+        uri = self._store.uri_of(entry.name)
 
         def write() -> None:
             try:
                 arrived()
+                if settles is not None and before.pending is not None:
+                    name, step = before.pending.name, before.pending.step
+                    self._store.write_metrics(name, settles.metrics, step=step)
                 self._store.add(
                     entry,
                     replace(checkpoint, **copied),
-                    before,
+                    base,
+                    is_pending=is_pending,
                     before_switch=before_switch,
                 )
+                if after_switch is not None:
+                    after_switch(uri)
             except BaseException as error:
                 self._error, self._index = error, before
 
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
-        self._step = checkpoint.meta.step
+        self._step, self._num_bytes = checkpoint.meta.step, _num_bytes(copied)
         self._thread.start()
-        return self._store.uri_of(entry.name)
+        return uri
+
+    def settle(self, settlement: Settlement) -> None:
+        """Record the evaluation of the pending checkpoint, where no other checkpoint follows.
+
+        Raises:
+            CheckpointError, StorageError, OvertakenError: as `wait`.
+        """
+        self.wait()
+        self._index = self._store.settle(self._index, settlement.metrics, metric=settlement.metric)
 
     def wait(self) -> None:
         """Wait for the checkpoint that is under way.
 
         Raises:
             CheckpointError: it could not be written.
+            NoRoomError: because there was no room for it.
             StorageError: because its storage did not answer.
             OvertakenError: another process has taken the run over.
         """
@@ -110,7 +159,8 @@ class CheckpointSaver:
         if isinstance(error, StorageError | OvertakenError):
             raise error
         if error is not None:
-            raise CheckpointError(self._describe(error)) from error
+            kind = NoRoomError if is_no_room(error) else CheckpointError
+            raise kind(self._describe(error)) from error
 
     def close(self, *, has_failed: bool) -> None:
         """Wait for the checkpoint that is under way, at the end of a run.
@@ -120,7 +170,7 @@ class CheckpointSaver:
                 it is logged.
 
         Raises:
-            CheckpointError, StorageError, OvertakenError: as `wait`.
+            CheckpointError, NoRoomError, StorageError, OvertakenError: as `wait`.
         """
         try:
             self.wait()
@@ -137,10 +187,15 @@ class CheckpointSaver:
             if last is None
             else f"the last one that is kept is {self._store.uri_of(last.name)} (step {last.step})"
         )
+        room, remedy = "", "mend the cause"
+        if is_no_room(error) or not is_uri(self._store.uri):
+            there = Room.at(self._store.uri)
+            room = f" ({there})"
+            if is_no_room(error):
+                remedy = _how_to_make_room(there, self._num_bytes)
         return (
             f"the checkpoint of step {self._step} could not be written to {self._store.uri}: "
-            f"{_reason(error)}{_room(self._store.uri)}; {kept}: mend the cause, then carry on with "
-            "--resume"
+            f"{reason_of(error)}{room}; {kept}: {remedy}, then carry on with --resume"
         )
 
 
@@ -191,22 +246,18 @@ def _copy(tree: Any, devices: set[torch.device]) -> Any:
     return copy.deepcopy(tree)
 
 
-def _reason(error: BaseException) -> str:
-    """Why writing failed: the system's own word, where torch hides it behind its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return f"{type(cause).__name__}: {cause}"
-        cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}: {error}"
+def _num_bytes(tree: Any) -> int:
+    """Size of all tensors of a tree; what else is in it hardly counts."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, Mapping):
+        return sum(_num_bytes(value) for value in tree.values())
+    return sum(map(_num_bytes, tree)) if isinstance(tree, list | tuple) else 0
 
 
-def _room(uri: str) -> str:
-    """Room on the disk of a local folder, in words."""
-    if is_uri(uri):
-        return ""
-    folder = Path(uri)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
-    return f" ({usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB are free there)"
+def _how_to_make_room(room: Room, num_bytes: int) -> str:
+    """What to do where a file of about `num_bytes` could not be written."""
+    takes = f"a checkpoint takes {num_bytes / 2**20:.0f} MiB"
+    if room.free_bytes > 1.1 * num_bytes:
+        return f"{takes}, so a quota or a limit to the size of files is in the way: raise it"
+    return f"{takes}, beside those that are kept: make room"

@@ -13,11 +13,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.fs as pafs
 
@@ -25,28 +22,19 @@ from retina_ray.config import ConfigError
 from retina_ray.data.patience import StorageError
 from retina_ray.train.checkpoint_files import (
     META,
-    STATE,
     Checkpoint,
     DamagedCheckpointError,
-    read_folder,
-    write_folder,
+    with_metrics,
 )
 from retina_ray.train.checkpoint_index import CheckpointIndex, Entry
-from retina_ray.train.storage import (
-    copy_down,
-    copy_up,
-    filesystem,
-    read_text,
-    sync,
-    write_text,
-)
+from retina_ray.train.checkpoint_places import put_checkpoint, read_checkpoint
+from retina_ray.train.storage import filesystem, read_text, write_text
 
 INDEX = "index.json"
-_PARTIAL = ".partial-"
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["CheckpointStore", "OvertakenError", "read_checkpoint"]
+__all__ = ["CheckpointStore", "OvertakenError"]
 
 
 class OvertakenError(RuntimeError):
@@ -144,6 +132,7 @@ class CheckpointStore:
         checkpoint: Checkpoint,
         index: CheckpointIndex,
         *,
+        is_pending: bool = False,
         before_switch: Callable[[], None] | None = None,
     ) -> CheckpointIndex:
         """Write a checkpoint under the name of an entry, and switch the index to it.
@@ -152,6 +141,7 @@ class CheckpointStore:
             entry: from `index.new_entry`.
             checkpoint: what to write.
             index: as it was read, or as the last `add` left it.
+            is_pending: it is evaluated from now on, and stays until `index.settled`.
             before_switch: done when the checkpoint is written and does not yet count.
 
         Returns:
@@ -160,12 +150,9 @@ class CheckpointStore:
         Raises:
             OvertakenError: another process has claimed the run.
         """
-        new = index.with_entry(entry, keep=self.keep)
+        new = index.with_entry(entry, keep=self.keep, is_pending=is_pending)
         try:
-            if isinstance(self._fs, pafs.LocalFileSystem):
-                self._put_local(entry.name, checkpoint)
-            else:
-                self._put_remote(entry.name, checkpoint)
+            put_checkpoint(self.uri_of(entry.name), checkpoint)
             self._require_claim(index)
             if before_switch is not None:
                 before_switch()
@@ -180,6 +167,48 @@ class CheckpointStore:
             raise
         self._drop_all_but(new.names)
         return new
+
+    def settle(
+        self, index: CheckpointIndex, metrics: Mapping[str, float], *, metric: float | None
+    ) -> CheckpointIndex:
+        """Record the evaluation of the pending checkpoint at the end of a run.
+
+        Args:
+            index: as the last `add` left it.
+            metrics: the figures.
+            metric: the one that makes a checkpoint the best one.
+
+        Returns:
+            The new index.
+
+        Raises:
+            OvertakenError: another process has claimed the run.
+            ValueError: no checkpoint is pending.
+        """
+        assert index.pending is not None
+        assert index.last is not None
+        self._require_claim(index)
+        for name in {index.pending.name, index.last.name}:
+            self.write_metrics(name, metrics, step=index.pending.step)
+        new = index.settled(metric)
+        write_text(self.uri_of(INDEX), new.to_json())
+        self._drop_all_but(new.names)
+        return new
+
+    def write_metrics(self, name: str, metrics: Mapping[str, float], *, step: int) -> None:
+        """Write the figures of an evaluation that came in later into a checkpoint.
+
+        Args:
+            name: of its folder.
+            metrics: the figures.
+            step: of the evaluation.
+
+        Raises:
+            ConfigError: what the checkpoint says of itself cannot be read.
+        """
+        uri = self.uri_of(f"{name}/{META}")
+        text = with_metrics(read_text(uri), metrics, step=step, uri=self.uri_of(name))
+        write_text(uri, text)
 
     def go_back_to_whole(self) -> Checkpoint | None:
         """Where the last checkpoint cannot be read, make the newest that can be the last one.
@@ -224,64 +253,8 @@ class CheckpointStore:
                 "on: this one ends without its last checkpoint"
             )
 
-    def _put_local(self, name: str, checkpoint: Checkpoint) -> None:
-        """Write under a temporary name, then rename: half a folder never has a final name."""
-        final, partial = Path(self._root) / name, Path(self._root) / f"{_PARTIAL}{name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            write_folder(partial, checkpoint)
-            shutil.rmtree(final, ignore_errors=True)  # of a process that was killed: not indexed
-            partial.rename(final)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        sync(final.parent)
-
-    def _put_remote(self, name: str, checkpoint: Checkpoint) -> None:
-        """Send the files, `meta.json` last: without it a folder is no checkpoint."""
-        with contextlib.suppress(FileNotFoundError, OSError):
-            self._fs.delete_dir(f"{self._root}/{name}")
-        with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as temporary:
-            folder = Path(temporary)
-            write_folder(folder, checkpoint)
-            meta = (folder / META).read_text()
-            (folder / META).unlink()
-            self._fs.create_dir(f"{self._root}/{name}", recursive=True)
-            copy_up(folder, self.uri_of(name))
-        write_text(self.uri_of(f"{name}/{META}"), meta)
-
     def _drop_all_but(self, names: set[str]) -> None:
         for info in self._fs.get_file_info(pafs.FileSelector(self._root)):
             if info.type == pafs.FileType.Directory and info.base_name not in names:
                 with contextlib.suppress(OSError):
                     self._fs.delete_dir(info.path)
-
-
-def read_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
-    """Read a checkpoint's folder; see `load_checkpoint`, which also takes a run's.
-
-    Args:
-        uri: the folder.
-        weights_only: leave optimizer and the like unread.
-
-    Raises:
-        CheckpointFormatError: of a newer version.
-        DamagedCheckpointError: it cannot be read.
-    """
-    with _local_copy(uri, skipped={STATE} if weights_only else set()) as folder:
-        return read_folder(folder, uri=uri, weights_only=weights_only)
-
-
-@contextlib.contextmanager
-def _local_copy(uri: str, *, skipped: set[str]) -> Iterator[Path]:
-    """The folder itself where it is local, else a temporary copy of all files but some."""
-    fs, path = filesystem(uri)
-    if isinstance(fs, pafs.LocalFileSystem):
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as folder:
-        for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-            if info.type == pafs.FileType.File and info.base_name not in skipped:
-                copy_down(f"{uri}/{info.base_name}", Path(folder) / info.base_name)
-        yield Path(folder)

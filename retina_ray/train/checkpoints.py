@@ -1,7 +1,8 @@
 """Checkpoints of runs: what they hold, where a run keeps them, and how one is loaded.
 
-`checkpoint_files` has the files of one, `checkpoint_index` and `checkpoint_store` those of a run,
-`checkpoint_saver` writes them off the training path.
+`checkpoint_files` has the files of one, `checkpoint_places` puts it where it belongs,
+`checkpoint_index` and `checkpoint_store` keep those of a run, `checkpoint_saver` writes them off
+the training path.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from retina_ray.train.checkpoint_files import (
     read_meta,
 )
 from retina_ray.train.checkpoint_index import CheckpointIndex
-from retina_ray.train.checkpoint_store import CheckpointStore, OvertakenError, read_checkpoint
+from retina_ray.train.checkpoint_places import read_checkpoint
+from retina_ray.train.checkpoint_store import CheckpointStore, OvertakenError
 from retina_ray.train.storage import exists, read_text
 
 __all__ = [

@@ -6,6 +6,7 @@ import math
 
 __all__ = [
     "HopelessRunError",
+    "NoRoomError",
     "NonFiniteLossError",
     "RunError",
     "RunStoppedError",
@@ -20,6 +21,14 @@ class RunError(RuntimeError):
 
 class HopelessRunError(RunError):
     """A run that would end in the same way if it were carried on as it is."""
+
+
+class NoRoomError(RunError):
+    """A checkpoint or a record could not be written: the disk is full, or a quota used up.
+
+    Raised by the one worker that writes. A restart would only meet it again, so there is none; once
+    there is room the run can be carried on.
+    """
 
 
 class RunTerminatedError(RunError):

@@ -54,7 +54,29 @@ class Host(Protocol):
     def round_ended(
         self, metrics: dict[str, float], *, step: int, epoch: int, loop: TrainingLoop
     ) -> None:
-        """End a validation round: keep a checkpoint (rank 0) and report (every rank)."""
+        """End a validation round: keep a checkpoint (rank 0) and report (every rank).
+
+        With `train.async_validation` the checkpoint goes into the next round beside the training,
+        and the figures are those of the round before.
+        """
+
+    def round_is_over(self, timeout_s: float) -> bool:
+        """Whether no round beside the training is under way; waits for it so long (rank 0 only)."""
+        ...
+
+    def take_round(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Take in what the round beside the training came to (rank 0 only).
+
+        Args:
+            step: training steps done by now.
+
+        Returns:
+            Its figures, and the images that could not be decoded; empty where there was no round.
+        """
+        ...
+
+    def last_round_ended(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
+        """End the last round beside the training: record (rank 0) and report (every rank)."""
 
     def checkpoint(self, *, step: int, epoch: int, loop: TrainingLoop) -> None:
         """Keep a checkpoint between evaluations (rank 0; called on every rank).

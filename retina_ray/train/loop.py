@@ -37,6 +37,9 @@ __all__ = ["Ended", "Host", "NonFiniteLossError", "RunShape", "TrainingLoop"]
 SKIPPED_STEPS = "train/skipped_steps"
 """Metric, logged after each of them: steps left out so far."""
 
+PATIENCE_S = 5.0
+"""Between two looks at a validation that is waited for: how soon a reason to stop is heard."""
+
 
 @dataclass
 class TrainingLoop:
@@ -77,6 +80,7 @@ class TrainingLoop:
         self._round: ValidationRound | None = None
         self._bad_images: dict[str, str] = {}  # of this worker, since it last shared them
         self._num_skipped = 0  # steps left out since the last look
+        self._is_async = train.async_validation
         self._kept_step = 0  # of the last checkpoint; at the start there is nothing to keep
         self._evaluated_step = 0  # of the last validation round
 
@@ -152,8 +156,14 @@ class TrainingLoop:
         self._ending.start()
         self.ended = self._ending.on_plateau(self.step)  # where it came to its end, it stays
         self._end_if_asked()
-        if self.ended:
-            return
+        if self._is_async and self.round_is_due:
+            self._hand_over_round()
+        if not self.ended:
+            self._run_over(batches)
+        if self._is_async:
+            self._end_last_round()
+
+    def _run_over(self, batches: Iterable[PlannedBatch]) -> None:
         waiting = time.perf_counter()
         for planned in batches:
             self._meter.waited(time.perf_counter() - waiting)
@@ -184,8 +194,11 @@ class TrainingLoop:
         self.step += 1
         if self._is_logging_step():
             self._log()
+        if self._is_async and self.round_is_due:
+            self._hand_over_round()
         every = self.config.train.checkpoint_every_steps
-        if every is not None and self.step % every == 0 and not self.round_is_due:
+        is_kept = self._kept_step == self.step or self.round_is_due
+        if every is not None and self.step % every == 0 and not is_kept:
             self._checkpoint()
         # Several GPUs would have to wait for each other.
         if self.device.type == "cpu" or not distributed.is_active() or self._is_logging_step():
@@ -236,6 +249,45 @@ class TrainingLoop:
         with self._keeping():
             self.host.round_ended(metrics, step=self.step, epoch=epoch + 1, loop=self)
         self.ended = self._ending.on_plateau(self.step)
+
+    def _hand_over_round(self) -> None:
+        """Take in the round before, and let this step's weights be evaluated elsewhere."""
+        self._check()
+        metrics = self._take_round()
+        self._evaluated_step = self._kept_step = self.step
+        epoch = self.step // self.shape.steps_per_epoch
+        with self._keeping():
+            self.host.round_ended(metrics, step=self.step, epoch=epoch, loop=self)
+        self.ended = self.ended or self._ending.on_plateau(self.step)
+
+    def _end_last_round(self) -> None:
+        """Wait for the round that is still under way at the end of the run."""
+        metrics = self._take_round()
+        self._share_bad_images()
+        if distributed.maximum(int(bool(metrics)), self.device):
+            epoch = self.step // self.shape.steps_per_epoch
+            self.host.last_round_ended(metrics, step=self.step, epoch=epoch)
+
+    def _take_round(self) -> dict[str, float]:
+        """Wait for the round beside the training, if any; its figures on rank 0.
+
+        Raises:
+            RunStoppedError: the host wants the run to stop meanwhile.
+        """
+        self._meter.pause()
+        is_first = distributed.rank() == 0
+        while not distributed.maximum(
+            int(is_first and self.host.round_is_over(PATIENCE_S)), self.device
+        ):
+            self._end_if_asked()
+        metrics: dict[str, float] = {}
+        if is_first:
+            metrics, bad_images = self.host.take_round(step=self.step)
+            self._bad_images.update(bad_images)
+            if metrics:
+                self._ending.add_round(metrics)
+        self._meter.resume()
+        return metrics
 
     def _end_if_asked(self) -> None:
         """End the run here, after a checkpoint, if its time is spent.

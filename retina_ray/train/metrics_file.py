@@ -1,8 +1,9 @@
 """The metrics of a run as lines of JSON: the record that needs no service and no network.
 
 Each line is an object `{"step": int, "time": float, "metrics": {key: number or null}}`, with the
-time in seconds since 1970. JSON has no NaN, so what is not finite is written as null. The line
-that ends a run (or a part of it) has no metrics but a `status`.
+time in seconds since 1970. JSON has no NaN, so what is not finite is written as null. A line that
+came in later than its step, as the figures of a validation beside the training do, also says `at`
+which step. The line that ends a run (or a part of it) has no metrics but a `status`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class MetricsFile:
             resume: continue what is there. Otherwise a file that is there is kept under the name
                 `<stem>.<number><suffix>`, and a new one started.
             resume_step: the last step that counts: the run goes on from its checkpoint, so lines
-                of later steps are dropped. They are of steps that are done again.
+                that came in after it are dropped. They are of steps that are done again.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -43,13 +44,22 @@ class MetricsFile:
         self.path = path
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, metrics: Mapping[str, float], *, status: str | None = None) -> None:
+    def write(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        at: int | None = None,
+        status: str | None = None,
+    ) -> None:
         """Append a line; it is on its way to the disk when this returns."""
         line: dict[str, Any] = {
             "step": step,
             "time": round(time.time(), 3),
             "metrics": {key: _json_number(value) for key, value in metrics.items()},
         }
+        if at is not None:
+            line["at"] = at
         if status is not None:
             line["status"] = status
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -81,7 +91,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def _cut(path: Path, last_step: int | None) -> None:
     """Drop torn lines and those after a step; the file is replaced in one go."""
     lines = read_metrics(path)
-    kept = [line for line in lines if last_step is None or line["step"] <= last_step]
+    kept = [
+        line for line in lines if last_step is None or line.get("at", line["step"]) <= last_step
+    ]
     if len(kept) < len(lines):
         _log.info("%s: dropped %d lines after step %s", path, len(lines) - len(kept), last_step)
     rewritten = path.with_name(path.name + ".tmp")

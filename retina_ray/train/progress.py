@@ -77,6 +77,8 @@ class ProgressDisplay:
 
     def _update(self, progress: Progress, task: TaskID) -> None:
         for record in self._new_records():
+            if record.get("train/epoch", 0.0) < self._latest.get("train/epoch", 0.0):
+                record = {k: v for k, v in record.items() if k != "train/epoch"}  # came in later
             self._latest.update(record)
         if self._latest:
             epoch = self._latest.get("train/epoch", 0.0)

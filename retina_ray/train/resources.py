@@ -38,24 +38,31 @@ class Footprint:
         cpus_per_worker: CPUs reserved for each of them.
         use_gpu: one GPU for each worker.
         min_workers: so few of them will do; None: all of them are needed.
+        validation_cpus: CPUs of the validation beside the training; 0 without one.
+        validation_gpus: likewise its GPUs.
     """
 
     num_workers: int
     cpus_per_worker: float
     use_gpu: bool
     min_workers: int | None = None
+    validation_cpus: float = 0.0
+    validation_gpus: float = 0.0
 
     @classmethod
     def of(cls, config: ExperimentConfig, cluster: ClusterSize) -> Footprint:
         """The footprint of a configuration; `train.use_gpu = null` takes GPUs where there are."""
         train, use_gpu = config.train, config.train.use_gpu
+        beside = (
+            (train.validation_cpus, train.validation_gpus) if train.async_validation else (0, 0)
+        )
         if use_gpu is None:
-            use_gpu = cluster.gpus >= (train.min_workers or train.num_workers)
-        return cls(train.num_workers, train.cpus_per_worker, use_gpu, train.min_workers)
+            use_gpu = cluster.gpus - beside[1] >= (train.min_workers or train.num_workers)
+        return cls(train.num_workers, train.cpus_per_worker, use_gpu, train.min_workers, *beside)
 
     @property
     def cpus(self) -> float:
-        """CPUs of all workers and of the decoding beside them."""
+        """CPUs of all workers, and of the decoding and the validation beside them."""
         return self._cpus_of(self.num_workers)
 
     @property
@@ -64,7 +71,10 @@ class Footprint:
         return self.min_workers or self.num_workers
 
     def _cpus_of(self, num_workers: int) -> float:
-        return num_workers * self.cpus_per_worker + DATA_CPUS
+        return num_workers * self.cpus_per_worker + DATA_CPUS + self.validation_cpus
+
+    def _gpus_of(self, num_workers: int) -> float:
+        return num_workers * self.use_gpu + self.validation_gpus
 
     def per_worker(self) -> dict[str, float]:
         """Resources of one worker, as Ray names them."""
@@ -83,8 +93,8 @@ class Footprint:
         )
 
     def _fits(self, cluster: ClusterSize, num_workers: int) -> int:
-        by_cpus = int(cluster.cpus // self._cpus_of(num_workers))
-        return min(by_cpus, int(cluster.gpus // num_workers)) if self.use_gpu else by_cpus
+        by_cpus, gpus = int(cluster.cpus // self._cpus_of(num_workers)), self._gpus_of(num_workers)
+        return min(by_cpus, int(cluster.gpus // gpus)) if gpus else by_cpus
 
     def require(self, cluster: ClusterSize) -> None:
         """Refuse a run that the cluster could never hold.
@@ -93,6 +103,9 @@ class Footprint:
             ConfigError: with the arithmetic and what to change.
         """
         least, cpus = self.least_workers, self._cpus_of(self.least_workers)
+        gpus = self._gpus_of(least)
+        aside = (self.validation_cpus, self.validation_gpus)
+        cpus_aside, gpus_aside = (f" + {x:g} for validation" if x else "" for x in aside)
         name = "train.num_workers" if self.min_workers is None else "train.min_workers"
         faults = []
         if cpus > cluster.cpus:
@@ -100,18 +113,27 @@ class Footprint:
                 (
                     name,
                     f"more workers than the cluster can ever hold: {least} x "
-                    f"{self.cpus_per_worker:g} CPUs + {DATA_CPUS:g} for decoding = {cpus:g} CPUs, "
+                    f"{self.cpus_per_worker:g} CPUs + {DATA_CPUS:g} for decoding{cpus_aside} = "
+                    f"{cpus:g} CPUs, "
                     f"but it has, or may grow to, {cluster.cpus:g}: lower {name} or "
                     "train.cpus_per_worker, or add nodes",
                 )
             )
-        if self.use_gpu and least > cluster.gpus:
+        if self.use_gpu and gpus > cluster.gpus:
             faults.append(
                 (
                     name,
-                    f"more workers than the cluster can ever hold: {least} need a GPU each, but it "
-                    f"has, or may grow to, {cluster.gpus:g}: lower {name}, set "
-                    "train.use_gpu=false, or add GPU nodes",
+                    f"more workers than the cluster can ever hold: {least} need a GPU each"
+                    f"{gpus_aside}, but it has, or may grow to, {cluster.gpus:g}: lower {name}, "
+                    "set train.use_gpu=false, or add GPU nodes",
+                )
+            )
+        elif gpus > cluster.gpus:
+            faults.append(
+                (
+                    "train.validation_gpus",
+                    f"{gpus:g}, but the cluster has, or may grow to, {cluster.gpus:g}: set it to "
+                    "0, or add GPU nodes",
                 )
             )
         if faults:
@@ -135,7 +157,8 @@ def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
         else:
             cores = os.cpu_count() or 1
             train = config.train
-            needed = concurrent * (train.num_workers * train.cpus_per_worker + DATA_CPUS)
+            beside = DATA_CPUS + (train.validation_cpus if train.async_validation else 0)
+            needed = concurrent * (train.num_workers * train.cpus_per_worker + beside)
             with _no_state_api():
                 ray.init(
                     address="local",

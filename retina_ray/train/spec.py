@@ -104,8 +104,11 @@ class RunInputs:
     def plan(self) -> RunPlan:
         """The whole run; the same in every process."""
         classes = None if self.config.input.sampling == "all" else self.train.image_classes()
+        train_index, val_index = self._indices
+        if self.config.train.async_validation:  # no part of what the workers do
+            val_index = None
         return RunPlan.from_config(
-            self.config, *self._indices, classes, num_workers=self.num_workers
+            self.config, train_index, val_index, classes, num_workers=self.num_workers
         )
 
     @cached_property
@@ -115,7 +118,7 @@ class RunInputs:
             return RunLayout.from_config(
                 self.config,
                 self.train.num_images,
-                self.val.num_images,
+                0 if self.config.train.async_validation else self.val.num_images,
                 num_workers=self.num_workers,
             )
         return self.plan.layout

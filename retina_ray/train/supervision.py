@@ -11,8 +11,17 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
+
 from retina_ray.train import distributed
-from retina_ray.train.errors import NonFiniteLossError, RunStoppedError, RunTerminatedError
+from retina_ray.train.disk_room import naming_no_room
+from retina_ray.train.errors import (
+    NonFiniteLossError,
+    NoRoomError,
+    RunStoppedError,
+    RunTerminatedError,
+)
 from retina_ray.train.failures import (
     HOPELESS,
     FailureNote,
@@ -27,7 +36,7 @@ from retina_ray.train.spec import RunSpec
 from retina_ray.train.storage import exists
 from retina_ray.train.watchdog import HUNG
 
-__all__ = ["supervise", "telling_the_driver"]
+__all__ = ["NoUselessRestart", "supervise", "telling_the_driver"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +57,12 @@ def supervise(spec: RunSpec, attempt: Callable[[], None]) -> None:
 
     Raises:
         HopelessRunError: the run would end in the same way again.
+        NoRoomError: the driver itself found no room for what it writes down.
         RunTerminatedError: the run was told to end, and did, with a checkpoint.
         RunError: as `attempt` raised it.
     """
     notes = _Notes(spec.run_uri)
-    with EndOnSigterm(spec.run_uri) as signal:
+    with naming_no_room(spec.run_uri), EndOnSigterm(spec.run_uri) as signal:
         while True:
             notes.clear()
             try:
@@ -85,22 +95,43 @@ def supervise(spec: RunSpec, attempt: Callable[[], None]) -> None:
 def telling_the_driver(run_uri: str) -> Iterator[None]:
     """Around a worker's work: errors that the driver has to answer are written down for it.
 
-    They come on every rank at the same step; each ends in peace, and rank 0 writes.
+    They come on every rank at the same step; each ends in peace, and rank 0 writes. An error of
+    one worker alone leaves it, see `NoUselessRestart`.
     """
     notes, writes = _Notes(run_uri), distributed.rank() == 0
-    if writes:
-        notes.clear()  # of a group that Ray Train restarted before the driver could read them
-    try:
-        yield
-    except RunStoppedError as error:
+    with naming_no_room(run_uri):
         if writes:
-            notes.stopped.write(error.reason)
-    except NonFiniteLossError as error:
-        if writes:
-            notes.non_finite.write(NonFiniteStep.of(error).to_json())
-    except HOPELESS as error:
-        if writes:
-            notes.failure.write(name_cause(error))
+            notes.clear()  # of a group that Ray Train restarted before the driver could read them
+        try:
+            yield
+        except RunStoppedError as error:
+            if writes:
+                notes.stopped.write(error.reason)
+        except NonFiniteLossError as error:
+            if writes:
+                notes.non_finite.write(NonFiniteStep.of(error).to_json())
+        except HOPELESS as error:
+            if writes:
+                notes.failure.write(name_cause(error))
+
+
+class NoUselessRestart(WorkerGroupCallback):
+    """Ends a run at once where one worker has an error that a restart does not mend.
+
+    That worker cannot end in peace: the others wait for it in a collective operation, until they
+    are ended. So it fails, and Ray Train, whose controller this runs in, ends them all. It restarts
+    a group after an error of a worker, but not after one of a callback.
+    """
+
+    def after_worker_group_poll_status(self, worker_group_status: WorkerGroupPollStatus) -> None:
+        """Raise such an error of a worker.
+
+        Raises:
+            NoRoomError: as the worker raised it.
+        """
+        for error in worker_group_status.errors.values():
+            if isinstance(error, NoRoomError):
+                raise error
 
 
 class _Notes:

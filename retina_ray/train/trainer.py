@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
@@ -30,12 +31,13 @@ from retina_ray.data.pipeline import (
     stream,
 )
 from retina_ray.train import distributed, elastic
+from retina_ray.train.async_validation import AsyncValidation, Outcome, validate
 from retina_ray.train.failures import FailureNote, RunError, cause_of
 from retina_ray.train.preemption import SigtermCallback, StopSigns
 from retina_ray.train.resources import Footprint, leave_a_cpu
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.storage import filesystem
-from retina_ray.train.supervision import supervise, telling_the_driver
+from retina_ray.train.supervision import NoUselessRestart, supervise, telling_the_driver
 from retina_ray.train.watchdog import Watchdog
 from retina_ray.train.worker import Report, StopReason, run_worker
 
@@ -64,7 +66,12 @@ def _fit_group(spec: RunSpec, footprint: Footprint, callbacks: list[Any]) -> Non
     """Run one group, with as many restarts as Ray Train is allowed to make."""
     train, note = spec.config.train, FailureNote(spec.run_uri)
     # Ray Train takes callbacks of workers and of its controller as well.
-    both: list[Any] = [*callbacks, SigtermCallback(), elastic.EndBeforeResize()]
+    both: list[Any] = [
+        *callbacks,
+        SigtermCallback(),
+        elastic.EndBeforeResize(),
+        NoUselessRestart(),
+    ]
     storage, path = filesystem(f"{spec.run_uri}/ray_train")
     trainer = TorchTrainer(
         _worker_in_group,
@@ -90,7 +97,7 @@ def _fit_group(spec: RunSpec, footprint: Footprint, callbacks: list[Any]) -> Non
     try:
         _fit(trainer)
     except ray.train.TrainingFailedError as error:
-        with contextlib.suppress(StorageError):  # which may be what ended the run
+        with contextlib.suppress(StorageError, OSError):  # which may be what ended the run
             note.write(cause_of(error))
         raise RunError(cause_of(error)) from error
 
@@ -207,7 +214,27 @@ def _work(spec: RunSpec, report: Report, stop_reason: StopReason = lambda: None)
             device=device,
             report=report,
             stop_reason=stop_reason,
+            validation=_validation_of(spec) if spec.config.train.async_validation else None,
         )
+
+
+def _validation_of(spec: RunSpec) -> AsyncValidation:
+    """Rounds in Ray tasks of their own, which need not be on this node."""
+    train = spec.config.train
+    task = ray.remote(_validate).options(
+        num_cpus=train.validation_cpus,
+        num_gpus=train.validation_gpus,
+        name=f"validation of {spec.name}",
+        scheduling_strategy="DEFAULT",  # not within what is reserved for the workers
+    )
+    # Before the watchdog takes the worker that waits for hung.
+    timeout_s = 0.9 * train.stall_timeout_s
+    return AsyncValidation(lambda uri: task.remote(spec, uri).future(), timeout_s=timeout_s)
+
+
+def _validate(spec: RunSpec, checkpoint_uri: str) -> Outcome:
+    torch.set_num_threads(max(1, int(spec.config.train.validation_cpus)))
+    return validate(spec, checkpoint_uri)
 
 
 def _report_to_train(metrics: dict[str, Any], checkpoint_uri: str) -> None:

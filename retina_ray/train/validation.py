@@ -1,21 +1,30 @@
-"""One validation round: every image of the validation set once, spread over the workers."""
+"""One validation round: every image of the validation set once, and what it comes to.
+
+In a run its images are spread over the workers; `predict_dataset` is the same round in one process.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from retina_ray.config import InferenceConfig
-from retina_ray.evaluation.coco import to_results
+from retina_ray.config import ExperimentConfig, InferenceConfig
+from retina_ray.data.batches import BatchLoader
+from retina_ray.data.eval_plan import build_eval_plan
+from retina_ray.data.local import iterate
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.evaluation.coco import evaluate_coco, to_results
 from retina_ray.model import RetinaNet
+from retina_ray.model.coders import make_coder
 from retina_ray.ops.postprocess import Coder, select_detections
 from retina_ray.structures import Batch, Detections
 from retina_ray.train import distributed
 
-__all__ = ["RoundResult", "Sample", "ValidationRound"]
+__all__ = ["RoundResult", "Sample", "ValidationRound", "predict_dataset", "score_round"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What all workers found in a round: predictions, the ids of the images, and samples."""
+    """What all workers found in a round.
+
+    Attributes:
+        results: COCO results.
+        image_ids: of every image that was seen, as often as it was.
+        samples: images to look at.
+        bad_images: file names and reasons of images that could not be decoded; only where one
+            process made the whole round.
+    """
 
     results: list[dict[str, Any]]
     image_ids: list[int]
     samples: list[Sample]
+    bad_images: dict[str, str] = field(default_factory=dict)
 
 
 class ValidationRound:
@@ -104,6 +122,10 @@ class ValidationRound:
                 category_ids=self._category_ids,
             )
 
+    def result(self, bad_images: dict[str, str]) -> RoundResult:
+        """What this process alone found."""
+        return RoundResult(self._results, self._image_ids, self._samples, bad_images)
+
     def gather(self) -> RoundResult:
         """Collect everything at rank 0; the samples are rank 0's own. Elsewhere it is empty."""
         parts = distributed.gather_objects((self._results, self._image_ids))
@@ -114,3 +136,82 @@ class ValidationRound:
             image_ids=[i for _, ids in parts for i in ids],
             samples=self._samples,
         )
+
+
+def predict_dataset(
+    model: RetinaNet,
+    config: ExperimentConfig,
+    dataset: PreparedDataset,
+    *,
+    device: torch.device,
+    num_samples: int = 0,
+    num_threads: int = 1,
+    on_progress: Callable[[int], None] | None = None,
+) -> RoundResult:
+    """Predict every image of a prepared data set once, in this process and without Ray.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        config: of the run that trained it.
+        dataset: with the classes that the model was trained on.
+        device: where the model is.
+        num_samples: images to keep for pictures.
+        num_threads: that decode.
+        on_progress: called with the number of images done so far.
+
+    Raises:
+        DataError: the model finds rotated boxes, and the data set has none.
+    """
+    index = dataset.index()
+    plan = build_eval_plan(
+        index,
+        num_workers=1,
+        eval_batch_size=config.train.eval_batch_size,
+        eval_size_px=config.input.eval_size_px,
+        eval_max_size_px=config.input.eval_max_size_px,
+    )
+    loader = BatchLoader.from_config(
+        config, train=None, val=dataset, train_index=None, val_index=index
+    )
+    round_ = ValidationRound(
+        config.inference,
+        make_coder(config.model),
+        list(dataset.category_ids),
+        num_samples=num_samples,
+    )
+    bad_images: dict[str, str] = {}
+    done = 0
+    for planned in iterate(plan.worker_rows(0), loader, num_threads=num_threads):
+        round_.add(model, planned.batch.to(device))
+        bad_images.update(planned.batch.bad_images)
+        done += len(planned.batch.image_ids)
+        if on_progress is not None:
+            on_progress(done)
+    return round_.result(bad_images)
+
+
+def score_round(
+    result: RoundResult, truth: dict[str, Any], config: InferenceConfig
+) -> dict[str, float]:
+    """COCO's figures of a round, as metrics.
+
+    Args:
+        result: of all workers.
+        truth: COCO ground truth of the validation set.
+        config: limit of detections, and what computes the figures.
+
+    Raises:
+        RuntimeError: the images that were seen are not those of the set, each once.
+    """
+    expected = {image["id"] for image in truth["images"]}
+    if sorted(result.image_ids) != sorted(expected):
+        raise RuntimeError(
+            f"the validation round saw {len(result.image_ids)} images "
+            f"({len(set(result.image_ids))} different), but the set has {len(expected)}"
+        )
+    return evaluate_coco(
+        truth,
+        result.results,
+        max_detections=config.max_detections,
+        backend=config.evaluation_backend,
+    ).as_metrics()

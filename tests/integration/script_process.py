@@ -58,6 +58,10 @@ class Script:
         """Ctrl-C: the signal goes to every process of the terminal."""
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def terminate(self):
+        """SIGTERM to the script alone, as a stopped job gets it."""
+        self.process.send_signal(signal.SIGTERM)
+
     def end(self, seconds):
         """Wait for the end; returns the exit code."""
         code = self.process.wait(timeout=seconds)

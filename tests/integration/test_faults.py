@@ -185,18 +185,27 @@ ROOM_MIB = 180
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
-    local_ray, whole, config, pictures, small_disk
+    local_ray, whole, config, pictures, small_disk, tmp_path, monkeypatch
 ):
+    """One worker meets it while the other one waits for it; no restart would mend it."""
     folder, enlarge = small_disk
-    spec = make_spec(config(**{"train.max_failures": 0}), pictures, folder)
-    with pytest.raises(RunError, match="No space left on device") as caught:
-        trainer.fit(spec, ONE)
-    assert "the checkpoint of step 4 could not be written" in str(caught.value)
-    assert str(folder) in str(caught.value)
+    settings = {"train.max_failures": 3, "train.num_workers": 2}
+    spec = make_spec(config(**settings), pictures, folder)
+    with (
+        injected(monkeypatch, tmp_path, lambda loop, do_step: do_step()),
+        pytest.raises(RunError, match="No space left on device") as caught,
+    ):
+        trainer.fit(spec, TWO)
+    assert [start["step"] for start in starts(tmp_path)] == [0]
+    message = str(caught.value)
+    assert message.startswith("the checkpoint of step 4 could not be written to ")
+    assert f"of {ROOM_MIB} MiB are free in {folder}" in message
+    assert f"kept is {spec.checkpoints.last} (step 2): a checkpoint takes 1" in message
+    assert "make room, then carry on with --resume" in message
     assert load_checkpoint(spec.checkpoints.last).meta.step == spec.start_step() == 2
     enlarge()
-    trainer.fit(spec, ONE)
-    assert_same_end(spec, whole)
+    trainer.fit(spec, TWO)
+    assert_same_end(spec, whole, exactly=False)
 
 
 @pytest.mark.parametrize("answer", ["refuse", "hang"])

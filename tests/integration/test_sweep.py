@@ -212,7 +212,16 @@ def test_a_trial_of_two_workers_reports_to_tune(local_ray, pictures, tiny_config
     assert row.checkpoint is not None
 
 
-def test_ctrl_c_leaves_a_table_and_the_sweep_can_be_carried_on(pictures, tmp_path):
+def carry_on_of(script):
+    """The words of the command that a stopped sweep shows, without `python`."""
+    (hint,) = [line for line in script.lines if "carry on with: " in line]
+    words = shlex.split(hint.partition("carry on with: ")[2])
+    assert words[0] == "python"
+    assert "--resume" in words
+    return words[1:]
+
+
+def test_stopped_sweeps_leave_a_table_and_can_be_carried_on(pictures, tmp_path):
     options = ["--name", "stopped", "--storage", tmp_path]
     settings = {
         "data.synthetic": "null",
@@ -241,10 +250,6 @@ def test_ctrl_c_leaves_a_table_and_the_sweep_can_be_carried_on(pictures, tmp_pat
     assert "Tuner.restore" not in first.output
     assert first.left_behind() == []
     assert "pending" in first.output
-    (hint,) = [line for line in first.lines if "carry on with: " in line]
-    words = shlex.split(hint.partition("carry on with: ")[2])
-    assert words[0] == "python"
-    assert "--resume" in words
 
     folder = tmp_path / "stopped"
     done = read_results(folder / "results.json")
@@ -255,18 +260,34 @@ def test_ctrl_c_leaves_a_table_and_the_sweep_can_be_carried_on(pictures, tmp_pat
     finished = (trials / "trial_00" / "metrics.jsonl").read_bytes()
     begun = read_metrics(trials / "trial_01" / "metrics.jsonl")
 
-    second = Script(*words[1:])
-    assert second.end(300) == 0, second.output
+    second = Script(*carry_on_of(first))
+    second.wait_for("trial_01  finished")
+    second.terminate()
+    assert second.end(60) == 143, second.output
+    assert "Traceback" not in second.output
+    assert second.left_behind() == []
     assert not any(line.startswith("trial_00  epoch") for line in second.lines)
+    again = read_metrics(trials / "trial_01" / "metrics.jsonl")
+    assert again[: len(begun) - 1] == begun[: len(begun) - 1]  # it went on, and did not start anew
+    statuses = {row.trial_id: row.status for row in read_results(folder / "results.json")}
+    assert statuses.pop("trial_02", "pending") == "pending"
+    assert statuses == {"trial_00": "finished", "trial_01": "finished"}
+
+    third = Script(*carry_on_of(second))
+    assert third.end(300) == 0, third.output
+    assert not any(line.startswith(("trial_00  ", "trial_01  ")) for line in third.lines)
     assert (trials / "trial_00" / "metrics.jsonl").read_bytes() == finished
     rows = read_results(folder / "results.json")
     assert {row.trial_id: (row.status, row.epochs_run) for row in rows} == {
         f"trial_{n:02d}": ("finished", 2) for n in range(3)
     }
-    again = read_metrics(trials / "trial_01" / "metrics.jsonl")
-    assert again[: len(begun) - 1] == begun[: len(begun) - 1]  # it went on, and did not start anew
-    assert "carry on with" not in second.output
-    assert second.left_behind() == []
-    assert "max_concurrent_trials" not in first.output + second.output
-    for banner in ("Configuration for experiment", "View detailed results", "Token auth"):
-        assert banner not in first.output + second.output
+    assert "carry on with" not in third.output
+    assert third.left_behind() == []
+    shown = first.output + second.output + third.output
+    for text in (
+        "max_concurrent_trials",
+        "Configuration for experiment",
+        "View detailed results",
+        "Token auth",
+    ):
+        assert text not in shown

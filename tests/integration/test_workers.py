@@ -14,7 +14,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from retina_ray.data.local import iterate
-from retina_ray.train import loop, trainer
+from retina_ray.train import async_validation, loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.resources import Footprint
@@ -148,3 +148,63 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
     texts = [path.read_text() for path in logs.glob("*controller*.log")]
     assert any("Started training worker group" in text for text in texts)
     assert not any("Failed to stop PlacementGroupCleaner" in text for text in texts)
+
+
+def test_validation_beside_the_training_survives_kills_of_both(
+    local_ray, pictures, tiny_config, tmp_path, monkeypatch
+):
+    config = {"train.epochs": 3, "train.ema_decay": 0.5, "train.max_failures": 1}
+    run_alone(make_spec(tiny_config(**config), pictures, tmp_path, "inline"))
+    config |= {"train.async_validation": True, "train.checkpoint_every_steps": 1}
+    spec = make_spec(tiny_config(**config), pictures, tmp_path, "beside")
+    out = tmp_path / "out"
+    out.mkdir()
+    work = trainer._worker_in_group
+
+    def validating(run, uri):
+        number = len(list(out.glob("round*")))
+        (out / f"round{number}").write_text(f"{os.getpid()} {uri.rpartition('/')[2]}")
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return async_validation.validate(run, uri)
+
+    def mortal(worker_config):
+        step = loop.TrainingLoop._train_step
+
+        def dying(self, planned):
+            (out / f"worker{os.getpid()}").touch()
+            if self.step == 7 and not (out / "died").exists():
+                (out / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, planned)
+
+        loop.TrainingLoop._train_step = dying
+        trainer._validate = validating
+        work(worker_config)
+
+    monkeypatch.setattr(trainer, "_worker_in_group", mortal)
+    trainer.fit(spec, Footprint(num_workers=1, cpus_per_worker=1, use_gpu=False))
+    assert (out / "died").exists()
+    rounds = [(out / f"round{n}").read_text().split() for n in range(len(list(out.glob("round*"))))]
+    names = [name for _, name in rounds]
+    assert names[:2] == ["step-00000003"] * 2  # the first was killed, and made again
+    assert set(names) == {"step-00000003", "step-00000006", "step-00000009"}
+    workers = {path.name.removeprefix("worker") for path in out.glob("worker*")}
+    assert len(workers) == 2
+    assert not workers & {process for process, _ in rounds}
+    inline, beside = (load_checkpoint(str(tmp_path / n)) for n in ("inline", "beside"))
+    assert inline.meta.step == beside.meta.step == 9
+    for name, tensor in inline.weights.items():
+        torch.testing.assert_close(tensor, beside.weights[name], msg=name)
+    figures = [
+        [
+            (r["step"], pytest.approx(r["metrics"]["val/AP"]))
+            for r in read_metrics(tmp_path / name / "metrics.jsonl")
+            if "val/AP" in r["metrics"]
+        ]
+        for name in ("inline", "beside")
+    ]
+    assert [step for step, _ in figures[1]] == [3, 6, 9]
+    assert figures[1] == [(step, ap.expected) for step, ap in figures[0]]
+    for process in {process for process, _ in rounds[:1]}:
+        assert not Path("/proc", process).exists()

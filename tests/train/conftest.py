@@ -70,13 +70,18 @@ class Harness:
         )
         return replace(spec, **changes)
 
-    def run(self, spec, *, stop_after_rows=None):
-        """Run to the end, or break off as a killed process would after some rows of the plan."""
+    def run(self, spec, *, stop_after_rows=None, on_row=None, **options):
+        """Run to the end, or break off as a killed process would after some rows of the plan.
+
+        `on_row` is called with a row's step before it is handed out; `options` are `run_worker`'s.
+        """
         inputs, start = RunInputs.open(spec), spec.start_step()
         rows = inputs.plan.worker_rows(0, start)
         batches = iterate(rows, inputs.loader)
         if stop_after_rows is not None:
             batches = _broken_off(batches, stop_after_rows)
+        if on_row is not None:
+            batches = _watched(batches, on_row)
         run_worker(
             spec,
             inputs,
@@ -84,11 +89,18 @@ class Harness:
             start_step=start,
             device=torch.device("cpu"),
             report=lambda metrics, uri: self.reports.append((metrics, uri)),
+            **options,
         )
 
 
 class Killed(Exception):  # noqa: N818 - not an error, the end of a process
     """Stands for the end of the process."""
+
+
+def _watched(batches, on_row):
+    for batch in batches:
+        on_row(batch.step)
+        yield batch
 
 
 def _broken_off(batches, num_rows):

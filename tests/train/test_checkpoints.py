@@ -28,6 +28,7 @@ from retina_ray.train.checkpoints import (
     load_checkpoint,
     load_meta,
 )
+from retina_ray.train.errors import NoRoomError
 
 
 def make(step, value=0.0, *, numbers=6):
@@ -468,7 +469,7 @@ def test_an_error_in_the_background_is_raised_with_the_next_checkpoint(store, ca
     message = str(caught.value)
     assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
     assert "Input/output error: '/disk/metrics.jsonl'" in message
-    assert "MiB are free there" in message
+    assert f"MiB are free in {store.uri}" in message
     assert f"kept is {store.uri}/step-00000001 (step 1)" in message
     assert "--resume" in message
     assert folders(store) == ["step-00000001"]
@@ -517,7 +518,12 @@ def test_no_room_on_the_disk(tmp_path):
     if mounted.returncode != 0:
         pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        run_out_of_room(CheckpointStore(str(disk / "checkpoints")), "No space left on device")
+        run_out_of_room(
+            CheckpointStore(str(disk / "checkpoints")),
+            reason="No space left on device",
+            room="2 of 2 MiB are free",
+            remedy="beside those that are kept: make room",
+        )
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -526,24 +532,32 @@ def test_no_room_for_a_file(store):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**21, hard))
     try:
-        run_out_of_room(store, "File too large")
+        run_out_of_room(
+            store,
+            reason="File too large",
+            room="MiB are free",
+            remedy="so a quota or a limit to the size of files is in the way: raise it",
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def run_out_of_room(store, reason):
+def run_out_of_room(store, *, reason, room, remedy):
     saver = CheckpointSaver(store)
     saver.save(make(1, 1.0), metric=0.1)
     saver.wait()
     large = make(2, 2.0, numbers=10**6)
-    for weights_fit in (False, True):
+    for weights_fit, num_mib in ((False, 11), (True, 4)):  # 3 x 4 MB, 1 x 4 MB
         if weights_fit:  # then it is torch that runs out, and hides the system's word
             large = replace(large, model=make(2).model, ema=make(2).ema)
         saver.save(large, metric=0.2)
-        with pytest.raises(CheckpointError, match=reason) as caught:
+        with pytest.raises(NoRoomError, match=reason) as caught:
             saver.wait()
-        assert "step 2 could not be written" in str(caught.value)
-        assert "step-00000001 (step 1)" in str(caught.value)
+        message = str(caught.value)
+        assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
+        assert f"{room} in {store.uri}" in message
+        assert "step-00000001 (step 1)" in message
+        assert f"takes {num_mib} MiB, {remedy}, then carry on with --resume" in message
         assert os.listdir(store.uri) != []
         assert sorted(os.listdir(store.uri)) == ["index.json", "step-00000001"], "no leavings"
         assert_value(load_checkpoint(store.last), 1.0)

@@ -1,9 +1,13 @@
 """What a run's driver does with what its workers leave to it; the workers here are this process."""
 
+import contextlib
+import errno
 import json
 import math
 import os
+import pickle
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -13,19 +17,29 @@ import cv2
 import pytest
 import torch
 from conftest import Harness, small_config
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerStatus
 
 from retina_ray.data.local import iterate
 from retina_ray.model import RetinaNetCriterion
 from retina_ray.train import preemption
+from retina_ray.train.checkpoint_saver import CheckpointError
 from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.errors import HopelessRunError, RunError, RunTerminatedError
+from retina_ray.train.disk_room import is_no_room
+from retina_ray.train.errors import (
+    HopelessRunError,
+    NonFiniteLossError,
+    NoRoomError,
+    RunError,
+    RunTerminatedError,
+)
 from retina_ray.train.failures import FailureNote, Note
 from retina_ray.train.loop import TrainingLoop
 from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.preemption import STOP, EndOnSigterm, SigtermCallback, StopSigns
 from retina_ray.train.rollback import NonFiniteStep, Rollbacks, skipped_steps
 from retina_ray.train.spec import RunInputs
-from retina_ray.train.supervision import supervise, telling_the_driver
+from retina_ray.train.supervision import NoUselessRestart, supervise, telling_the_driver
 from retina_ray.train.worker import run_worker
 
 BROKEN = NonFiniteStep(3, "NonFiniteLossError: it broke", ("loss_cls",), {}, (1, 2), 0.1)
@@ -335,3 +349,71 @@ def test_stacks_of_hung_workers_are_pointed_to(harness):
 
     with pytest.raises(RunError, match=r"the actor died\nstacks .*run/hung"):
         supervise(spec, attempt)
+
+
+# No room on the disk
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of 64 KiB without any room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    (folder / "run").mkdir()
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_what_finds_no_room_is_named(full_disk):
+    run = full_disk / "run"
+
+    def work():
+        with telling_the_driver(str(run)):
+            (run / "metrics.jsonl").write_text("a line")
+
+    def break_down():
+        with telling_the_driver(str(run)):
+            raise NonFiniteLossError("it broke", step=1)  # whose note finds no room
+
+    for part in (work, break_down):
+        with pytest.raises(NoRoomError) as caught:
+            part()
+        message = str(caught.value)
+        assert "No space left on device" in message
+        assert f"(0 of 0 MiB are free in {run}; " in message
+        assert "make room, then carry on with --resume" in message
+
+
+def test_another_error_of_the_system_stays_what_it_is(harness):
+    uri = str(harness.root / "run")
+    with pytest.raises(FileNotFoundError), telling_the_driver(uri):
+        open(f"{uri}/nothing").read()
+    assert is_no_room(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert not is_no_room(OSError(errno.EIO, "Input/output error"))
+
+
+def polled(*errors):
+    """What Ray Train's controller learns of its workers; None: still at work."""
+    statuses = [
+        WorkerStatus(
+            running=error is None,
+            # As it comes from the worker's process, without what it came from.
+            error=error and UserExceptionWithTraceback(pickle.loads(pickle.dumps(error)), "trace"),
+        )
+        for error in errors
+    ]
+    return WorkerGroupPollStatus(dict(enumerate(statuses)))
+
+
+def test_no_restart_where_one_worker_found_no_room():
+    callback = NoUselessRestart()
+    with pytest.raises(NoRoomError, match="the disk is full"):
+        callback.after_worker_group_poll_status(polled(NoRoomError("the disk is full"), None))
+    for others in ((None, None), (None, CheckpointError("a gap")), (OSError(5, "a gap"), None)):
+        callback.after_worker_group_poll_status(polled(*others))

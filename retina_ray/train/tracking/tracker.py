@@ -100,16 +100,17 @@ class Tracker:
         self._warned: set[str] = set()
         self._finished = False
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int, *, at: int | None = None) -> None:
         """Record metrics of a training step.
 
         Args:
             metrics: numbers by key, e.g. `train/loss_cls`, `val/AP`. May be NaN.
             step: training steps done; everything is drawn over it.
+            at: training steps done when they came in, where that was later.
         """
-        self._step = step
+        self._step = step if at is None else at
         values = {key: float(value) for key, value in metrics.items()}
-        self._file.write(step, values)
+        self._file.write(step, values, at=at)
         self._everywhere(lambda place: place.log(values, step))
 
     def log_pictures(self, pictures: Sequence[Picture], step: int) -> None:

@@ -1,0 +1,98 @@
+"""A trial's run, as it starts and as it goes on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from retina_ray.config import ConfigError, ExperimentConfig, ModelConfig, TrainConfig
+from retina_ray.sweep.plan import SweepPlan
+from retina_ray.sweep.space import Choice
+from retina_ray.sweep.trial import last_evaluation, prepare_trial
+from retina_ray.train.checkpoints import Checkpoint, CheckpointMeta
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    plan = SweepPlan(
+        name="losses",
+        uri=str(tmp_path / "losses"),
+        config=ExperimentConfig(
+            model=ModelConfig(num_classes=1), train=TrainConfig(epochs=2, keep_checkpoints=2)
+        ),
+        space={"loss.focal_gamma": Choice(2.0, 1.0)},
+        train_uri="train",
+        val_uri="val",
+        num_samples=2,
+    )
+    return lambda: prepare_trial(
+        plan, {"loss.focal_gamma": "1.0"}, trial_id="trial_01", run_id="losses-x"
+    )
+
+
+def keep(spec, step, metric, *, metrics_step=None):
+    """A checkpoint of a run with four steps an epoch."""
+    meta = CheckpointMeta(
+        step,
+        step // 4,
+        [(1, "cell")],
+        "fingerprint",
+        metrics={"val/AP": metric},
+        metrics_step=metrics_step or step,
+    )
+    weights = {"weight": torch.full((3,), float(step))}
+    checkpoint = Checkpoint(weights, {"rng": torch.zeros(2)}, spec.config, meta)
+    spec.checkpoints.save(checkpoint, metric=metric)
+
+
+def keep_two(spec):
+    """Checkpoints of both epochs, the second being the best one."""
+    for step, metric in ((4, 0.1), (8, 0.2)):
+        keep(spec, step, metric)
+
+
+def damage(spec, step):
+    path = Path(spec.checkpoints.uri) / f"step-{step:08d}" / "state.pt"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_new_trial_has_its_values_and_nothing_to_go_on_from(prepare):
+    spec = prepare()
+    assert spec.config.loss.focal_gamma == 1.0
+    assert (spec.name, spec.run_id, spec.group) == ("losses-trial_01", "losses-x", "losses")
+    stored = (Path(spec.run_uri) / "config.json").read_text()
+    assert ExperimentConfig.model_validate_json(stored) == spec.config
+    assert spec.start_step() == 0
+    assert sorted(path.name for path in Path(spec.run_uri).iterdir()) == ["config.json"]
+
+
+def test_a_trial_goes_on_from_its_last_checkpoint_that_can_be_read(prepare, caplog):
+    keep_two(prepare())
+    assert prepare().start_step() == 8
+    assert caplog.text == ""
+    damage(prepare(), 8)
+    spec = prepare()
+    assert spec.start_step() == 4
+    assert spec.checkpoints.best_metric == 0.1
+    assert "step-00000008: this checkpoint cannot be read" in caplog.text
+    assert "the steps from 4 on again" in caplog.text
+
+
+def test_a_trial_without_a_checkpoint_that_can_be_read_says_so(prepare):
+    spec = prepare()
+    keep_two(spec)
+    damage(spec, 4)
+    damage(spec, 8)
+    with pytest.raises(ConfigError, match="no checkpoint of this run can be read"):
+        prepare()
+
+
+def test_what_a_trial_found_at_its_end_is_not_lost(prepare):
+    spec = prepare()
+    assert last_evaluation(spec) is None
+    keep(spec, 4, 0.1)
+    assert last_evaluation(spec) is None, "it goes on, and reports again"
+    keep(spec, 8, 0.1, metrics_step=4)
+    assert last_evaluation(spec) is None, "its last evaluation is still to do"
+    keep(spec, 8, 0.3)
+    assert last_evaluation(spec) == {"val/AP": 0.3, "epoch": 2, "step": 8}
