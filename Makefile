@@ -49,8 +49,8 @@ lint: $(INSTALLED) ## Check style, format and types
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m pyright --pythonpath "$(PY)"
 
-bench: $(INSTALLED) ## Run every benchmark but the soak, which takes an hour
-	@set -e; for file in $(filter-out %/soak.py,$(sort $(wildcard benchmarks/*.py))); do \
+bench: $(INSTALLED) ## Run every benchmark but the soak and the learning, which take an hour each
+	@set -e; for file in $(filter-out %/soak.py %/learning.py,$(sort $(wildcard benchmarks/*.py))); do \
 	  echo "== $$file"; "$(PY)" "$$file" $(ARGS); done
 
 constraints: $(INSTALLED) ## Upgrade all packages and pin what came of it

@@ -21,6 +21,7 @@ from retina_ray.data.order import random_stream
 from retina_ray.data.rotated_boxes import are_rotated, shorter_sides
 from retina_ray.data.transforms import (
     Flip,
+    Pixels,
     Sample,
     shortest_edge_size,
     turn_boxes,
@@ -125,6 +126,7 @@ class Augmenter:
         rng: np.random.Generator,
         mosaic: bool = False,
         mixup: bool = False,
+        out: Pixels | None = None,
     ) -> Sample:
         """Make a sample of a picture.
 
@@ -139,6 +141,7 @@ class Augmenter:
             rng: of the main picture, see `retina_ray.data.transforms.image_stream`.
             mosaic: put four pictures around a point (YOLOv4, arXiv:2004.10934).
             mixup: blend another picture in and add its boxes (arXiv:1902.04103).
+            out: uint8 that may be written to, see `retina_ray.data.views.show`.
 
         Returns:
             The sample.
@@ -162,7 +165,7 @@ class Augmenter:
             view = self._view(main, 0, streams)
             if view.quarter_turns or view.crop_size != tuple(main.size):
                 target_size = shortest_edge_size(*view.crop_size, *limits)
-            sample = self._filled(main, 0, view, target_size, target_size, streams)
+            sample = self._filled(main, 0, view, target_size, target_size, streams, out)
         if mixup:
             share = streams(_MIXUP).beta(self.mixup_alpha, self.mixup_alpha)
             # Numbered as after a mosaic, so that a mosaic does not change it.
@@ -197,7 +200,14 @@ class Augmenter:
         )
 
     def _filled(
-        self, source: Source, number: int, view: View, size: Size, canvas: Size, streams: _Streams
+        self,
+        source: Source,
+        number: int,
+        view: View,
+        size: Size,
+        canvas: Size,
+        streams: _Streams,
+        out: Pixels | None = None,
     ) -> Sample:
         """Resize a picture to `size`, or to what jitter makes of it, and fill a canvas with it."""
         view = view.resized(size)
@@ -205,7 +215,7 @@ class Augmenter:
             rng = streams(_SCALE, number)
             size = scaled(size, _log_uniform(self.scale_jitter, rng.random()))
             view = view.resized(size, draw_window(rng, size, canvas))
-        sample = show(source, view, min_visible=self.min_visible)
+        sample = show(source, view, min_visible=self.min_visible, out=out)
         # Missing parts are at the right and the bottom before the flips.
         x = canvas[1] - view.size[1] if view.horizontal else 0
         y = canvas[0] - view.size[0] if view.vertical else 0

@@ -15,13 +15,15 @@ from retina_ray.data.augment import Augmenter, Source
 from retina_ray.data.image_source import ImageSource, StoredImage
 from retina_ray.data.layout import TRAIN, VAL
 from retina_ray.data.order import NUM_MOSAIC_PARTNERS
-from retina_ray.data.packing import BATCH_SCHEMA, pack_batch
+from retina_ray.data.packing import BATCH_SCHEMA, join_batches, pack_batch, padded_batch
 from retina_ray.data.schema import BoxType, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.target_checks import check_targets
 from retina_ray.data.transforms import (
     DecodeError,
+    Pixels,
     Sample,
+    Size,
     decode_image,
     image_stream,
     resize_image,
@@ -153,7 +155,7 @@ class BatchLoader:
             (self._train if row["kind"] == TRAIN else self._val)(row, stored[row["kind"]])
             for row in rows
         ]
-        return pa.concat_tables(batches) if batches else BATCH_SCHEMA.empty_table()
+        return join_batches(batches)
 
     def _source(self, kind: str) -> ImageSource:
         if kind not in self._sources:
@@ -166,7 +168,8 @@ class BatchLoader:
         repeats = row.get("repeats") or [0] * len(images)
         partners = [[stored[p] for p in own] for own in _partners(row)] or [[] for _ in images]
         self._check_targets([*images, *(partner for own in partners for partner in own)])
-        mixed = list(zip(images, repeats, partners, strict=True))
+        sizes, room, places = self._room(row, images)
+        mixed = list(zip(images, sizes, repeats, partners, places, strict=True))
         results = self._map(lambda one: self._sample(row, *one), mixed)
         tried = [(image, sample) for image, (sample, _) in zip(images, results, strict=True)]
         bad = [fault for _, faults in results for fault in faults]
@@ -174,14 +177,28 @@ class BatchLoader:
             used = [self._spare(row, bad)] * len(tried)
         else:
             used = _without_bad(tried)
-        return self._pack(row, used, bad)
+        return self._pack(row, used, bad, room)
+
+    def _room(
+        self, row: Mapping[str, Any], images: Sequence[StoredImage]
+    ) -> tuple[list[Size], Pixels, list[Pixels]]:
+        """The size that each image is to get, room for the batch, and the place of each in it."""
+        limits = row["size_px"], row["max_size_px"]
+        sizes = [shortest_edge_size(*image.size, *limits) for image in images]
+        room = padded_batch(sizes, self._divisor)
+        places = [
+            place[:height, :width] for place, (height, width) in zip(room, sizes, strict=True)
+        ]
+        return sizes, room, places
 
     def _sample(
         self,
         row: Mapping[str, Any],
         image: StoredImage,
+        size: Size,
         repeat: int = 0,
         partners: Sequence[StoredImage] = (),
+        place: Pixels | None = None,
     ) -> tuple[Sample | None, list[Undecodable]]:
         """Augment an image, without partners where one of them is bad; None where itself is."""
         bad: list[Undecodable] = []
@@ -190,12 +207,13 @@ class BatchLoader:
                 sample = self._augmenter(
                     _source(image),
                     [_source(partner) for partner in others],
-                    target_size=shortest_edge_size(*image.size, row["size_px"], row["max_size_px"]),
+                    target_size=size,
                     size_px=row["size_px"],
                     max_size_px=row["max_size_px"],
                     rng=image_stream(self._seed, row["epoch"], image.image_id, repeat),
                     mosaic=len(others) >= NUM_MOSAIC_PARTNERS,
                     mixup=len(others) % NUM_MOSAIC_PARTNERS == 1,
+                    out=place,
                 )
                 return sample, bad
             except _BadImageError as error:
@@ -213,7 +231,8 @@ class BatchLoader:
             position = (row["images"][-1] + k) % len(source)
             spare = source.read([position])[position]
             self._check_targets([spare])
-            sample, _ = self._sample(row, spare)
+            size = shortest_edge_size(*spare.size, row["size_px"], row["max_size_px"])
+            sample, _ = self._sample(row, spare, size)
             if sample is not None:
                 return spare, sample
         raise DataError(
@@ -242,29 +261,37 @@ class BatchLoader:
     def _val(self, row: Mapping[str, Any], stored: Mapping[int, StoredImage]) -> pa.Table:
         """Resize the images of a validation row; bad ones become black."""
         images = [stored[position] for position in row["images"]]
+        sizes, room, places = self._room(row, images)
 
-        def sample(image: StoredImage) -> tuple[Sample, DecodeError | None]:
-            target = shortest_edge_size(*image.size, row["size_px"], row["max_size_px"])
+        def sample(image: StoredImage, size: Size, place: Pixels) -> tuple[Sample, Any]:
             error = None
             try:
-                pixels = resize_image(_source(image).decode(min(target)), *target)
+                pixels = resize_image(_source(image).decode(min(size)), *size, place)
             except DecodeError as caught:
-                pixels, error = np.zeros((*target, 3), np.uint8), caught
+                pixels, error = np.zeros((*size, 3), np.uint8), caught
             boxes = np.zeros((0, self._box_dim), np.float32)
             return Sample(pixels, boxes, np.zeros(0, np.int32)), error
 
-        results = self._map(sample, images)
+        results = self._map(lambda one: sample(*one), list(zip(images, sizes, places, strict=True)))
         used = [(image, result) for image, (result, _) in zip(images, results, strict=True)]
         bad = [(image, e) for image, (_, e) in zip(images, results, strict=True) if e is not None]
-        return self._pack(row, used, bad)
+        return self._pack(row, used, bad, room)
 
     def _pack(
         self,
         row: Mapping[str, Any],
         used: Sequence[tuple[StoredImage, Sample]],
         bad: Sequence[Undecodable],
+        room: Pixels,
     ) -> pa.Table:
-        return pack_batch(row, used, bad, size_divisibility_px=self._divisor, box_dim=self._box_dim)
+        return pack_batch(
+            row,
+            used,
+            bad,
+            size_divisibility_px=self._divisor,
+            box_dim=self._box_dim,
+            room=room,
+        )
 
     def _map(self, function: Callable[[S], T], images: Sequence[S]) -> list[T]:
         if self._num_threads == 1 or len(images) < 2:

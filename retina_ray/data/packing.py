@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.data.image_source import StoredImage
-from retina_ray.data.transforms import DecodeError, Sample
+from retina_ray.data.transforms import DecodeError, Pixels, Sample, Size
 
-__all__ = ["BATCH_SCHEMA", "pack_batch"]
+__all__ = ["BATCH_SCHEMA", "join_batches", "pack_batch", "padded_batch"]
 
 BATCH_SCHEMA = pa.schema(
     [
@@ -50,6 +50,22 @@ labels: (M,). image_ids: (N,).
 """
 
 
+def padded_batch(sizes: Sequence[Size], size_divisibility_px: int) -> Pixels:
+    """Make room for pictures of one batch.
+
+    Args:
+        sizes: (height, width) of each, in pixels.
+        size_divisibility_px: height and width become multiples of this.
+
+    Returns:
+        (N, height, width, 3) uint8 with anything in it. Without pictures the size is one step of
+        the grid, which any model takes.
+    """
+    sides = zip(*sizes, strict=True) if sizes else [(1,), (1,)]
+    height, width = (-(-max(side) // size_divisibility_px) * size_divisibility_px for side in sides)
+    return np.empty((len(sizes), height, width, 3), np.uint8)
+
+
 def pack_batch(
     row: Mapping[str, Any],
     used: Sequence[tuple[StoredImage, Sample]],
@@ -57,6 +73,7 @@ def pack_batch(
     *,
     size_divisibility_px: int,
     box_dim: int = 4,
+    room: Pixels | None = None,
 ) -> pa.Table:
     """Pad samples to one size and make a batch of them.
 
@@ -66,28 +83,27 @@ def pack_batch(
         bad: images that could not be decoded, and why.
         size_divisibility_px: height and width become multiples of this.
         box_dim: 4, or 5 for rotated boxes; that of the samples' boxes.
+        room: of `padded_batch`; is used where the samples need just as much. A picture that lies
+            in its place there already, in the upper left corner, is not copied.
 
     Returns:
         A table of one row (`BATCH_SCHEMA`).
     """
     samples = [sample for _, sample in used]
-    sizes = np.array([s.image.shape[:2] for s in samples], np.int32).reshape(-1, 2)
-    # Without images the size is one step of the grid, which any model takes.
-    longest = sizes.max(axis=0, initial=1)
-    height, width = (
-        int(-(-side // size_divisibility_px) * size_divisibility_px) for side in longest
-    )
-    pixels = np.empty((len(samples), height, width, 3), np.uint8)
-    for target, sample in zip(pixels, samples, strict=True):
-        own_height, own_width = sample.image.shape[:2]
-        target[:own_height, :own_width] = sample.image
+    sizes = [sample.image.shape[:2] for sample in samples]
+    pixels = padded_batch(sizes, size_divisibility_px)
+    if room is not None and room.shape == pixels.shape:
+        pixels = room
+    for target, sample, (own_height, own_width) in zip(pixels, samples, sizes, strict=True):
+        if not np.may_share_memory(target, sample.image):
+            target[:own_height, :own_width] = sample.image
         target[own_height:], target[:own_height, own_width:] = 0, 0
     values = {
         **{name: row[name] for name in ("plan_index", "kind", "epoch", "step", "worker")},
         "num_images": len(samples),
-        "height": height,
-        "width": width,
-        "sizes": sizes,
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "sizes": np.array(sizes, np.int32),
         "box_counts": np.array([len(s.boxes) for s in samples], np.int32),
         "box_dim": box_dim,
         "boxes": np.concatenate([s.boxes for s in samples] or [np.zeros(0, np.float32)]),
@@ -100,6 +116,28 @@ def pack_batch(
     columns = [
         _pixel_column(pixels) if field.name == "pixels" else _column(values[field.name], field)
         for field in BATCH_SCHEMA
+    ]
+    return pa.table(columns, schema=BATCH_SCHEMA)
+
+
+def join_batches(tables: Sequence[pa.Table]) -> pa.Table:
+    """Put batches into one table, pixels as they are, all else in one piece a column.
+
+    Ray writes and reads each piece of each column on its own, which costs more than the numbers in
+    it; pixels would have to be copied.
+
+    Args:
+        tables: of `BATCH_SCHEMA`; may be none.
+
+    Returns:
+        A table of all rows in order.
+    """
+    if not tables:
+        return BATCH_SCHEMA.empty_table()
+    joined = pa.concat_tables(tables)
+    columns = [
+        column if field.name == "pixels" else column.combine_chunks()
+        for field, column in zip(BATCH_SCHEMA, joined.columns, strict=True)
     ]
     return pa.table(columns, schema=BATCH_SCHEMA)
 

@@ -8,6 +8,7 @@ rows in their order; every batch carries its plan index, and `expect_order` chec
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,9 +26,9 @@ from retina_ray.data.unpack import PlannedBatch, unpack_batch
 
 __all__ = ["execution_options", "expect_order", "iterate_shard", "rows_per_block", "stream"]
 
-TARGET_BLOCK_BYTES = 64 * 2**20
-"""A block's size: large enough to pay for its task, well under Ray Data's 128 MiB, above which
-Ray would cut a block in two and the order would no longer be round robin."""
+MAX_BLOCK_BYTES = 96 * 2**20
+"""A typical block's largest size: each costs the process that consumes the stream 30 ms of CPU in
+Ray Data's scheduler, whatever it holds."""
 
 TASK_CPUS = 0.5
 """CPUs that a decoding task reserves. Between two tasks of a process, Ray Data's scheduler passes
@@ -47,7 +48,7 @@ def execution_options() -> ExecutionOptions:
 
 def rows_per_block(batch_bytes: int) -> int:
     """How many batches of the given size (bytes of pixels) go into one block."""
-    return max(1, min(MAX_ROWS_PER_BLOCK, round(TARGET_BLOCK_BYTES / max(1, batch_bytes))))
+    return max(1, min(MAX_ROWS_PER_BLOCK, MAX_BLOCK_BYTES // max(1, batch_bytes)))
 
 
 def stream(
@@ -102,9 +103,54 @@ def stream(
             compute=TaskPoolStrategy(size=None if cpus_per_task else plan.num_workers),
         )
     )
+    # Ray Data would cut a large block in two, and the order would no longer be round robin.
+    dataset.context.target_max_block_size = None
     dataset.context.execution_options = execution_options()
     dataset.context.enable_progress_bars = False
+    if hasattr(dataset.context, "custom_execution_callback_classes"):  # newer versions of Ray
+        dataset.context.custom_execution_callback_classes = [Rest]
     return dataset
+
+
+REST_S = 0.02
+
+
+class Rest:
+    """Lets Ray Data's scheduler rest where nothing happened since it looked last.
+
+    It looks again as soon as some task has something ready. While its buffers are full, which is
+    all the time where training is slower than decoding, a task may keep what it has, and the
+    scheduler would look hundreds of times a second: a core that the training could use. Ray Data
+    calls this after each look.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, ...]] = []
+        self._at = 0.0
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing to do."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Sleep a moment if this look came at once after the last one and saw the same."""
+        seen = [
+            (
+                m.num_tasks_submitted,
+                m.num_tasks_finished,
+                m.num_task_outputs_generated,
+                m.num_outputs_taken,
+            )
+            for m in (operator.metrics for operator in executor._topology)
+        ]
+        if seen == self._seen and time.monotonic() - self._at < REST_S:
+            time.sleep(REST_S)
+        self._seen, self._at = seen, time.monotonic()
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing to do."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing to do."""
 
 
 class BlockNumbers(Datasource):

@@ -147,7 +147,7 @@ def decode_image(
     return np.asarray(image, np.uint8)
 
 
-def resize_image(image: Pixels, height: int, width: int) -> Pixels:
+def resize_image(image: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
     """Resize bilinearly, without aliasing when shrinking.
 
     Up to a factor of 2, which is all that is left to do for a JPEG that was decoded at a reduced
@@ -159,9 +159,10 @@ def resize_image(image: Pixels, height: int, width: int) -> Pixels:
         image: (H, W, 3) uint8.
         height: of the result, pixels.
         width: of the result, pixels.
+        out: (height, width, 3) uint8 to write to, instead of new memory.
 
     Returns:
-        (height, width, 3) uint8; the image itself where nothing changes.
+        (height, width, 3) uint8; the image itself where nothing changes, else `out` if it is given.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -175,7 +176,7 @@ def resize_image(image: Pixels, height: int, width: int) -> Pixels:
         if sigma_x or sigma_y:
             size = (3 if sigma_x else 1, 3 if sigma_y else 1)
             image = np.asarray(cv2.GaussianBlur(image, size, sigma_x, sigmaY=sigma_y), np.uint8)
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+    return np.asarray(cv2.resize(image, (width, height), dst=out, interpolation=method), np.uint8)
 
 
 def _blur_before(factor: float) -> float:
@@ -205,12 +206,12 @@ def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, verti
     """
     if are_rotated(boxes):
         return flip_rotated(boxes, height, width, horizontal=horizontal, vertical=vertical)
-    x0, y0, x1, y1 = boxes.T
+    flipped = np.array(boxes, np.float32)
     if horizontal:
-        x0, x1 = width - x1, width - x0
+        flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     if vertical:
-        y0, y1 = height - y1, height - y0
-    return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+        flipped[:, 1], flipped[:, 3] = height - boxes[:, 3], height - boxes[:, 1]
+    return flipped
 
 
 def turned_size(size: Size, quarter_turns: int) -> Size:

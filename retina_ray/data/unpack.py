@@ -66,13 +66,13 @@ def unpack_batch(table: pa.Table | pa.RecordBatch, *, pin_memory: bool = False) 
     pixels = _bytes_tensor(_buffer(table.column("pixels")))
     pixels = pixels.view(num_images, height, width, 3).permute(0, 3, 1, 2)
     sizes = _tensor(value["sizes"], torch.int64).view(-1, 2)
-    counts = light["box_counts"]
-    targets = Targets.from_lists(
-        _tensor(value["boxes"], torch.float32).view(-1, light["box_dim"]).split(counts),
-        _tensor(value["labels"], torch.int64).split(counts),
-        box_dim=light["box_dim"],
-    )
-    images = ImageBatch(pixels, sizes)
+    counts = torch.tensor(light["box_counts"], dtype=torch.int64)
+    is_box = torch.arange(max(light["box_counts"], default=0)) < counts[:, None]
+    boxes = torch.zeros(*is_box.shape, light["box_dim"])
+    boxes[is_box] = _tensor(value["boxes"], torch.float32).view(-1, light["box_dim"])
+    labels = torch.full(is_box.shape, -1)
+    labels[is_box] = _tensor(value["labels"], torch.int64)
+    images, targets = ImageBatch(pixels, sizes), Targets(boxes, labels)
     if pin_memory:
         images = ImageBatch(pixels.pin_memory(), sizes.pin_memory())
         targets = Targets(targets.boxes.pin_memory(), targets.labels.pin_memory())

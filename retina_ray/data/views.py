@@ -133,7 +133,7 @@ def scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return height, width
 
 
-def show(source: Source, view: View, *, min_visible: float) -> Sample:
+def show(source: Source, view: View, *, min_visible: float, out: Pixels | None = None) -> Sample:
     """Decode a picture and make the view of it, with its boxes.
 
     Boxes are cut where the view ends, and dropped where less than `min_visible` of their area is
@@ -146,6 +146,8 @@ def show(source: Source, view: View, *, min_visible: float) -> Sample:
         source: the picture.
         view: of it; shows at least one pixel.
         min_visible: share of a box's area inside the picture.
+        out: uint8 to write the picture to where it has its size; a promise of nothing: the sample
+            may hold other memory all the same.
 
     Returns:
         A picture of `view.size`, with boxes in its pixels.
@@ -157,7 +159,9 @@ def show(source: Source, view: View, *, min_visible: float) -> Sample:
     turned = turned_size(source.size, view.quarter_turns)
     decoded = turned_size(pixels.shape[:2], view.quarter_turns)
     part = view.part_of(turned, decoded)
-    image = _shown_pixels(pixels, view, part, decoded)
+    if out is not None and out.shape[:2] != view.size:
+        out = None
+    image = _shown_pixels(pixels, view, part, decoded, out)
     boxes, labels = source.boxes, np.asarray(source.labels, np.int32)
     if view.quarter_turns:
         boxes = turn_boxes(boxes, *source.size, view.quarter_turns)
@@ -173,19 +177,29 @@ def show(source: Source, view: View, *, min_visible: float) -> Sample:
     return Sample(image, boxes, labels)
 
 
-def _shown_pixels(pixels: Pixels, view: View, part: Rectangle, decoded: tuple[int, int]) -> Pixels:
-    """Cut, resize, turn and mirror: the largest step first makes the picture small."""
+def _shown_pixels(
+    pixels: Pixels,
+    view: View,
+    part: Rectangle,
+    decoded: tuple[int, int],
+    out: Pixels | None,
+) -> Pixels:
+    """Cut, resize, turn and mirror: the largest step first makes the picture small.
+
+    Written to `out` by the first step that can; OpenCV mirrors it in place.
+    """
     turns = view.quarter_turns
     x0, y0, x1, y1 = part
     if turns:
         x0, y0, x1, y1 = turn_boxes(np.array([part]), *decoded, -turns)[0].astype(int).tolist()
-    image = resize_image(pixels[y0:y1, x0:x1], *turned_size(view.size, turns))
+    resized = turned_size(view.size, turns)
+    image = resize_image(pixels[y0:y1, x0:x1], *resized, None if turns else out)
     if turns:
         codes = cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE
-        image = np.asarray(cv2.rotate(image, codes[turns - 1]), np.uint8)
+        image = np.asarray(cv2.rotate(image, codes[turns - 1], dst=out), np.uint8)
     if view.horizontal or view.vertical:
         code = -1 if view.horizontal and view.vertical else int(view.horizontal)
-        image = np.asarray(cv2.flip(image, code), np.uint8)
+        image = np.asarray(cv2.flip(image, code, dst=out), np.uint8)
     return image
 
 

@@ -141,12 +141,14 @@ class RunInputs:
 
     @property
     def batch_bytes(self) -> int:
-        """Pixels of a typical batch of a worker, in bytes."""
-        config = self.config
-        side = max(config.input.train_sizes_px)
-        images = config.train.batch_size // micro_batches_of(config)
-        longest = min(config.input.train_max_size_px, side * 4 // 3)
-        return 3 * side * longest * images
+        """Pixels of a typical row of a worker, in bytes: the larger of training and validation."""
+        config, inputs = self.config, self.config.input
+        in_training = _image_bytes(max(inputs.train_sizes_px), inputs.train_max_size_px)
+        in_validation = _image_bytes(inputs.eval_size_px, inputs.eval_max_size_px)
+        return max(
+            in_training * (config.train.batch_size // micro_batches_of(config)),
+            in_validation * config.train.eval_batch_size,
+        )
 
     @cached_property
     def category_ids(self) -> list[int]:
@@ -162,6 +164,11 @@ class RunInputs:
             start_step=start_step,
             rows_per_step=self.layout.rows_per_step,
         )
+
+
+def _image_bytes(shorter: int, most: int) -> int:
+    """Pixels of an image of the usual shape whose shorter side has so many pixels, in bytes."""
+    return 3 * shorter * min(most, shorter * 4 // 3)
 
 
 def resolve(

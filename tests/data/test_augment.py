@@ -131,6 +131,36 @@ def test_nothing_on_gives_the_same_bytes_as_resizing_and_flipping(
         assert_same(found, expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 90),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_a_given_place_gets_the_same_bytes_and_nothing_beside_it(
+    height, width, size_px, turn, everything, seed
+):
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    before = picture.copy()
+    main = source(picture, [[0, 0, width, height]])
+    augmenter = EVERYTHING if everything else Augmenter(flip="both", rotate_90=turn)
+    options = {"size_px": size_px, "max_size_px": 120, "seed": seed}
+    expected = run(augmenter, main, **options)
+    target = shortest_edge_size(height, width, size_px, 120)
+    room = np.full((target[0] + 2, target[1] + 3, 3), 9, np.uint8)
+    place = room[: target[0], : target[1]]
+    found = run(augmenter, main, **options, out=place)
+    assert_same(found, expected)
+    np.testing.assert_array_equal(picture, before)
+    assert (room[target[0] :] == 9).all()
+    assert (room[:, target[1] :] == 9).all()
+    if target != (height, width) and not (turn or everything):
+        assert np.may_share_memory(found.image, place)
+
+
 @pytest.mark.parametrize("flip", FLIPS)
 @pytest.mark.parametrize("coins", [(False, False), (True, False), (False, True), (True, True)])
 def test_flips_move_the_pixels(flip, coins):

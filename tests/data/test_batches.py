@@ -210,6 +210,27 @@ def test_workers_do_not_change_the_images(sets):
     assert pictures(1) == pictures(3, micro=4)
 
 
+def test_batches_side_by_side_are_those_made_alone_with_columns_in_one_piece(sets):
+    loader = make_loader(*sets)
+    rows = [train_row([0, 1, 2]), val_row([3]), train_row([4, 5]), val_row([])]
+    table = loader.load_table(pa.Table.from_pylist(rows))
+    assert same_bytes(table, pa.concat_tables([loader.load(row) for row in rows]))
+    pieces = {name: table[name].num_chunks for name in table.schema.names}
+    assert pieces.pop("pixels") == len(rows)  # in one they would be a copy
+    assert set(pieces.values()) == {1}
+
+
+def test_a_batch_of_other_sizes_than_planned_holds_its_own_pictures(damaged):
+    """Image 5 is left out, the largest of this row; 0 stands in, and moves to its place."""
+    loader = make_loader(damaged, size_divisibility_px=1)
+    batch = unpack_batch(loader.load(train_row([4, 5, 0]))).batch
+    alone = {i: unpack_batch(loader.load(train_row([i]))).batch.images for i in (0, 4)}
+    for place, i in enumerate((4, 0, 0)):
+        height, width = alone[i].sizes[0].tolist()
+        picture = batch.images.pixels[place, :, :height, :width]
+        assert torch.equal(picture, alone[i].pixels[0, :, :height, :width])
+
+
 def test_epochs_augment_differently(sets):
     loader = make_loader(sets[0])
     tables = [loader.load(train_row([0, 1, 2, 3], epoch=e)) for e in range(4)]

@@ -27,10 +27,10 @@ def test_a_stream_that_ends_early_is_an_error():
         next(batches)
 
 
-def test_blocks_stay_far_below_the_size_at_which_ray_cuts_them():
+def test_blocks_of_few_large_or_many_small_batches():
     assert rows_per_block(1000) == MAX_ROWS_PER_BLOCK
+    assert rows_per_block(16 * 800 * 1067 * 3) == 2
     assert rows_per_block(16 * 800 * 1333 * 3) == 1
+    assert rows_per_block(2**40) == 1
     for batch_bytes in (10**5, 10**6, 5 * 10**6, 3 * 10**7):
-        rows = rows_per_block(batch_bytes)
-        # The size is that of a typical batch; one of long pictures has a quarter more.
-        assert rows == 1 or 1.25 * rows * batch_bytes < 128 * 2**20
+        assert rows_per_block(batch_bytes) * batch_bytes <= 96 * 2**20

@@ -16,6 +16,7 @@ from retina_ray.data.pipeline import (
     execution_options,
     expect_order,
     iterate_shard,
+    rows_per_block,
     stream,
 )
 from retina_ray.data.plan import RunPlan
@@ -101,6 +102,18 @@ def test_each_worker_gets_its_rows_in_their_order(small_ray, dataset, tiny_confi
         for rank, got in enumerate(streamed(plan, loader, start_step=start_step)):
             assert [index for index, _ in got] == list(range(first + rank, len(plan), 2))
             assert all(whole[index] == content for index, content in got)
+
+
+def test_large_blocks_stay_whole(small_ray, dataset, tiny_config, monkeypatch):
+    """Ray Data cuts what is larger than this, unless it is told not to."""
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 2**12)
+    plan, loader = make(tiny_config(**{"train.epochs": 3}), dataset)
+    blocks = stream(plan, loader, batch_bytes=1).iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    )
+    expected = [len(rows) for rows in plan.layout.blocks(rows_per_block(1))]
+    assert max(expected) > 1
+    assert [block.num_rows for block in blocks] == expected
 
 
 def test_many_blocks_are_named_by_few_tasks(small_ray):
