@@ -76,8 +76,8 @@ def consume(plan, loader, *, after_rows=None):
     After the first one's row k `after_rows[k]()` is called, and then that worker goes on.
     """
     got = [[] for _ in range(plan.num_workers)]
-    # A block holds one row.
-    shards = stream(plan, loader, batch_bytes=2**25).streaming_split(plan.num_workers, equal=True)
+    # More than any block may have, so each holds one row.
+    shards = stream(plan, loader, batch_bytes=2**40).streaming_split(plan.num_workers, equal=True)
 
     def work(rank):
         batches = expect_order(iterate_shard(shards[rank]), plan.layout.worker_rows(rank))
