@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import Datasource, ExecutionOptions, ReadTask, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
 from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
@@ -27,8 +28,7 @@ from retina_ray.data.unpack import PlannedBatch, unpack_batch
 __all__ = ["execution_options", "expect_order", "iterate_shard", "rows_per_block", "stream"]
 
 MAX_BLOCK_BYTES = 96 * 2**20
-"""A typical block's largest size: each costs the process that consumes the stream 30 ms of CPU in
-Ray Data's scheduler, whatever it holds."""
+"""A typical block's largest size: each costs Ray Data's scheduler its time, whatever it holds."""
 
 TASK_CPUS = 0.5
 """CPUs that a decoding task reserves. Between two tasks of a process, Ray Data's scheduler passes
@@ -115,21 +115,17 @@ def stream(
 REST_S = 0.02
 
 
-class Rest:
+class Rest(ExecutionCallback):
     """Lets Ray Data's scheduler rest where nothing happened since it looked last.
 
     It looks again as soon as some task has something ready. While its buffers are full, which is
     all the time where training is slower than decoding, a task may keep what it has, and the
-    scheduler would look hundreds of times a second: a core that the training could use. Ray Data
-    calls this after each look.
+    scheduler would look hundreds of times a second. Ray Data calls this after each look.
     """
 
     def __init__(self) -> None:
         self._seen: list[tuple[int, ...]] = []
         self._at = 0.0
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Nothing to do."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Sleep a moment if this look came at once after the last one and saw the same."""
@@ -145,12 +141,6 @@ class Rest:
         if seen == self._seen and time.monotonic() - self._at < REST_S:
             time.sleep(REST_S)
         self._seen, self._at = seen, time.monotonic()
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing to do."""
 
 
 class BlockNumbers(Datasource):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class RunHost:
         self._bad_images: dict[str, str] = {}
         self._figures: dict[str, float] = {}  # of the last evaluation, rank 0 only
         self._figures_step: int | None = None
-        self._predictions: bytes | None = None  # likewise, until they are kept
+        self._predictions: Callable[[], bytes] | None = None  # likewise, until they are kept
         self._settlement: Settlement | None = None  # of the round that was taken in last
         if distributed.rank() != 0:
             return
@@ -124,7 +125,8 @@ class RunHost:
         assert self._tracker is not None
         metrics = score_round(result, self._truth, self.spec.config.inference)
         origin = PredictionsOrigin(step, self.inputs.val.info.fingerprint)
-        self._predictions = predictions_to_parquet(result.results, origin=origin)
+        # Made into a file behind the training, and only where they are the best ones.
+        self._predictions = functools.partial(predictions_to_parquet, result.results, origin=origin)
         self._record_round(metrics, result.samples, step=step)
         return metrics
 
@@ -156,7 +158,7 @@ class RunHost:
         metrics = {**outcome.metrics, WAIT: waited_s}
         self._record_round(metrics, outcome.samples, step=outcome.step, at=step)
         self._figures, self._figures_step = metrics, outcome.step
-        self._predictions = outcome.predictions
+        self._predictions = lambda: outcome.predictions
         self._settlement = Settlement(metrics, metrics.get("val/AP"))
         return metrics, outcome.bad_images
 
@@ -185,7 +187,7 @@ class RunHost:
             settlement, self._settlement = self._settlement, None
             if settlement is not None:
                 if self._saver.is_better(settlement.metric) and self._predictions is not None:
-                    self._folder.write(PREDICTIONS_FILE, self._predictions)
+                    self._folder.write(PREDICTIONS_FILE, self._predictions())
                 self._saver.settle(settlement)
             metrics = self._reported(metrics, step=step, epoch=epoch)
         self.report(metrics, "")
@@ -240,7 +242,7 @@ class RunHost:
         def before_it_counts() -> None:
             # The record first: a run that goes on from the checkpoint cuts what is beyond it.
             if predictions is not None:
-                self._folder.write(PREDICTIONS_FILE, predictions)
+                self._folder.write(PREDICTIONS_FILE, predictions())
             self._folder.upload(all_files=ends_round)
 
         return self._saver.save(

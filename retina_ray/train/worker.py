@@ -55,9 +55,12 @@ def run_worker(
         CheckpointError: a checkpoint could not be written (rank 0; one evaluation late).
         NonFiniteLossError: the loss was NaN or infinite.
         RunStoppedError: there was a reason to stop; the checkpoint is written.
+        ValueError: `train.async_validation` is set and there is no `validation`, or the reverse.
         TooManyBadImagesError: more images than `input.max_bad_fraction` could not be decoded.
         ValidationError: a round beside the training failed (rank 0; when the next one is due).
     """
+    if spec.config.train.async_validation != (validation is not None):
+        raise ValueError("train.async_validation and `validation` belong together")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(spec.config.train.cpus_per_worker)))
     distributed.set_cuda_device(device)

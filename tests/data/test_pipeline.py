@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from retina_ray.data.pipeline import MAX_ROWS_PER_BLOCK, expect_order, rows_per_block
+from retina_ray.data import pipeline
+from retina_ray.data.pipeline import MAX_ROWS_PER_BLOCK, Rest, expect_order, rows_per_block
 
 
 def planned(*indices):
@@ -34,3 +35,31 @@ def test_blocks_of_few_large_or_many_small_batches():
     assert rows_per_block(2**40) == 1
     for batch_bytes in (10**5, 10**6, 5 * 10**6, 3 * 10**7):
         assert rows_per_block(batch_bytes) * batch_bytes <= 96 * 2**20
+
+
+def test_the_scheduler_rests_only_where_it_looks_again_at_once_and_sees_the_same(monkeypatch):
+    clock, rests = [100.0], []
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(pipeline.time, "sleep", rests.append)
+    metrics = SimpleNamespace(
+        num_tasks_submitted=2,
+        num_tasks_finished=1,
+        num_task_outputs_generated=1,
+        num_outputs_taken=1,
+    )
+    executor = SimpleNamespace(_topology=[SimpleNamespace(metrics=metrics)])
+    rest = Rest()
+
+    def look(after_s):
+        clock[0] += after_s
+        rests.clear()
+        rest.on_execution_step(executor)
+        return rests == [pipeline.REST_S]
+
+    assert not look(0.001)  # the first one
+    assert look(0.001)
+    assert look(0.001)
+    metrics.num_outputs_taken += 1
+    assert not look(0.001)
+    assert not look(0.1)  # it waited for its tasks by itself
+    assert look(0.001)

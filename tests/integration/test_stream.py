@@ -13,6 +13,7 @@ from retina_ray.data.local import iterate
 from retina_ray.data.pipeline import (
     NUMBERS_PER_TASK,
     BlockNumbers,
+    Rest,
     execution_options,
     expect_order,
     iterate_shard,
@@ -114,6 +115,21 @@ def test_large_blocks_stay_whole(small_ray, dataset, tiny_config, monkeypatch):
     expected = [len(rows) for rows in plan.layout.blocks(rows_per_block(1))]
     assert max(expected) > 1
     assert [block.num_rows for block in blocks] == expected
+
+
+def test_the_scheduler_is_watched_for_something_to_do(small_ray, dataset, tiny_config, monkeypatch):
+    seen, look = [], Rest.on_execution_step
+
+    def watched(self, executor):
+        look(self, executor)
+        seen.append(self._seen)
+
+    monkeypatch.setattr(Rest, "on_execution_step", watched)
+    plan, loader = make(tiny_config(), dataset)
+    got = list(iterate_shard(stream(plan, loader, batch_bytes=2**40)))
+    assert len(got) == len(plan)
+    # Of the last stage: tasks submitted and finished, outputs made and taken.
+    assert [counts[-1][:3] for counts in seen][-1] == (len(plan),) * 3
 
 
 def test_many_blocks_are_named_by_few_tasks(small_ray):

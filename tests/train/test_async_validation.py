@@ -15,7 +15,7 @@ from retina_ray.train.checkpoint_index import CheckpointIndex, Entry
 from retina_ray.train.checkpoints import load_checkpoint, load_meta
 from retina_ray.train.errors import RunStoppedError
 from retina_ray.train.launch import result_of
-from retina_ray.train.metrics_file import read_metrics
+from retina_ray.train.metrics_file import MetricsFile, read_metrics
 from retina_ray.train.resources import ClusterSize, Footprint
 
 ASYNC = {"train.async_validation": True}
@@ -236,3 +236,20 @@ def test_the_task_needs_room_beside_the_workers():
     config = config_of(**ASYNC, **{"train.validation_gpus": 1.0, "train.use_gpu": True})
     with pytest.raises(ConfigError, match=r"1 need a GPU each \+ 1 for validation"):
         Footprint.of(config, shared).require(shared)
+
+
+@pytest.mark.parametrize(("goes_on_from", "kept"), [(3, [3]), (4, [3, 2, 4])])
+def test_figures_that_came_in_after_the_checkpoint_are_dropped(tmp_path, goes_on_from, kept):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.write(3, {"train/loss": 1.0})
+    file.write(2, {"val/AP": 0.5}, at=4)
+    file.write(4, {"train/loss": 0.5})
+    file.close()
+    MetricsFile(path, resume=True, resume_step=goes_on_from).close()
+    assert [line["step"] for line in read_metrics(path)] == kept
+
+
+def test_a_run_without_somebody_to_validate_is_refused(harness):
+    with pytest.raises(ValueError, match="belong together"):
+        harness.run(harness.spec(config_of(**ASYNC)))

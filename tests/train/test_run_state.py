@@ -16,6 +16,7 @@ from retina_ray.train.checkpoints import CheckpointStore, OvertakenError, load_c
 from retina_ray.train.launch import result_of
 from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.run_folder import RunFolder
+from retina_ray.train.spec import RunInputs
 
 # An epoch is 2 training rows and 2 validation rows; row 5 is the first step of the second epoch.
 IN_THE_SECOND_EPOCH = 5
@@ -129,3 +130,14 @@ def test_a_run_that_another_one_carries_on_ends(harness, monkeypatch):
     with pytest.raises(OvertakenError, match="another process has taken this run over"):
         harness.run(spec)
     assert spec.checkpoints.last is None
+
+
+def test_a_typical_row_is_the_larger_one_of_training_and_validation():
+    def bytes_of(**overrides):
+        return RunInputs(small_config(**overrides), None, None).batch_bytes
+
+    training = 3 * 64 * 64 * 4  # the longer side is 64 px at most here
+    assert bytes_of() == training
+    assert bytes_of(**{"train.eval_batch_size": 1}) == training
+    large = {"input.eval_size_px": 300, "input.eval_max_size_px": 1000}
+    assert bytes_of(**large) == 3 * 300 * 400 * 4
