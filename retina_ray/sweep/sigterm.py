@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from retina_ray.train.errors import RunTerminatedError
+from retina_ray.train.preemption import as_ctrl_c
 
 __all__ = ["SigtermAsCtrlC"]
 
@@ -50,4 +51,4 @@ class SigtermAsCtrlC:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        signal.raise_signal(signal.SIGINT)
+        as_ctrl_c()

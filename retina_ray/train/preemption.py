@@ -130,6 +130,16 @@ def _drain_notice() -> str | None:
     return f"Ray drains node {nodes}, which goes in {max(0.0, left_s):.0f} s"
 
 
+def as_ctrl_c() -> None:
+    """Do what Ctrl-C does; from a handler of the main thread.
+
+    A shell has what it starts in the background ignore Ctrl-C, and then nothing would happen.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 class EndOnSigterm:
     """While a `with` block lasts, SIGTERM to this process asks the run's workers to end in order.
 
@@ -174,7 +184,7 @@ class EndOnSigterm:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Only raise the flag: a handler may interrupt anything, a lock's holder too."""
         if self._asked.is_set():
-            signal.raise_signal(signal.SIGINT)
+            as_ctrl_c()
         self._asked.set()
 
     def _pass_on(self) -> None:
@@ -193,5 +203,5 @@ class EndOnSigterm:
             if self._left.wait(self._grace_s):
                 return
             logger.warning("the workers did not end within %g s", self._grace_s)
-        # As Ctrl-C: Ray Train ends the workers. A real signal, as only that ends a wait.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        # The second one: Ray Train ends the workers. A real signal, as only that ends a wait.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -261,7 +261,18 @@ def test_sigterm_to_the_driver_ends_the_run_in_order(harness, monkeypatch):
     assert Note(spec.run_uri, STOP).read() is None
 
 
-def test_workers_that_do_not_end_are_left(harness):
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_workers_that_do_not_end_are_left(harness, ctrl_c):
+    """Also where a shell started the process in the background, so that it ignores Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        leave_them(harness)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave_them(harness):
     uri = str(harness.root / "run")
     for signals, grace_s in ((1, 0.3), (2, 60)):
         start = time.monotonic()
