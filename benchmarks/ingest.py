@@ -40,7 +40,12 @@ from retina_ray.config import ExperimentConfig, SyntheticConfig, with_overrides
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.pipeline import expect_order, iterate_shard, stream
+from retina_ray.data.pipeline import (
+    expect_order,
+    iterate_shard,
+    keep_idle_processes,
+    stream,
+)
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import prepare_synthetic
@@ -156,14 +161,20 @@ def _collate(pictures: list[torch.Tensor]) -> torch.Tensor:
     return batch
 
 
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
 def data_loader(case: Case) -> Generator[int]:
     """A DataLoader of torch's with a worker for each core."""
     loader: Any = DataLoader(
         _Pictures(case, 10**7),
         batch_size=BATCH,
         num_workers=CORES,
+        # Forked, they would share the connections of this process to Ray, and break them.
+        multiprocessing_context="spawn",
         collate_fn=_collate,
-        worker_init_fn=lambda _: torch.set_num_threads(1),
+        worker_init_fn=_one_thread,
     )
     for batch in loader:
         yield len(batch)
@@ -276,6 +287,7 @@ def main(
         if not cases:
             train, _ = prepare_synthetic(SyntheticConfig(), folder)
             cases += [Case("drawn shapes", PreparedDataset.open(train), 256, 1333)]
+        keep_idle_processes()  # as `experiments/train.py` has it
         ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
         try:
             results = {str(case): compare(case, rounds, warm_up, num_images) for case in cases}

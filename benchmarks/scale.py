@@ -33,7 +33,7 @@ from page import Page
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.dataset_info import INFO_FILE, ShardInfo
-from retina_ray.data.pipeline import expect_order, iterate_shard, stream
+from retina_ray.data.pipeline import expect_order, iterate_shard, keep_idle_processes, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.schema import SHARD_SCHEMA
 from retina_ray.data.shards import PreparedDataset
@@ -239,6 +239,7 @@ def main(quick: QuickOption = False, out: OutOption = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         real = make_shapes(f"{folder}/real", num_images=1, size_px=64, seed=1, split="train")
         measure_index(page, sizes[:1] if quick else (250_000, 2_000_000), real, folder)
+        keep_idle_processes()
         ray.init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
         measure_stream(page, sizes[-1], real, 100 if quick else 2000)
     page.text(f"ray {ray.__version__}, pyarrow {pa.__version__}, numpy {np.__version__}.")

@@ -8,6 +8,7 @@ rows in their order; every batch carries its plan index, and `expect_order` chec
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,20 +26,45 @@ from retina_ray.data.memory import keep_freed_memory
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.unpack import PlannedBatch, unpack_batch
 
-__all__ = ["execution_options", "expect_order", "iterate_shard", "rows_per_block", "stream"]
+__all__ = [
+    "execution_options",
+    "expect_order",
+    "iterate_shard",
+    "keep_idle_processes",
+    "rows_per_block",
+    "stream",
+    "task_cpus",
+]
 
 MAX_BLOCK_BYTES = 96 * 2**20
 """A typical block's largest size: each costs Ray Data's scheduler its time, whatever it holds."""
 
-TASK_CPUS = 0.5
-"""CPUs that a decoding task reserves. Between two tasks of a process, Ray Data's scheduler passes
-tens of milliseconds, in which the second task of the CPU has it for itself."""
+IDLE_VARIABLE, KEPT_IDLE_S = "RAY_idle_worker_killing_time_threshold_ms", 600
+"""How long Ray keeps processes without a task, beyond one for each free CPU: by itself a second."""
 
 NUMBERS_PER_TASK = 512
 """Blocks that one task of the stream's first stage names."""
 
-MAX_ROWS_PER_BLOCK = 8
+MAX_ROWS_PER_BLOCK = 16
 """A block arrives as a whole: more rows would delay the first batch of a run of small images."""
+
+
+def keep_idle_processes() -> None:
+    """Have the Ray that is started next by this process keep idle processes, see `task_cpus`."""
+    os.environ.setdefault(IDLE_VARIABLE, str(1000 * KEPT_IDLE_S))
+
+
+def task_cpus() -> float:
+    """CPUs that a decoding task reserves.
+
+    Between two tasks of a CPU, Ray Data's scheduler passes tens of milliseconds. With half a CPU
+    for each, another task has it for itself meanwhile. That makes more processes than CPUs, of
+    which Ray ends those that are idle for a second. A new one takes seconds to start, all blocks
+    after its own wait for it, so more tasks are held back and more processes idle. Hence half a CPU
+    only where Ray was told to keep them. Its processes inherit the variable that tells it.
+    """
+    kept_ms = os.environ.get(IDLE_VARIABLE, "")
+    return 0.5 if kept_ms.isdecimal() and int(kept_ms) >= 60_000 else 1.0
 
 
 def execution_options() -> ExecutionOptions:
@@ -58,7 +84,7 @@ def stream(
     batch_bytes: int,
     start_step: int = 0,
     validate_first: bool = False,
-    cpus_per_task: float = TASK_CPUS,
+    cpus_per_task: float | None = None,
 ) -> ray.data.Dataset:
     """Make the Ray Data stream of a run from training step `start_step` on.
 
@@ -73,9 +99,9 @@ def stream(
         batch_bytes: pixels of a typical batch, in bytes; sets the rows of a block.
         start_step: the first training step that is still to do.
         validate_first: see `RunLayout.first_round`.
-        cpus_per_task: CPUs that a decoding task reserves. 0 is for workers that leave it none: then
-            as many tasks as there are workers share their CPUs. That is slow, but tasks that wait
-            for a CPU would wait for ever, and the workers for them.
+        cpus_per_task: CPUs that a decoding task reserves; None: see `task_cpus`. 0 is for workers
+            that leave it none: then as many tasks as there are workers share their CPUs. That is
+            slow, but tasks that wait for a CPU would wait for ever, and the workers for them.
 
     Returns:
         A lazy dataset with one row per batch (`retina_ray.data.batches.BATCH_SCHEMA`).
@@ -83,6 +109,8 @@ def stream(
     blocks = plan.layout.blocks(
         rows_per_block(batch_bytes), start_step, validate_first=validate_first
     )
+    if cpus_per_task is None:
+        cpus_per_task = task_cpus()
     loader_ref, plan_ref = ray.put(loader), ray.put((plan, blocks))
 
     def load(batch: pa.Table) -> pa.Table:
@@ -100,6 +128,9 @@ def stream(
             load,
             batch_format="pyarrow",
             num_cpus=cpus_per_task,
+            # Otherwise Ray Data asks for the mean size of the blocks so far, each time another one,
+            # and to Ray's scheduler each would be another kind of task, on which it keeps books.
+            memory=MAX_BLOCK_BYTES,
             compute=TaskPoolStrategy(size=None if cpus_per_task else plan.num_workers),
         )
     )
@@ -107,6 +138,9 @@ def stream(
     dataset.context.target_max_block_size = None
     dataset.context.execution_options = execution_options()
     dataset.context.enable_progress_bars = False
+    if hasattr(dataset.context, "issue_detectors_config"):
+        # One of them would warn that tasks use more memory than they reserve: they reserve none.
+        dataset.context.issue_detectors_config.detectors = []
     if hasattr(dataset.context, "custom_execution_callback_classes"):  # newer versions of Ray
         dataset.context.custom_execution_callback_classes = [Rest]
     return dataset

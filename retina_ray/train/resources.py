@@ -13,6 +13,7 @@ import ray
 from ray._private.state import state
 
 from retina_ray.config import ConfigError, ExperimentConfig
+from retina_ray.data.pipeline import keep_idle_processes
 
 DATA_CPUS = 1.0
 """CPUs that must be left for Ray Data's decoding tasks of a run: without one, the workers hold all
@@ -159,6 +160,7 @@ def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
             train = config.train
             beside = DATA_CPUS + (train.validation_cpus if train.async_validation else 0)
             needed = concurrent * (train.num_workers * train.cpus_per_worker + beside)
+            keep_idle_processes()
             with _no_state_api():
                 ray.init(
                     address="local",

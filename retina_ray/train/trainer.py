@@ -23,13 +23,7 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from retina_ray.data.patience import StorageError
-from retina_ray.data.pipeline import (
-    TASK_CPUS,
-    execution_options,
-    expect_order,
-    iterate_shard,
-    stream,
-)
+from retina_ray.data.pipeline import execution_options, expect_order, iterate_shard, stream
 from retina_ray.train import distributed, elastic
 from retina_ray.train.async_validation import AsyncValidation, Outcome, validate
 from retina_ray.train.failures import FailureNote, RunError, cause_of
@@ -184,7 +178,7 @@ def _stream_of(spec: RunSpec, num_workers: int, node_ids: Sequence[str] = ()) ->
         batch_bytes=inputs.batch_bytes,
         start_step=spec.start_step(),
         validate_first=spec.validates_first(),
-        cpus_per_task=TASK_CPUS if has_room else 0,
+        cpus_per_task=None if has_room else 0,
     )
 
 

@@ -3,7 +3,15 @@ from types import SimpleNamespace
 import pytest
 
 from retina_ray.data import pipeline
-from retina_ray.data.pipeline import MAX_ROWS_PER_BLOCK, Rest, expect_order, rows_per_block
+from retina_ray.data.pipeline import (
+    IDLE_VARIABLE,
+    MAX_ROWS_PER_BLOCK,
+    Rest,
+    expect_order,
+    keep_idle_processes,
+    rows_per_block,
+    task_cpus,
+)
 
 
 def planned(*indices):
@@ -35,6 +43,25 @@ def test_blocks_of_few_large_or_many_small_batches():
     assert rows_per_block(2**40) == 1
     for batch_bytes in (10**5, 10**6, 5 * 10**6, 3 * 10**7):
         assert rows_per_block(batch_bytes) * batch_bytes <= 96 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("kept_ms", "cpus"), [(None, 1.0), ("1000", 1.0), ("a minute", 1.0), ("60000", 0.5)]
+)
+def test_decoding_shares_cpus_only_where_ray_keeps_idle_processes(monkeypatch, kept_ms, cpus):
+    monkeypatch.delenv(IDLE_VARIABLE, raising=False)
+    if kept_ms is not None:
+        monkeypatch.setenv(IDLE_VARIABLE, kept_ms)
+    assert task_cpus() == cpus
+
+
+def test_what_the_user_set_stays(monkeypatch):
+    monkeypatch.setenv(IDLE_VARIABLE, "2000")
+    keep_idle_processes()
+    assert task_cpus() == 1.0
+    monkeypatch.delenv(IDLE_VARIABLE)
+    keep_idle_processes()
+    assert task_cpus() == 0.5
 
 
 def test_the_scheduler_rests_only_where_it_looks_again_at_once_and_sees_the_same(monkeypatch):

@@ -1,7 +1,9 @@
 """The stream and the training on a Ray cluster of several nodes, some of which go and come."""
 
 import contextlib
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -21,7 +23,8 @@ from retina_ray.data.local import iterate
 from retina_ray.data.pipeline import expect_order, iterate_shard, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
-from retina_ray.train import elastic, trainer
+from retina_ray.train import async_validation, elastic, trainer
+from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.resources import Footprint, cluster_size, leave_a_cpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
@@ -187,6 +190,70 @@ def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
     assert steps[1][0] in (2, 4, 6), "where the last checkpoint was when the node went"
     assert steps[1] + steps[2] == list(range(steps[1][0], 27)), "for the larger group none is lost"
     assert_same_end(spec, whole, exactly=False)
+
+
+def test_two_workers_on_two_nodes_are_validated_beside_their_training(
+    cluster, pictures, tiny_config, tmp_path, monkeypatch
+):
+    """One of the workers is killed while a round is under way."""
+    wish = {"train.epochs": 4, "train.ema_decay": 0.9, "optimizer.lr": 0.001}
+    whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), pictures, tmp_path, "whole")
+    run_alone(whole)
+    wish |= {"train.num_workers": 2, "train.async_validation": True, "train.max_failures": 1}
+    wish |= {"train.checkpoint_every_steps": 1}
+    spec = make_spec(tiny_config(**wish), pictures, tmp_path, "beside")
+    footprint = Footprint.of(spec.config, cluster_size())
+    footprint.require(cluster_size())
+
+    def mortal(loop, do_step):
+        from retina_ray.train import distributed
+
+        (tmp_path / f"worker-{distributed.rank()}-{os.getpid()}").touch()
+        if loop.step == 4 and distributed.rank() == 1 and not (tmp_path / "died").exists():
+            wait_until((tmp_path / "round-00000003").exists)
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        do_step()
+
+    def noted(run, uri):
+        (tmp_path / f"round-{uri[-8:]}").touch()
+        (tmp_path / f"validated-{os.getpid()}").touch()
+        if not (tmp_path / "died").exists():
+            time.sleep(60)  # the group that waits for it dies meanwhile
+        return async_validation.validate(run, uri)
+
+    def before(config):
+        trainer._validate = noted
+
+    with injected(monkeypatch, tmp_path, mortal, before=before):
+        trainer.fit(spec, footprint)
+    assert (tmp_path / "died").exists()
+    assert [start["step"] for start in starts(tmp_path)] == [0, 4]
+    assert_same_end(spec, whole, exactly=False)
+    mine, theirs = val_figures(spec), val_figures(whole)
+    assert [step for step, _ in mine] == [step for step, _ in theirs] == [3, 6, 9, 12]
+    assert [ap for _, ap in mine] == pytest.approx([ap for _, ap in theirs], abs=0.02)
+    workers = {path.name.rpartition("-")[2] for path in tmp_path.glob("worker-*")}
+    validators = {path.name.rpartition("-")[2] for path in tmp_path.glob("validated-*")}
+    assert len(workers) == 4
+    assert validators
+    assert not validators & workers
+
+
+def val_figures(spec):
+    """(step, AP) of each validation in the run's record."""
+    return [
+        (r["step"], r["metrics"]["val/AP"])
+        for r in read_metrics(Path(spec.run_uri) / "metrics.jsonl")
+        if "val/AP" in r["metrics"]
+    ]
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def wait_for(path, run):

@@ -1,11 +1,14 @@
 """The stream of a run through Ray Data: whose rows, in which order, byte for byte the same."""
 
+import os
 import threading
+import time
 
 import pytest
 import ray
 from batch_digest import digest
 from ray.data import ExecutionResources
+from ray.remote_function import RemoteFunction
 
 from retina_ray.config import with_overrides
 from retina_ray.data.batches import BatchLoader
@@ -17,8 +20,10 @@ from retina_ray.data.pipeline import (
     execution_options,
     expect_order,
     iterate_shard,
+    keep_idle_processes,
     rows_per_block,
     stream,
+    task_cpus,
 )
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
@@ -38,6 +43,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def small_ray():
+    keep_idle_processes()
     ray.init("local", num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
@@ -130,6 +136,40 @@ def test_the_scheduler_is_watched_for_something_to_do(small_ray, dataset, tiny_c
     assert len(got) == len(plan)
     # Of the last stage: tasks submitted and finished, outputs made and taken.
     assert [counts[-1][:3] for counts in seen][-1] == (len(plan),) * 3
+
+
+def test_more_decoding_processes_than_cpus_outlive_a_pause(small_ray):
+    """Ray itself ends, after a second, those beyond one for each free CPU."""
+
+    @ray.remote
+    def process():
+        time.sleep(0.5)
+        return os.getpid(), task_cpus()
+
+    def all_at_once():
+        cpus = task_cpus()
+        return set(ray.get([process.options(num_cpus=cpus).remote() for _ in range(int(4 / cpus))]))
+
+    before = all_at_once()
+    assert len(before) == 8
+    time.sleep(2.5)
+    assert all_at_once() == before
+
+
+def test_to_ray_all_decoding_tasks_are_of_one_kind(small_ray, dataset, tiny_config, monkeypatch):
+    asked, submit = [], RemoteFunction._remote
+
+    def noted(self, *args, **options):
+        if options.get("name") == "MapBatches(load)":
+            asked.append((options["num_cpus"], options["memory"]))
+        return submit(self, *args, **options)
+
+    monkeypatch.setattr(RemoteFunction, "_remote", noted)
+    plan, loader = make(tiny_config(**{"train.epochs": 3}), dataset)
+    blocks = plan.layout.blocks(1)
+    assert len(list(iterate_shard(stream(plan, loader, batch_bytes=2**40)))) == len(plan)
+    assert len(asked) == len(blocks)
+    assert len(set(asked)) == 1
 
 
 def test_many_blocks_are_named_by_few_tasks(small_ray):
