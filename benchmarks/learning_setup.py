@@ -102,7 +102,7 @@ class Subject:
 
 SUBJECTS = (
     Subject("shapes", (128, 128), 10, 4, (5e-4, 1e-3, 2e-3, 4e-3), 20),
-    Subject("BCCD", (128, 171), 10, 5, (5e-4, 1e-3, 2e-3), 20),
+    Subject("BCCD", (128, 171), 10, 5, (2.5e-4, 5e-4, 1e-3, 2e-3), 20),
 )
 """P6 divides the padded images, 64 px its stride: torchvision takes the strides of its anchors from
 the sizes of the maps, rounded down."""

@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,9 @@ from ray.data.block import BlockMetadata
 from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
 from retina_ray.data.memory import keep_freed_memory
 from retina_ray.data.plan import RunPlan
-from retina_ray.data.unpack import PlannedBatch, unpack_batch
+
+if TYPE_CHECKING:
+    from retina_ray.data.unpack import PlannedBatch
 
 __all__ = [
     "execution_options",
@@ -259,6 +261,9 @@ def iterate_shard(
         prefetch_blocks: blocks fetched ahead of the one that is consumed.
         pin_memory: copy to page-locked memory, for asynchronous copies to a CUDA device.
     """
+    # Decoding processes import this module, and have no use for torch, which takes seconds.
+    from retina_ray.data.unpack import unpack_batch
+
     # Whole blocks, cut here: where Ray Data cuts, it first copies all that is left of the block,
     # once for each batch.
     for block in shard.iter_batches(

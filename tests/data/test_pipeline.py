@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +55,13 @@ def test_decoding_shares_cpus_only_where_ray_keeps_idle_processes(monkeypatch, k
     if kept_ms is not None:
         monkeypatch.setenv(IDLE_VARIABLE, kept_ms)
     assert task_cpus() == cpus
+
+
+def test_decoding_processes_do_not_import_torch():
+    modules = "retina_ray.data.pipeline, retina_ray.data.batches, retina_ray.data.plan"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 def test_what_the_user_set_stays(monkeypatch):
