@@ -131,13 +131,23 @@ def test_the_stream_is_the_same_wherever_it_is_decoded(cluster, dataset, tiny_co
 
 
 def test_a_node_that_goes_in_mid_stream_changes_nothing(cluster, dataset, tiny_config, tmp_path):
-    config = tiny_config(**{"train.num_workers": 2, "train.epochs": 12})
+    # Large enough for the nodes' object stores: what is smaller, Ray keeps with the driver.
+    sizes = {"train_sizes_px": (128,), "eval_size_px": 128}
+    sizes |= {"train_max_size_px": 128, "eval_max_size_px": 128}
+    config = tiny_config(
+        **{"train.num_workers": 2, "train.epochs": 12},
+        **{f"input.{name}": size for name, size in sizes.items()},
+    )
     plan, expected = plan_and_bytes(config, dataset)
     gone = sorted(cluster.worker_nodes, key=lambda node: node.node_id)[0]
 
     def remove():
-        time.sleep(3)  # by now blocks wait for their turn, some of them on the node that goes
-        assert blocks_by_node(tmp_path)[gone.node_id] > 5
+        def waiting():
+            """Rows on the node that goes which the first worker, after its 9, is far from."""
+            rows = [int(p.name.split("-")[1]) for p in tmp_path.glob(f"{gone.node_id}-*")]
+            return [row for row in rows if row % 2 == 0 and row > 2 * 9 + 6]
+
+        wait_until(lambda: len(waiting()) >= 3)
         cluster.remove_node(gone, allow_graceful=False)
 
     try:
