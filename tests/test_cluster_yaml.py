@@ -9,6 +9,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from retina_ray.data.pipeline import IDLE_VARIABLE, KEPT_IDLE_S
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "ray_cluster.yaml").read_text()
 
@@ -40,6 +42,10 @@ def test_ray_refuses_a_planted_fault(cluster, where, key, value):
     part[key] = value
     with pytest.raises(jsonschema.ValidationError):
         validate_config(cluster)
+
+
+def test_idle_decoding_processes_are_kept(cluster):
+    assert f"--env {IDLE_VARIABLE}={1000 * KEPT_IDLE_S}" in cluster["docker"]["run_options"]
 
 
 def test_no_key_is_given_twice():

@@ -59,11 +59,11 @@ def keep_idle_processes() -> None:
 def task_cpus() -> float:
     """CPUs that a decoding task reserves.
 
-    Between two tasks of a CPU, Ray Data's scheduler passes tens of milliseconds. With half a CPU
-    for each, another task has it for itself meanwhile. That makes more processes than CPUs, of
-    which Ray ends those that are idle for a second. A new one takes seconds to start, all blocks
-    after its own wait for it, so more tasks are held back and more processes idle. Hence half a CPU
-    only where Ray was told to keep them. Its processes inherit the variable that tells it.
+    Ray Data's scheduler takes tens of milliseconds to give a CPU its next task. With half a CPU for
+    each, a second task uses the CPU meanwhile. That makes more processes than CPUs, of which Ray
+    ends those that are idle for a second. A new one takes seconds to start, all later blocks wait
+    for its block, so more tasks are held back and more processes idle. Hence half a CPU only where
+    Ray was told to keep them for a minute or more. Its processes inherit the variable for that.
     """
     kept_ms = os.environ.get(IDLE_VARIABLE, "")
     return 0.5 if kept_ms.isdecimal() and int(kept_ms) >= 60_000 else 1.0
@@ -141,7 +141,7 @@ def stream(
     dataset.context.execution_options = execution_options()
     dataset.context.enable_progress_bars = False
     if hasattr(dataset.context, "issue_detectors_config"):
-        # One of them would warn that tasks use more memory than they reserve: they reserve none.
+        # One of them warns that a process uses more memory than a task reserves, that of a block.
         dataset.context.issue_detectors_config.detectors = []
     if hasattr(dataset.context, "custom_execution_callback_classes"):  # newer versions of Ray
         dataset.context.custom_execution_callback_classes = [Rest]

@@ -215,9 +215,9 @@ def _work(spec: RunSpec, report: Report, stop_reason: StopReason = lambda: None)
 def _validation_of(spec: RunSpec) -> AsyncValidation:
     """Rounds in Ray tasks of their own, which need not be on this node."""
     train = spec.config.train
-    task = ray.remote(_validate).options(
-        num_cpus=train.validation_cpus,
-        num_gpus=train.validation_gpus,
+    # Given here, a GPU makes Ray end the process after the round, and the GPU's memory is free.
+    remote = ray.remote(num_cpus=train.validation_cpus, num_gpus=train.validation_gpus)
+    task = remote(_validate).options(
         name=f"validation of {spec.name}",
         scheduling_strategy="DEFAULT",  # not within what is reserved for the workers
     )

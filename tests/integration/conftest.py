@@ -4,6 +4,7 @@ import pytest
 import ray
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
+from retina_ray.data.pipeline import IDLE_VARIABLE
 from retina_ray.data.synthetic import make_shapes
 from retina_ray.train.resources import connect
 
@@ -11,9 +12,12 @@ from retina_ray.train.resources import connect
 @pytest.fixture(scope="module")
 def local_ray(tiny_config):
     """At least four logical CPUs, whatever the machine has, as the scripts start Ray."""
-    assert connect(tiny_config(**{"train.num_workers": 2})).cpus >= 4
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(IDLE_VARIABLE, "")
+        patch.delenv(IDLE_VARIABLE)
+        assert connect(tiny_config(**{"train.num_workers": 2})).cpus >= 4
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

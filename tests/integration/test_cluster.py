@@ -5,10 +5,9 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.local import iterate
-from retina_ray.data.pipeline import expect_order, iterate_shard, stream
+from retina_ray.data.pipeline import IDLE_VARIABLE, expect_order, iterate_shard, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.train import async_validation, elastic, trainer
@@ -38,6 +37,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         # There is no dashboard: what would ask it is told at once that nobody answers.
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+        patch.setenv(IDLE_VARIABLE, "1000")  # what Ray itself does
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
@@ -89,11 +89,13 @@ def consume(plan, loader, *, after_rows=None):
             if rank == 0 and len(got[0]) in (after_rows or {}):
                 after_rows[len(got[0])]()
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(plan.num_workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    pool = ThreadPoolExecutor(plan.num_workers)
+    runs = [pool.submit(work, rank) for rank in range(plan.num_workers)]
+    done, others = wait(runs, timeout=240, return_when=FIRST_EXCEPTION)
+    pool.shutdown(wait=False, cancel_futures=True)
+    for run in done:
+        run.result()
+    assert not others, "the stream stands still"
     return got
 
 

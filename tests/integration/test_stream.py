@@ -14,6 +14,7 @@ from retina_ray.config import with_overrides
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.local import iterate
 from retina_ray.data.pipeline import (
+    IDLE_VARIABLE,
     NUMBERS_PER_TASK,
     BlockNumbers,
     Rest,
@@ -43,10 +44,13 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def small_ray():
-    keep_idle_processes()
-    ray.init("local", num_cpus=4, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(IDLE_VARIABLE, "")
+        patch.delenv(IDLE_VARIABLE)
+        keep_idle_processes()
+        ray.init("local", num_cpus=4, include_dashboard=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -138,22 +142,25 @@ def test_the_scheduler_is_watched_for_something_to_do(small_ray, dataset, tiny_c
     assert [counts[-1][:3] for counts in seen][-1] == (len(plan),) * 3
 
 
-def test_more_decoding_processes_than_cpus_outlive_a_pause(small_ray):
+def test_more_decoding_processes_than_cpus_outlive_a_pause(small_ray, tmp_path):
     """Ray itself ends, after a second, those beyond one for each free CPU."""
 
-    @ray.remote
-    def process():
-        time.sleep(0.5)
+    @ray.remote(num_cpus=task_cpus())
+    def process(folder, number):
+        (folder / str(number)).touch()
+        while len(list(folder.iterdir())) < 8:  # until as many run at once
+            time.sleep(0.02)
         return os.getpid(), task_cpus()
 
-    def all_at_once():
-        cpus = task_cpus()
-        return set(ray.get([process.options(num_cpus=cpus).remote() for _ in range(int(4 / cpus))]))
+    def all_at_once(folder):
+        folder.mkdir()
+        return set(ray.get([process.remote(folder, number) for number in range(8)], timeout=60))
 
-    before = all_at_once()
+    before = all_at_once(tmp_path / "before")
     assert len(before) == 8
+    assert {cpus for _, cpus in before} == {0.5}
     time.sleep(2.5)
-    assert all_at_once() == before
+    assert all_at_once(tmp_path / "after") == before
 
 
 def test_to_ray_all_decoding_tasks_are_of_one_kind(small_ray, dataset, tiny_config, monkeypatch):

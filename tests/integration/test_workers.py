@@ -14,6 +14,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from retina_ray.data.local import iterate
+from retina_ray.data.pipeline import task_cpus
 from retina_ray.train import async_validation, loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.metrics_file import read_metrics
@@ -35,6 +36,10 @@ def make_spec(config, data, folder, name):
         name=name,
         run_id=name,
     )
+
+
+def test_a_ray_of_our_own_keeps_idle_processes(local_ray):
+    assert ray.get(ray.remote(task_cpus).remote()) == 0.5
 
 
 def recording_worker(config):
