@@ -40,12 +40,7 @@ from retina_ray.config import ExperimentConfig, SyntheticConfig, with_overrides
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.pipeline import (
-    expect_order,
-    iterate_shard,
-    keep_idle_processes,
-    stream,
-)
+from retina_ray.data.pipeline import expect_order, iterate_shard, keep_idle_processes, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import prepare_synthetic
@@ -210,13 +205,11 @@ def compare(case: Case, rounds: int, warm_up: int, num_images: int) -> dict[str,
     for _ in range(rounds):
         for name, way in WAYS.items():
             batches = way(case)
-            if name == BARE:
-                speeds[name].append(measured(batches, warm_up=64, num_images=num_images))
-            else:
-                # A block holds some 250 small pictures, and a few that are ready may wait for one
-                # before them: at either end of the time that is measured, but not alike.
-                timed = num_images * (4 if case.size_px < 500 else 1)
-                speeds[name].append(measured(batches, warm_up=warm_up, num_images=timed))
+            of_way = 64 if name == BARE else warm_up
+            # A block holds some 250 small pictures, and a few that are ready may wait for one
+            # before them: at either end of the time that is measured, but not alike.
+            times = 4 if name != BARE and case.size_px < 500 else 1
+            speeds[name].append(measured(batches, warm_up=of_way, num_images=times * num_images))
             batches.close()  # ends the workers
     return speeds
 

@@ -13,7 +13,7 @@ from retina_ray.train.resources import connect
 def local_ray(tiny_config):
     """At least four logical CPUs, whatever the machine has, as the scripts start Ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(IDLE_VARIABLE, "")
+        patch.setenv(IDLE_VARIABLE, "")  # so that what `connect` sets goes at the end
         patch.delenv(IDLE_VARIABLE)
         assert connect(tiny_config(**{"train.num_workers": 2})).cpus >= 4
         yield

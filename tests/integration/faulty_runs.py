@@ -99,6 +99,15 @@ def figures(spec):
     ]
 
 
+def val_figures(spec):
+    """(step, AP) of each validation in the run's record."""
+    return [
+        (r["step"], r["metrics"]["val/AP"])
+        for r in read_metrics(Path(spec.run_uri) / "metrics.jsonl")
+        if "val/AP" in r["metrics"]
+    ]
+
+
 def assert_same_end(spec, whole, *, exactly=True, without=()):
     """The run ended where the undisturbed one did: weights, average, figures of every step."""
     ours, theirs = (load_checkpoint(one.checkpoints.last) for one in (spec, whole))

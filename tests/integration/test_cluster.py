@@ -14,7 +14,7 @@ import pytest
 import ray
 import ray.cloudpickle
 from batch_digest import digest
-from faulty_runs import assert_same_end, injected, make_spec, run_alone, starts
+from faulty_runs import assert_same_end, injected, make_spec, run_alone, starts, val_figures
 from ray.cluster_utils import Cluster
 
 from retina_ray.data.batches import BatchLoader
@@ -23,7 +23,6 @@ from retina_ray.data.pipeline import IDLE_VARIABLE, expect_order, iterate_shard,
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.train import async_validation, elastic, trainer
-from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.resources import Footprint, cluster_size, leave_a_cpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
@@ -250,15 +249,6 @@ def test_two_workers_on_two_nodes_are_validated_beside_their_training(
     assert len(workers) == 4
     assert validators
     assert not validators & workers
-
-
-def val_figures(spec):
-    """(step, AP) of each validation in the run's record."""
-    return [
-        (r["step"], r["metrics"]["val/AP"])
-        for r in read_metrics(Path(spec.run_uri) / "metrics.jsonl")
-        if "val/AP" in r["metrics"]
-    ]
 
 
 def wait_until(is_so):

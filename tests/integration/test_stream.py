@@ -21,7 +21,6 @@ from retina_ray.data.pipeline import (
     execution_options,
     expect_order,
     iterate_shard,
-    keep_idle_processes,
     rows_per_block,
     stream,
     task_cpus,
@@ -45,9 +44,7 @@ EVERYTHING = {
 @pytest.fixture(scope="module")
 def small_ray():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(IDLE_VARIABLE, "")
-        patch.delenv(IDLE_VARIABLE)
-        keep_idle_processes()
+        patch.setenv(IDLE_VARIABLE, "600000")
         ray.init("local", num_cpus=4, include_dashboard=False)
         yield
         ray.shutdown()

@@ -10,32 +10,20 @@ import pytest
 import ray
 import ray.cloudpickle
 import torch
+from faulty_runs import make_spec, run_alone, val_figures
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from retina_ray.data.local import iterate
 from retina_ray.data.pipeline import task_cpus
 from retina_ray.train import async_validation, loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.resources import Footprint
-from retina_ray.train.spec import RunInputs, RunSpec
-from retina_ray.train.worker import run_worker
+from retina_ray.train.spec import RunInputs
 
 pytestmark = pytest.mark.ray
 # Workers cannot import a test module: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def make_spec(config, data, folder, name):
-    return RunSpec(
-        config=config,
-        train_uri=data,
-        val_uri=data,
-        run_uri=str(folder / name),
-        name=name,
-        run_id=name,
-    )
 
 
 def test_a_ray_of_our_own_keeps_idle_processes(local_ray):
@@ -72,19 +60,6 @@ def recording_worker(config):
 def losses_of(folder):
     records = read_metrics(folder / "metrics.jsonl")
     return [r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]]
-
-
-def run_alone(spec):
-    """The same run in this process, without Ray."""
-    inputs = RunInputs.open(spec)
-    run_worker(
-        spec,
-        inputs,
-        iterate(inputs.plan.worker_rows(0), inputs.loader),
-        start_step=0,
-        device=torch.device("cpu"),
-        report=lambda metrics, uri: None,
-    )
 
 
 def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
@@ -159,7 +134,8 @@ def test_validation_beside_the_training_survives_kills_of_both(
     local_ray, pictures, tiny_config, tmp_path, monkeypatch
 ):
     config = {"train.epochs": 3, "train.ema_decay": 0.5, "train.max_failures": 1}
-    run_alone(make_spec(tiny_config(**config), pictures, tmp_path, "inline"))
+    inline_spec = make_spec(tiny_config(**config), pictures, tmp_path, "inline")
+    run_alone(inline_spec)
     config |= {"train.async_validation": True, "train.checkpoint_every_steps": 1}
     spec = make_spec(tiny_config(**config), pictures, tmp_path, "beside")
     out = tmp_path / "out"
@@ -201,15 +177,8 @@ def test_validation_beside_the_training_survives_kills_of_both(
     assert inline.meta.step == beside.meta.step == 9
     for name, tensor in inline.weights.items():
         torch.testing.assert_close(tensor, beside.weights[name], msg=name)
-    figures = [
-        [
-            (r["step"], pytest.approx(r["metrics"]["val/AP"]))
-            for r in read_metrics(tmp_path / name / "metrics.jsonl")
-            if "val/AP" in r["metrics"]
-        ]
-        for name in ("inline", "beside")
-    ]
-    assert [step for step, _ in figures[1]] == [3, 6, 9]
-    assert figures[1] == [(step, ap.expected) for step, ap in figures[0]]
+    inline, beside = (val_figures(spec) for spec in (inline_spec, spec))
+    assert [step for step, _ in beside] == [3, 6, 9]
+    assert beside == [(step, pytest.approx(ap)) for step, ap in inline]
     for process in {process for process, _ in rounds[:1]}:
         assert not Path("/proc", process).exists()
