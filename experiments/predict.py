@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retina_ray.cli import clean_exit
 from retina_ray.config import ConfigError
-from retina_ray.data.transforms import DecodeError, decode_image
+from retina_ray.data.decoding import DecodeError, decode_image
 from retina_ray.evaluation.pictures import Picture, write_png
 from retina_ray.inference.predict import Predictor
 from retina_ray.structures import Detections

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from retina_ray.config import InputConfig
 from retina_ray.data.colour import ColourJitter
 from retina_ray.data.crops import corner_window, draw_crop, draw_window
+from retina_ray.data.decoding import Pixels
 from retina_ray.data.mixing import blend, paste
 from retina_ray.data.order import random_stream
 from retina_ray.data.rotated_boxes import are_rotated, shorter_sides
 from retina_ray.data.transforms import (
     Flip,
-    Pixels,
     Sample,
     shortest_edge_size,
     turn_boxes,

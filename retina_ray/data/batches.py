@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.data.augment import Augmenter, Source
+from retina_ray.data.decoding import DecodeError, Pixels, decode_image
 from retina_ray.data.image_source import ImageSource, StoredImage
 from retina_ray.data.layout import TRAIN, VAL
 from retina_ray.data.order import NUM_MOSAIC_PARTNERS
@@ -20,11 +21,8 @@ from retina_ray.data.schema import BoxType, DataError, Fault
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.target_checks import check_targets
 from retina_ray.data.transforms import (
-    DecodeError,
-    Pixels,
     Sample,
     Size,
-    decode_image,
     image_stream,
     resize_image,
     shortest_edge_size,

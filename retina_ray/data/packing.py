@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retina_ray.data.decoding import DecodeError, Pixels
 from retina_ray.data.image_source import StoredImage
-from retina_ray.data.transforms import DecodeError, Pixels, Sample, Size
+from retina_ray.data.transforms import Sample, Size
 
 __all__ = ["BATCH_SCHEMA", "join_batches", "pack_batch", "padded_batch"]
 

@@ -1,4 +1,4 @@
-"""From encoded bytes to a resized, flipped picture with its boxes.
+"""From a decoded picture to a resized, flipped one with its boxes.
 
 Boxes are (M, 4) float32 XYXY in pixels; pixel (i, j) covers `[j, j+1) x [i, i+1)`, so resizing
 multiplies coordinates and a flip is `W - x`. Or they are (M, 5) rotated boxes, see
@@ -7,7 +7,6 @@ multiplies coordinates and a flip is `W - x`. Or they are (M, 5) rotated boxes, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.data.image_headers import encoded_size
+from retina_ray.data.decoding import Pixels
 from retina_ray.data.order import random_stream
 from retina_ray.data.rotated_boxes import (
     are_rotated,
@@ -25,10 +24,8 @@ from retina_ray.data.rotated_boxes import (
 )
 
 __all__ = [
-    "DecodeError",
     "Flip",
     "Sample",
-    "decode_image",
     "flip_boxes",
     "image_stream",
     "place_boxes",
@@ -38,24 +35,9 @@ __all__ = [
     "turned_size",
 ]
 
-Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
 Size = tuple[int, int]
 Flip = Literal["none", "horizontal", "vertical", "both"]
-
-# Reduced and in RGB: the names of the grey flags, since each colour flag also has the bit for BGR,
-# and OpenCV takes one order of colours only.
-_REDUCED = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
-}
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
-
-class DecodeError(ValueError):
-    """An image cannot be decoded, or is not what its annotation says; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -99,54 +81,6 @@ def shortest_edge_size(height: int, width: int, size_px: int, max_size_px: int) 
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-def decode_image(
-    data: bytes,
-    *,
-    min_shorter_side: int | None = None,
-    expected_size: tuple[int, int] | None = None,
-) -> Pixels:
-    """Decode an image to 8-bit RGB.
-
-    Grey images become RGB, an alpha channel is dropped, 16 bits are scaled to 8, and an EXIF
-    orientation is ignored: annotations are made in the coordinates of the stored pixels.
-
-    Args:
-        data: JPEG, PNG, or what else OpenCV reads.
-        min_shorter_side: the picture may come out smaller, by 1/2, 1/4 or 1/8, as long as its
-            shorter side keeps this length. Only JPEGs do, since their decoder saves the work; a
-            reduced side has ceil(side / factor) pixels, and a factor whose last pixel would lie
-            by more than half outside the image is not used.
-        expected_size: the (height, width) that the annotations were made for.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        DecodeError: empty, truncated, not an image, or of another size than expected.
-    """
-    if not data:
-        raise DecodeError("the file is empty")
-    is_jpeg = data.startswith(_JPEG_START)
-    # Some versions of OpenCV fill the missing part of a truncated JPEG with grey, without a word.
-    if is_jpeg and data.rfind(_JPEG_END) < 0:
-        raise DecodeError("the JPEG is truncated: it has no end marker")
-    size = encoded_size(data)
-    _check_size(size, expected_size)
-    factor = 1
-    if is_jpeg and size is not None and min_shorter_side is not None:
-        factor = _reduction(size, min_shorter_side)
-    try:
-        flags = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DecodeError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
-    if image is None:
-        raise DecodeError("not an image that OpenCV can decode: damaged, truncated or unknown")
-    if size is None:
-        _check_size(image.shape[:2], expected_size)
-    return np.asarray(image, np.uint8)
-
-
 def resize_image(image: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
     """Resize bilinearly, without aliasing when shrinking.
 
@@ -172,23 +106,21 @@ def resize_image(image: Pixels, height: int, width: int, out: Pixels | None = No
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     else:
         method = cv2.INTER_LINEAR
-        sigma_y, sigma_x = (_blur_before(factor) for factor in factors)
-        if sigma_x or sigma_y:
-            size = (3 if sigma_x else 1, 3 if sigma_y else 1)
-            image = np.asarray(cv2.GaussianBlur(image, size, sigma_x, sigmaY=sigma_y), np.uint8)
+        taps_y, taps_x = (_taps_before(factor) for factor in factors)
+        if len(taps_y) + len(taps_x) > 2:
+            image = np.asarray(cv2.sepFilter2D(image, -1, taps_x, taps_y), np.uint8)
     return np.asarray(cv2.resize(image, (width, height), dst=out, interpolation=method), np.uint8)
 
 
-def _blur_before(factor: float) -> float:
-    """Standard deviation, in pixels, of the three-tap Gaussian to blur with before shrinking.
+def _taps_before(factor: float) -> NDArray[np.float64]:
+    """The one or three taps to blur with along an axis before shrinking it.
 
     The triangle filter that is stretched by the factor f has the variance f**2 / 6, linear
     interpolation alone 1 / 6. Taps (a, 1 - 2 a, a) have the variance 2 a, so a = (f**2 - 1) / 12.
+    In whole 256ths OpenCV computes with integers, so every machine gets the same pixels.
     """
-    if factor <= 1:
-        return 0.0
-    tap = (factor**2 - 1) / 12
-    return math.sqrt(-0.5 / math.log(tap / (1 - 2 * tap)))
+    side = round(256 * (factor**2 - 1) / 12) if factor > 1 else 0
+    return np.array([side, 256 - 2 * side, side] if side else [256]) / 256
 
 
 def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, vertical: bool) -> Boxes:
@@ -258,9 +190,9 @@ def place_boxes(
     scale_x, scale_y = width / source_size[1], height / source_size[0]
     if are_rotated(boxes):
         return scale_rotated(boxes, scale_x, scale_y)
-    scale = np.array([scale_x, scale_y] * 2)
-    scaled = boxes.reshape(-1, 4).astype(np.float64) * scale
-    return np.clip(scaled, 0, [width, height, width, height]).astype(np.float32)
+    scaled = boxes.reshape(-1, 4) * np.array([scale_x, scale_y, scale_x, scale_y])
+    limits = np.array([width, height, width, height])
+    return np.minimum(np.maximum(scaled, 0), limits).astype(np.float32)
 
 
 def image_stream(seed: int, epoch: int, image_id: int, repeat: int = 0) -> np.random.Generator:
@@ -273,22 +205,3 @@ def image_stream(seed: int, epoch: int, image_id: int, repeat: int = 0) -> np.ra
         repeat: how often the image was in the epoch before, so that repeats are not alike.
     """
     return random_stream(seed, epoch, image_id, *([repeat] if repeat else []))
-
-
-def _reduction(size: tuple[int, int], min_shorter_side: int) -> int:
-    """Choose the largest factor that leaves enough pixels and keeps the edges in place."""
-    for factor in (8, 4, 2):
-        long_enough = -(-min(size) // factor) >= min_shorter_side
-        outside = max(-side % factor for side in size)
-        if long_enough and 2 * outside <= factor:
-            return factor
-    return 1
-
-
-def _check_size(size: tuple[int, ...] | None, expected: tuple[int, int] | None) -> None:
-    """Refuse an image of another size than its annotation."""
-    if size is not None and expected is not None and tuple(size) != tuple(expected):
-        raise DecodeError(
-            f"the image has {size[1]} x {size[0]} pixels, its annotation says "
-            f"{expected[1]} x {expected[0]}"
-        )

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.data.crops import Rectangle, are_visible
+from retina_ray.data.decoding import Pixels
 from retina_ray.data.rotated_boxes import are_rotated
 from retina_ray.data.transforms import (
-    Pixels,
     Sample,
     flip_boxes,
     place_boxes,
@@ -38,7 +38,7 @@ class Source:
     Attributes:
         decode: takes the length in pixels that the shorter side of the whole picture must keep, and
             returns (H, W, 3) uint8 RGB of this size, or smaller by 1/2, 1/4 or 1/8 (see
-            `retina_ray.data.transforms.decode_image`). May raise DecodeError.
+            `retina_ray.data.decoding.decode_image`). May raise DecodeError.
         size: (height, width) that the boxes refer to.
         boxes: (M, 4) float32 XYXY in pixels, or (M, 5) rotated.
         labels: (M,) int32.

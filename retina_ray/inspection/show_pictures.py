@@ -18,10 +18,11 @@ from PIL import Image  # matplotlib needs it anyway
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.data.batches import BatchLoader
+from retina_ray.data.decoding import DecodeError, decode_image
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.schema import IMAGE_COLUMN, DataError
 from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.transforms import DecodeError, decode_image, resize_image
+from retina_ray.data.transforms import resize_image
 from retina_ray.data.unpack import PlannedBatch, unpack_batch
 from retina_ray.inspection.show_choice import Extreme
 from retina_ray.inspection.show_splits import Split

@@ -13,13 +13,12 @@ from retina_ray.config import AugmentConfig, InputConfig
 from retina_ray.data import augment
 from retina_ray.data.augment import Augmenter, Source
 from retina_ray.data.colour import ColourJitter
+from retina_ray.data.decoding import DecodeError, decode_image
 from retina_ray.data.mixing import FILL
 from retina_ray.data.order import random_stream
 from retina_ray.data.rotated_boxes import turn_rotated
 from retina_ray.data.transforms import (
-    DecodeError,
     Sample,
-    decode_image,
     flip_boxes,
     image_stream,
     place_boxes,

@@ -1,4 +1,4 @@
-"""Sizes, decoding and boxes."""
+"""Sizes, resizing and boxes."""
 
 import math
 from fractions import Fraction
@@ -11,28 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import resize
 
-from retina_ray.data.image_headers import encoded_size
 from retina_ray.data.transforms import (
-    DecodeError,
-    decode_image,
     flip_boxes,
     place_boxes,
     resize_image,
     shortest_edge_size,
 )
-
-
-def encode(rgb: np.ndarray, ext: str = ".png", *params: int) -> bytes:
-    order = {2: None, 3: cv2.COLOR_RGB2BGR}.get(rgb.ndim)
-    picture = rgb if order is None or rgb.shape[2] == 4 else cv2.cvtColor(rgb, order)
-    return cv2.imencode(ext, picture, params)[1].tobytes()
-
-
-def smooth_picture(height: int, width: int) -> np.ndarray:
-    """A ramp in each direction: (H, W, 3), which no decoder may shift or mirror."""
-    y, x = np.mgrid[:height, :width]
-    red, green = 255 * x / width, 255 * y / height
-    return np.stack([red, green, np.full_like(red, 40)], axis=2).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -77,96 +61,6 @@ def test_shortest_edge_size_keeps_limits(height, width, size, extra):
     assert max(new_height, new_width) <= longest
     assert min(new_height, new_width) == size or max(new_height, new_width) == longest
     assert (new_height <= new_width) if height <= width else (new_height >= new_width)
-
-
-def test_decode_is_exact_for_png_and_in_rgb_order():
-    picture = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
-    np.testing.assert_array_equal(decode_image(encode(picture)), picture)
-
-
-def test_decode_grey_alpha_and_16_bit():
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    np.testing.assert_array_equal(decode_image(encode(grey)), np.stack([grey] * 3, 2))
-    deep = np.array([[0, 257, 65535]], np.uint16)
-    np.testing.assert_array_equal(decode_image(encode(deep))[0, :, 0], [0, 1, 255])
-    bgra = np.zeros((2, 2, 4), np.uint8)
-    bgra[..., 2], bgra[..., 3] = 200, 0  # red, transparent: the colour stays
-    np.testing.assert_array_equal(decode_image(encode(bgra))[0, 0], [200, 0, 0])
-
-
-def test_decode_ignores_exif_orientation():
-    jpeg = encode(smooth_picture(40, 60), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 95)
-    # APP1 with a TIFF directory of one entry: tag 0x0112 (orientation), SHORT, 1 value: 6.
-    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    segment = b"Exif\0\0" + tiff
-    turned = jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
-    oriented = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
-    assert oriented is not None
-    assert oriented.shape == (60, 40, 3), "the test's EXIF is not understood"
-    np.testing.assert_array_equal(decode_image(turned), decode_image(jpeg))
-    assert encoded_size(turned) == (40, 60)
-
-
-@pytest.mark.parametrize(
-    ("size", "target", "expected"),
-    [
-        ((80, 160), None, (80, 160)),
-        ((80, 160), 81, (80, 160)),  # enlarging: nothing to save
-        ((80, 160), 41, (80, 160)),
-        ((80, 160), 40, (40, 80)),
-        ((80, 160), 20, (20, 40)),
-        ((80, 160), 10, (10, 20)),
-        ((80, 160), 1, (10, 20)),  # 1/8 is the smallest there is
-        ((81, 160), 41, (41, 80)),  # ceil(81 / 2)
-        # ceil(81 / 4) * 4 = 84: three quarters of the last pixel would be outside
-        ((81, 160), 20, (41, 80)),
-        ((78, 160), 20, (20, 40)),  # half of it: allowed
-    ],
-)
-def test_reduced_jpeg_decoding(size, target, expected):
-    picture = smooth_picture(*size)
-    reduced = decode_image(encode(picture, ".jpg"), min_shorter_side=target, expected_size=size)
-    assert reduced.shape == (*expected, 3)
-    # The same picture, not a corner of it.
-    reference = cv2.resize(picture, expected[::-1], interpolation=cv2.INTER_AREA)
-    assert np.abs(reduced.astype(int) - reference).max() <= 8
-
-
-def test_png_is_never_reduced():
-    assert decode_image(encode(smooth_picture(80, 160)), min_shorter_side=10).shape == (80, 160, 3)
-
-
-def test_encoded_size_of_progressive_png_and_unknown():
-    picture = smooth_picture(33, 47)
-    progressive = encode(picture, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
-    assert encoded_size(progressive) == (33, 47)
-    assert encoded_size(encode(picture)) == (33, 47)
-    assert encoded_size(encode(picture, ".bmp")) is None
-    assert encoded_size(b"") is None
-    assert encoded_size(b"\xff\xd8\xff\xe0\0\x10") is None
-
-
-@given(st.binary(max_size=200))
-def test_encoded_size_never_fails(tail):
-    for head in (b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"):
-        size = encoded_size(head + tail)
-        assert size is None or len(size) == 2
-
-
-def test_decode_faults_say_why():
-    jpeg = encode(smooth_picture(80, 160), ".jpg")
-    with pytest.raises(DecodeError, match="empty"):
-        decode_image(b"")
-    with pytest.raises(DecodeError, match="not an image"):
-        decode_image(b"hello")
-    with pytest.raises(DecodeError, match="truncated"):
-        decode_image(jpeg[: len(jpeg) // 2])
-    with pytest.raises(DecodeError):
-        decode_image(encode(smooth_picture(80, 160))[:-200])
-    with pytest.raises(DecodeError, match="160 x 80 pixels, its annotation says 160 x 81"):
-        decode_image(jpeg, expected_size=(81, 160), min_shorter_side=20)
-    with pytest.raises(DecodeError, match="annotation says"):
-        decode_image(encode(smooth_picture(8, 16), ".bmp"), expected_size=(16, 8))
 
 
 @pytest.mark.parametrize("factor", [2, 4])
