@@ -41,7 +41,7 @@ def main(
         taken: set[Path] = set()
         for file in files:
             try:
-                image = decode_image(file.read_bytes())
+                image = decode_image(file.read_bytes(), upright=True)
             except DecodeError as error:
                 unreadable.append(f"{file}: {error}")
                 continue

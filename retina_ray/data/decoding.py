@@ -7,7 +7,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from retina_ray.data.image_files import check_whole
 from retina_ray.data.image_headers import encoded_size
+from retina_ray.data.sources import SourceFileError
 
 __all__ = ["DecodeError", "Pixels", "decode_image"]
 
@@ -21,7 +23,9 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG_START = b"\xff\xd8"
+_MAX_PIXELS = 2**30
+"""OpenCV refuses more."""
 _MIN_SIDE = 8
 """Sides that reductions by different factors may make equally long are left to OpenCV."""
 
@@ -35,11 +39,13 @@ def decode_image(
     *,
     min_shorter_side: int | None = None,
     expected_size: tuple[int, int] | None = None,
+    upright: bool = False,
 ) -> Pixels:
     """Decode an image to 8-bit RGB.
 
-    Grey images become RGB, an alpha channel is dropped, 16 bits are scaled to 8, and an EXIF
-    orientation is ignored: annotations are made in the coordinates of the stored pixels.
+    Grey images become RGB, an alpha channel is dropped, 16 bits are scaled to 8. An EXIF
+    orientation is ignored, since a prepared set's annotations are made in the coordinates of the
+    stored pixels, unless `upright` is asked for.
 
     Args:
         data: JPEG, PNG, or what else OpenCV reads.
@@ -48,6 +54,7 @@ def decode_image(
             reduced side has ceil(side / factor) pixels, and a factor whose last pixel would lie
             by more than half outside the image is not used.
         expected_size: the (height, width) that the annotations were made for.
+        upright: turn and mirror the picture as its EXIF says, for files that were not imported.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -57,19 +64,19 @@ def decode_image(
     """
     if not data:
         raise DecodeError("the file is empty")
-    is_jpeg = data.startswith(_JPEG_START)
-    # Some versions of OpenCV fill the missing part of a truncated JPEG with grey, without a word.
-    if is_jpeg and data.rfind(_JPEG_END) < 0:
-        raise DecodeError("the JPEG is truncated: it has no end marker")
     size = encoded_size(data)
     _check_size(size, expected_size)
     factor, image = 1, None
-    if is_jpeg and size is not None:
-        if min_shorter_side is not None:
+    if data.startswith(_JPEG_START):
+        if size is not None and min_shorter_side is not None:
             factor = _reduction(size, min_shorter_side)
-        image = _decode_jpeg(data, size, factor)
+        if size is not None and not upright:
+            image = _decode_jpeg(data, size, factor)
+        if image is None:
+            # Some versions of OpenCV fill the missing part with grey, without a word.
+            _check_whole(data)
     if image is None:
-        image = _decode_any(data, factor)
+        image = _decode_any(data, factor, upright=upright)
     if size is None:
         _check_size(image.shape[:2], expected_size)
     return image
@@ -81,24 +88,36 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], factor: int) -> Pixels | No
     Returns:
         (H, W, 3); None for what is left to OpenCV's judgement: a damaged or unusual file.
     """
-    if min(size) < _MIN_SIDE:
+    if min(size) < _MIN_SIDE or size[0] * size[1] > _MAX_PIXELS:
         return None
     reduced = (-(-size[0] // factor), -(-size[1] // factor))
     try:
         image = simplejpeg.decode_jpeg(data, "RGB", min_height=reduced[0], min_width=reduced[1])
-    except ValueError:
+    except (ValueError, RuntimeError, MemoryError):
         return None
     return image if image.shape == (*reduced, 3) else None
 
 
-def _decode_any(data: bytes, factor: int) -> Pixels:
+def _check_whole(data: bytes) -> None:
+    """Refuse a JPEG without its end.
+
+    Raises:
+        DecodeError: it was cut off.
+    """
+    try:
+        check_whole(data)
+    except SourceFileError as error:
+        raise DecodeError(f"the JPEG is truncated: {error.message}") from error
+
+
+def _decode_any(data: bytes, factor: int, *, upright: bool) -> Pixels:
     """Decode whatever OpenCV reads.
 
     Raises:
         DecodeError: it does not.
     """
     try:
-        flags = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = _REDUCED[factor] | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DecodeError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error

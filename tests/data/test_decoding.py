@@ -1,6 +1,7 @@
 """From encoded bytes to pixels."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -26,6 +27,14 @@ def smooth_picture(height: int, width: int) -> np.ndarray:
     return np.stack([red, green, np.full_like(red, 40)], axis=2).astype(np.uint8)
 
 
+def exif(orientation: int) -> bytes:
+    """The segment of a JPEG that says which way up it is."""
+    # A TIFF directory of one entry: tag 0x0112 (orientation), SHORT, 1 value.
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation]) + bytes(6)
+    segment = b"Exif\0\0" + tiff
+    return b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
+
+
 def test_decode_is_exact_for_png_and_in_rgb_order():
     picture = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
     np.testing.assert_array_equal(decode_image(encode(picture)), picture)
@@ -43,10 +52,7 @@ def test_decode_grey_alpha_and_16_bit():
 
 def test_decode_ignores_exif_orientation():
     jpeg = encode(smooth_picture(40, 60), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 95)
-    # APP1 with a TIFF directory of one entry: tag 0x0112 (orientation), SHORT, 1 value: 6.
-    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    segment = b"Exif\0\0" + tiff
-    turned = jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
+    turned = jpeg[:2] + exif(6) + jpeg[2:]
     oriented = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
     assert oriented is not None
     assert oriented.shape == (60, 40, 3), "the test's EXIF is not understood"
@@ -164,13 +170,69 @@ def test_jpegs_do_not_take_the_way_round_by_opencv(kind, monkeypatch):
     assert decode_image(jpeg).shape == (40, 57, 3)
 
 
-def test_of_a_damaged_jpeg_opencv_decides():
+def test_files_that_were_not_imported_are_turned_upright():
+    jpeg = jpeg_of((40, 57))
+    turned = jpeg[:2] + exif(6) + jpeg[2:]
+    np.testing.assert_array_equal(
+        decode_image(turned, upright=True), np.rot90(decode_image(jpeg), k=-1)
+    )
+    np.testing.assert_array_equal(decode_image(jpeg, upright=True), decode_image(jpeg))
+
+
+def test_a_truncated_jpeg_is_found_behind_the_end_of_its_thumbnail():
+    jpeg, thumbnail = jpeg_of((64, 64)), jpeg_of((16, 16))
+    segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    whole = jpeg[:2] + segment + jpeg[2:]
+    np.testing.assert_array_equal(decode_image(whole), decode_image(jpeg))
+    with pytest.raises(DecodeError, match="truncated: the file ends early"):
+        decode_image(whole[:-100])
+
+
+def test_of_a_jpeg_with_spoilt_data_opencv_decides():
     whole = jpeg_of((64, 64))
-    # A marker for the end where half of the picture is missing.
-    damaged = whole[: len(whole) // 2] + b"\xff\xd9"
-    expected = cv2.imdecode(np.frombuffer(damaged, np.uint8), cv2.IMREAD_COLOR)
-    if expected is None:
-        with pytest.raises(DecodeError, match="damaged"):
-            decode_image(damaged)
-    else:
-        np.testing.assert_array_equal(decode_image(damaged), expected[..., ::-1])
+    # Without half of its data, but with a marker for the end.
+    spoilt = whole[: len(whole) // 2] + b"\xff\xd9"
+    expected = cv2.imdecode(np.frombuffer(spoilt, np.uint8), cv2.IMREAD_COLOR)
+    assert expected is not None
+    np.testing.assert_array_equal(decode_image(spoilt), expected[..., ::-1])
+
+
+def test_stray_bytes_between_segments_are_no_fault():
+    jpeg = jpeg_of((40, 57))
+    first = 4 + int.from_bytes(jpeg[4:6], "big")  # the end of the first segment
+    stray = jpeg[:first] + b"\0\0" + jpeg[first:]
+    np.testing.assert_array_equal(decode_image(stray), decode_image(jpeg))
+
+
+def test_more_pixels_than_opencv_takes_are_refused_by_the_header(monkeypatch):
+    jpeg = bytearray(jpeg_of((40, 57)))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = (65500).to_bytes(2, "big") * 2
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("memory for 4 billion pixels")
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", never)
+    with pytest.raises(DecodeError, match="OpenCV refuses it"):
+        decode_image(bytes(jpeg))
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, MemoryError])
+def test_what_the_decoder_cannot_do_is_left_to_opencv(error, monkeypatch):
+    jpeg = jpeg_of((40, 57))
+    expected = decode_image(jpeg)
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", fail)
+    np.testing.assert_array_equal(decode_image(jpeg), expected)
+
+
+def test_threads_decode_side_by_side():
+    jpegs = [jpeg_of((40 + i, 57)) for i in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        for alone, together in zip(
+            map(decode_image, jpegs), pool.map(decode_image, jpegs), strict=True
+        ):
+            np.testing.assert_array_equal(alone, together)

@@ -90,6 +90,20 @@ def test_shrinking_is_near_to_antialiased_resizing(size):
         assert apart.mean() < 0.5 * plain.mean()
 
 
+def test_the_blur_before_shrinking_is_whole_numbers():
+    """Whichever instructions a processor has, pixels come out the same."""
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    height, width = 32, 40
+    taps_y = round(256 * ((48 / height) ** 2 - 1) / 12)
+    taps_x = round(256 * ((64 / width) ** 2 - 1) / 12)
+    padded = np.pad(picture.astype(np.int64), ((1, 1), (1, 1), (0, 0)), "reflect")
+    rows = taps_y * (padded[:-2] + padded[2:]) + (256 - 2 * taps_y) * padded[1:-1]
+    both = taps_x * (rows[:, :-2] + rows[:, 2:]) + (256 - 2 * taps_x) * rows[:, 1:-1]
+    blurred = ((both + 2**15) >> 16).astype(np.uint8)
+    expected = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(resize_image(picture, height, width), expected)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 1), (5, 40)])
 def test_a_flat_picture_stays_flat(size):
     for source in ((1, 1), (1, 60), (9, 1), (9, 60)):

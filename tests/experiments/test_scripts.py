@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from retina_ray.cli import clean_exit
@@ -269,6 +270,26 @@ def test_predict(checkpoint, tmp_path):
         assert 0 <= y1 <= y2 <= 60 + 1e-3
         assert record["class"] in ("disc", "ring", "bar")
     assert cv2.imread(str(out / "photo.png")) is not None
+
+
+def test_predict_turns_photos_upright_as_the_import_does(checkpoint, tmp_path):
+    stored = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(stored).save(tmp_path / "turned.jpg", exif=exif)
+    upright = np.rot90(np.asarray(Image.open(tmp_path / "turned.jpg")), k=-1)
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    out = tmp_path / "found"
+    options = ["--checkpoint", checkpoint, "--out", out, "--device", "cpu"]
+    done = run("predict", tmp_path / "turned.jpg", tmp_path / "upright.png", *options)
+    assert done.exit_code == 0, done.output
+    records = json.loads((out / "predictions.json").read_text())
+    turned, straight = (
+        [one["box_xyxy"] for one in records if one["file"].endswith(name)]
+        for name in ("turned.jpg", "upright.png")
+    )
+    assert turned
+    assert turned == straight
 
 
 def test_predict_names_what_it_cannot_read_and_does_the_rest(checkpoint, tmp_path):
