@@ -21,9 +21,12 @@ def export(
     images: Annotated[
         str | None, typer.Option(help="Write the images below this folder or URI, too.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace files of other content.")] = False,
 ) -> None:
-    """Write a prepared set as COCO's JSON, with its original ids."""
+    """Write a prepared set as COCO's JSON, with its original ids.
+
+    An export that was killed goes on when it is called again.
+    """
     console, progress_console = Console(), Console(stderr=True)
     with clean_exit(console):
         prepared = PreparedDataset.open(dataset)
@@ -31,7 +34,7 @@ def export(
         hidden = images is None or not progress_console.is_terminal
         with Progress(*columns, console=progress_console, disable=hidden) as progress:
             task = progress.add_task("images", total=None)
-            num_annotations = export_coco(
+            exported = export_coco(
                 prepared,
                 out,
                 images_dir=images,
@@ -39,11 +42,17 @@ def export(
                 on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         console.print(
-            f"{out}: {prepared.num_images} images, {num_annotations} annotations, "
+            f"{out}: {prepared.num_images} images, {exported.num_annotations} annotations, "
             f"{prepared.num_classes} categories",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
         if images is not None:
-            console.print(f"images in {images}", markup=False, highlight=False, soft_wrap=True)
+            kept = f", {exported.num_kept} were there already" if exported.num_kept else ""
+            console.print(
+                f"images in {images}: {exported.num_written} written{kept}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )

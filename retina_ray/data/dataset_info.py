@@ -158,23 +158,18 @@ class DatasetInfo:
             uri: of the set, for messages.
 
         Raises:
-            DataError: not such a file, or from a newer version of this package.
+            DataError: not such a file, of no version that is known here, or its numbers contradict
+                each other.
         """
         try:
             data = json.loads(text)
-            version = data.pop("format_version")
-            if isinstance(version, int) and version > FORMAT_VERSION:
-                raise DataError(
-                    f"{uri}: prepared in format {version}, this version of retina_ray reads up to "
-                    f"{FORMAT_VERSION}; update retina_ray, or prepare the data set again"
-                )
+            _check_version(data.pop("format_version"), uri)
             if data.setdefault("box_type", "aligned") not in get_args(BoxType):
                 raise ValueError(f"box_type {data['box_type']!r}")
             data["categories"] = tuple(Category(**c) for c in data["categories"])
-            data["shards"] = tuple(
-                ShardInfo(**{**s, "row_group_rows": tuple(s["row_group_rows"])})
-                for s in data["shards"]
-            )
+            data["shards"] = tuple(_shard_info(stored) for stored in data["shards"])
+            if not data["shards"]:
+                raise ValueError("no shards")
             return cls(**data)
         except DataError:
             raise
@@ -183,3 +178,45 @@ class DatasetInfo:
                 f"{uri}/{INFO_FILE}: not the description of a prepared data set ({error!r}); "
                 "prepare the data set again"
             ) from error
+
+
+def _check_version(version: Any, uri: str) -> None:
+    """Refuse a format that this version does not read.
+
+    Args:
+        version: as `dataset.json` has it, of any type.
+        uri: of the set, for the message.
+
+    Raises:
+        DataError: it is a newer one, or none at all.
+    """
+    # `true` and `2.0` equal versions, but whoever wrote them did not follow the format.
+    is_number = type(version) is int
+    if is_number and version > FORMAT_VERSION:
+        raise DataError(
+            f"{uri}: prepared in format {version}, this version of retina_ray reads up to "
+            f"{FORMAT_VERSION}; update retina_ray, or prepare the data set again"
+        )
+    if not is_number or version < 1:
+        raise DataError(
+            f"{uri}/{INFO_FILE}: its format_version is {json.dumps(version)}, this version of "
+            f"retina_ray reads 1 to {FORMAT_VERSION}; prepare the data set again"
+        )
+
+
+def _shard_info(stored: Mapping[str, Any]) -> ShardInfo:
+    """Read what `dataset.json` says of a shard.
+
+    Raises:
+        KeyError, TypeError: something is missing, too much or of another kind.
+        ValueError: its numbers are none, or contradict each other.
+    """
+    info = ShardInfo(**{**stored, "row_group_rows": tuple(stored["row_group_rows"])})
+    for number in (info.num_rows, info.num_bytes, *info.row_group_rows):
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{info.file}: {number!r} rows or bytes")
+    if sum(info.row_group_rows) != info.num_rows:
+        raise ValueError(
+            f"{info.file}: {info.num_rows} rows, {sum(info.row_group_rows)} in its row groups"
+        )
+    return info

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retina_ray.data.dataset_info import shown_uri
 from retina_ray.data.schema import ROTATED_COLUMN, BoxType, DataError, flat_lists
 from retina_ray.data.shards import PreparedDataset
 
@@ -135,8 +136,8 @@ class ImageSource:
         except ValueError as error:
             shard, row_group = group
             raise DataError(
-                f"{self.dataset.info.shards[shard].file}: row group {row_group}: {error}; prepare "
-                "the data set again"
+                f"{shown_uri(self.dataset.uri)}/{self.dataset.info.shards[shard].file}: row group "
+                f"{row_group}: {error}; prepare the data set again"
             ) from error
         with self._lock:
             if group not in self._notes:

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +19,12 @@ import pyarrow.parquet as pq
 
 from retina_ray.data.dataset_info import INFO_FILE, DatasetInfo, open_filesystem, shown_uri
 from retina_ray.data.image_ranges import RANGES_KEY, decode_ranges
-from retina_ray.data.schema import DataError
+from retina_ray.data.schema import DataError, Fault, shard_schema
 
-__all__ = ["ShardReader"]
+__all__ = ["OTHER_COLUMNS", "ShardReader"]
+
+OTHER_COLUMNS = "shard with other columns"
+"""Kind of the fault of a shard that another version or program wrote."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -118,7 +122,8 @@ class ShardReader:
             columns: those to read, in their order; None: all.
 
         Raises:
-            DataError: it cannot be read, or has other rows than the description says.
+            DataError: it cannot be read, lacks values, or has other columns or rows than the
+                version or the description says.
         """
         names = None if columns is None else list(columns)
         file = self._file(shard)
@@ -134,6 +139,12 @@ class ShardReader:
             raise DataError(
                 f"{self.shown(shard)}: {table.num_rows} rows where {INFO_FILE} says {expected}; "
                 "the shard does not belong to this data set: prepare it again"
+            )
+        known = [n for n in shard_schema(self.info.box_type).names if n in table.column_names]
+        if lacking := [name for name in known if _has_nulls(table[name])]:
+            raise DataError(
+                f"{self.shown(shard)}: rows without a value in {', '.join(lacking)}: another "
+                "program changed the shard; prepare the data set again"
             )
         return table.select(names) if names else table
 
@@ -193,7 +204,8 @@ class ShardReader:
 
     def unreadable(self, shard: int, error: Exception) -> DataError:
         """The error of a shard that cannot be read."""
-        return DataError(f"{self.shown(shard)}: cannot be read ({error}); copy or prepare it again")
+        said = " ".join(str(error).split())  # Arrow's messages may have several lines
+        return DataError(f"{self.shown(shard)}: cannot be read ({said}); copy or prepare it again")
 
     def _opened_filesystem(self) -> tuple[pafs.FileSystem, str]:
         if self._place is None:
@@ -206,27 +218,82 @@ class ShardReader:
         with self._lock:
             if shard not in self._files:
                 path = f"{folder}/{self.info.shards[shard].file}"
-                self._files[shard] = _OpenShard(filesystem, path)
+                self._files[shard] = _OpenShard(filesystem, path, partial(self._check, shard))
                 if len(self._files) > _NUM_OPEN_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(shard)
             return self._files[shard]
 
+    def _check(self, shard: int, parquet: pq.ParquetFile) -> None:
+        """Refuse a shard of another version, or of another data set, when it is opened.
+
+        pyarrow passes over the name of a column that is not there, and reads another type as it
+        comes: a training would end in the middle, or learn from what was not annotated.
+
+        Raises:
+            DataError: it has other columns or row groups.
+        """
+        found, expected = parquet.schema_arrow, shard_schema(self.info.box_type)
+        if wrong := [text for field in expected if (text := _difference(found, field))]:
+            message = (
+                f"{self.shown(shard)}: not the columns of this version: {', '.join(wrong)}; "
+                "another version or program wrote it: prepare the data set again"
+            )
+            raise DataError([Fault(OTHER_COLUMNS, message)])
+        metadata, said = parquet.metadata, self.info.shards[shard].row_group_rows
+        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        if rows != said:
+            raise DataError(
+                f"{self.shown(shard)}: its row groups hold other numbers of rows than {INFO_FILE} "
+                f"says ({sum(rows)} and {sum(said)} in all); the shard does not belong to this "
+                "data set: copy or prepare it again"
+            )
+
 
 class _OpenShard:
-    """A Parquet file, which one thread at a time may open and read."""
+    """A Parquet file, which one thread at a time may open and read.
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+    Args:
+        filesystem: on which it lies.
+        path: on that file system.
+        check: raises where the file that was opened is not to be read.
+    """
+
+    def __init__(
+        self, filesystem: pafs.FileSystem, path: str, check: Callable[[pq.ParquetFile], None]
+    ) -> None:
         self.lock = threading.Lock()
-        self._filesystem, self._path = filesystem, path
+        self._filesystem, self._path, self._check = filesystem, path, check
         self._parquet: pq.ParquetFile | None = None
 
     def parquet(self) -> pq.ParquetFile:
         """The file; the caller holds the lock."""
         if self._parquet is None:
             local = isinstance(self._filesystem, pafs.LocalFileSystem)
-            source = (
-                pa.memory_map(self._path) if local else self._filesystem.open_input_file(self._path)
-            )
-            self._parquet = pq.ParquetFile(source, pre_buffer=not local)
+            # Not a memory map: a file that is cut short then is an error, not the process's end.
+            open_file = pa.OSFile if local else self._filesystem.open_input_file
+            parquet = pq.ParquetFile(open_file(self._path), pre_buffer=not local)
+            self._check(parquet)
+            self._parquet = parquet
         return self._parquet
+
+
+def _difference(schema: pa.Schema, expected: pa.Field) -> str | None:
+    """How a column differs from the one expected, in words; None: it does not."""
+    places = schema.get_all_field_indices(expected.name)
+    if len(places) != 1:
+        return f"{expected.name} is {'there twice' if places else 'missing'}"
+    found = schema.field(places[0]).type
+    # Names of list items are not compared: they differ from program to program.
+    same = found.equals(expected.type)
+    return None if same else f"{expected.name} is {found}, not {expected.type}"
+
+
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    """Whether a value of a column, or in its lists, is missing."""
+    level = list(column.chunks)
+    while level:
+        if any(chunk.null_count for chunk in level):
+            return True
+        level = [chunk.flatten() for chunk in level if pa.types.is_nested(chunk.type)]
+    return False

@@ -84,16 +84,16 @@ class PreparedDataset:
             uri: folder that holds a `dataset.json`: a local path or a URI.
 
         Raises:
-            DataError: no such set, half-written, shards missing or cut, or of a newer format.
+            DataError: no such set, half-written, shards missing or cut, or of another format.
         """
         filesystem, path = open_filesystem(uri)
-        text = os.fspath(uri)
+        text, shown = os.fspath(uri), shown_uri(uri)
         name = path if isinstance(filesystem, pafs.LocalFileSystem) else text.rstrip("/")
         info_path = f"{path}/{INFO_FILE}"
         if filesystem.get_file_info(info_path).type != pafs.FileType.File:
-            raise DataError(why_not_a_dataset(filesystem, path, text))
+            raise DataError(why_not_a_dataset(filesystem, path, shown))
         with filesystem.open_input_stream(info_path) as stream:
-            info = DatasetInfo.from_json(stream.readall(), uri=text)
+            info = DatasetInfo.from_json(stream.readall(), uri=shown)
         faults = shard_faults(filesystem, path, info)
         if faults:
             raise DataError(faults)
@@ -213,14 +213,14 @@ class PreparedDataset:
         return self._shards.each(lambda one: self._shards.table(one[0], [one[1]], columns), groups)
 
     def read_row_group(self, shard: int, row_group: int) -> pa.Table:
-        """Read a row group with its images; memory-mapped on a local disk, the last few are kept.
+        """Read a row group with its images; the last few are kept.
 
         Args:
             shard: position in `info.shards`.
             row_group: position in that shard.
 
         Returns:
-            A table of `shard_schema(self.box_type)`.
+            A table of `shard_schema(self.box_type)`, and of whatever else another program added.
 
         Raises:
             DataError: there is no such row group, or it cannot be read.
@@ -273,4 +273,10 @@ class PreparedDataset:
                 names=["shard", "row_group", "row", *columns],
             )
 
-        return pa.concat_tables(self._shards.each(read, range(len(self.info.shards))))
+        light = pa.concat_tables(self._shards.each(read, range(len(self.info.shards))))
+        if light.num_rows != self.info.num_images:
+            raise DataError(
+                f"{shown_uri(self.uri)}/{INFO_FILE}: says {self.info.num_images} images, its "
+                f"shards hold {light.num_rows}; copy it or prepare the data set again"
+            )
+        return light

@@ -1,4 +1,5 @@
 import json
+import threading
 from pathlib import Path
 
 import cv2
@@ -7,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from retina_ray.cli.data import data_app
+from retina_ray.data.importers import export
 from retina_ray.data.importers.coco import import_coco
-from retina_ray.data.importers.export import export_coco
+from retina_ray.data.importers.export import Exported, export_coco
 from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.schema import Category, DataError, Record
 from retina_ray.data.shards import PreparedDataset, ShardWriter
@@ -60,8 +62,8 @@ def prepared(json_file, images, out) -> PreparedDataset:
 def test_round_trip_keeps_everything_exactly(coco):
     root, data = coco
     first = prepared(root / "in.json", root / "images", root / "a")
-    num_annotations = export_coco(first, root / "out" / "b.json", images_dir=root / "out" / "img")
-    assert num_annotations == 3
+    done = export_coco(first, root / "out" / "b.json", images_dir=root / "out" / "img")
+    assert done == Exported(num_annotations=3, num_written=3, num_kept=0)
     exported = json.loads((root / "out" / "b.json").read_text())
     assert {key: exported[key] for key in data} == data
     for name in ("z.jpg", "sub/a.png", "b.jpg"):
@@ -78,15 +80,43 @@ def test_nothing_is_replaced_unless_asked(coco):
     root, _ = coco
     first = prepared(root / "in.json", root / "images", root / "a")
     (root / "out.json").write_text("mine")
-    with pytest.raises(DataError, match=r"out\.json: is there already"):
+    with pytest.raises(DataError, match=r"out\.json: is there already, with other content; ask to"):
         export_coco(first, root / "out.json")
+    images = root / "images"
+    (images / "z.jpg").write_bytes((images / "z.jpg").read_bytes()[:-1] + b"X")  # of its size
+    (images / "b.jpg").unlink()
+    (images / "b.jpg").mkdir()
+    before = tree(root)
     with pytest.raises(DataError) as caught:
-        export_coco(first, root / "new.json", images_dir=root / "images")
-    assert [f.kind for f in caught.value.faults] == ["file is there already"] * 3
-    assert (root / "out.json").read_text() == "mine"
-    assert not (root / "new.json").exists()
-    export_coco(first, root / "out.json", images_dir=root / "images", overwrite=True)
+        export_coco(first, root / "out.json", images_dir=images)
+    assert [(f.kind, f.file) for f in caught.value.faults] == [
+        ("file is there already", str(place))
+        for place in (root / "out.json", images / "z.jpg", images / "b.jpg")
+    ]
+    assert tree(root) == before
+    (images / "b.jpg").rmdir()
+    done = export_coco(first, root / "out.json", images_dir=images, overwrite=True)
+    assert done == Exported(num_annotations=3, num_written=3, num_kept=0)
     assert len(json.loads((root / "out.json").read_text())["images"]) == 3
+    assert (images / "z.jpg").read_bytes() == first.read_images([(0, 0, 0)])[0]
+
+
+def test_a_file_in_place_of_the_folder_is_named(coco):
+    root, _ = coco
+    first = prepared(root / "in.json", root / "images", root / "a")
+    with pytest.raises(DataError) as caught:
+        export_coco(first, root / "b.json", images_dir=root / "in.json")
+    assert {f.file for f in caught.value.faults} >= {str(root / "in.json")}
+    assert {f.kind for f in caught.value.faults} == {"file is there already"}
+    assert not (root / "b.json").exists()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def record(i: int, name: str) -> Record:
@@ -118,7 +148,116 @@ def test_names_that_leave_the_folder_are_not_written(tmp_path):
         ("file name leaves the folder", "/tmp/x.jpg"),
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
-    assert export_coco(PreparedDataset.open(tmp_path / "a"), tmp_path / "a.json") == 5
+    done = export_coco(PreparedDataset.open(tmp_path / "a"), tmp_path / "a.json")
+    assert done == Exported(num_annotations=5, num_written=0, num_kept=0)
+
+
+NUM_IMAGES = 90  # more than are written at once
+
+
+@pytest.fixture
+def many(tmp_path) -> PreparedDataset:
+    with ShardWriter(
+        tmp_path / "a",
+        name="n",
+        split="s",
+        categories=[Category(1, "c")],
+        rows_per_group=7,
+        rows_per_shard=40,
+    ) as writer:
+        for i in range(NUM_IMAGES):
+            writer.add(record(i, f"{i % 3}/{i}.jpg"))
+    return PreparedDataset.open(tmp_path / "a")
+
+
+def failing_writer(num_good: int, error: BaseException):
+    """A writer that ends with an error in the middle of a file, once so many are whole."""
+    write_whole, numbers = export.write_whole, iter(range(10**6))
+
+    def write(filesystem, path, content):
+        if next(numbers) >= num_good:
+            Path(f"{path}.partial").write_bytes(content[: len(content) // 2])
+            raise error
+        write_whole(filesystem, path, content)
+
+    return write
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
+def test_a_killed_export_goes_on(many, tmp_path, monkeypatch, error):
+    def run(name, **options):
+        return export_coco(
+            many, tmp_path / name / "b.json", images_dir=tmp_path / name / "img", **options
+        )
+
+    assert run("whole") == Exported(NUM_IMAGES, num_written=NUM_IMAGES, num_kept=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_whole", failing_writer(40, error))
+        with pytest.raises(type(error)):
+            run("killed")
+    images = tmp_path / "killed" / "img"
+    left = {path: path.stat().st_mtime_ns for path in images.rglob("*.jpg")}
+    assert len(left) == 40
+    assert not (tmp_path / "killed" / "b.json").exists()
+    steps = []
+    done = run("killed", on_progress=lambda *numbers: steps.append(numbers))
+    assert done == Exported(NUM_IMAGES, num_written=NUM_IMAGES - 40, num_kept=40)
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert steps == [(number, NUM_IMAGES) for number in range(1, NUM_IMAGES + 1)]
+    found, expected = tree(tmp_path / "killed"), tree(tmp_path / "whole")
+    assert {k: v for k, v in found.items() if not k.endswith(".partial")} == expected
+
+
+def test_an_export_that_is_complete_changes_nothing(many, tmp_path):
+    out, images = tmp_path / "out" / "b.json", tmp_path / "out" / "img"
+    export_coco(many, out, images_dir=images)
+    times = {path: path.stat().st_mtime_ns for path in [out, *images.rglob("*.jpg")]}
+    done = export_coco(many, out, images_dir=images)
+    assert done == Exported(NUM_IMAGES, num_written=0, num_kept=NUM_IMAGES)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_an_interrupt_leaves_no_json_even_where_there_was_one(many, tmp_path, monkeypatch):
+    out, images = tmp_path / "out" / "b.json", tmp_path / "out" / "img"
+    export_coco(many, out, images_dir=images)
+    monkeypatch.setattr(export, "write_whole", failing_writer(40, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        export_coco(many, out, images_dir=images, overwrite=True)
+    assert not out.exists()
+
+
+def test_images_are_written_several_at_once(many, tmp_path, monkeypatch):
+    write_whole, both = export.write_whole, threading.Barrier(2, timeout=20)
+
+    def write(filesystem, path, content):
+        if "/img/" in path:
+            both.wait()
+        write_whole(filesystem, path, content)
+
+    monkeypatch.setattr(export, "write_whole", write)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    done = export_coco(many, tmp_path / "out" / "b.json", images_dir=tmp_path / "out" / "img")
+    assert done.num_written == NUM_IMAGES
+
+
+def test_damaged_images_are_named_at_once_and_nothing_looks_whole(many, tmp_path):
+    for shard in (tmp_path / "a").glob("*.parquet"):
+        data = shard.read_bytes()
+        for number in (b"picture 11", b"picture 64"):
+            data = data.replace(number, b"pictXre" + number[7:])
+        shard.write_bytes(data)
+    out, images = tmp_path / "out" / "b.json", tmp_path / "out" / "img"
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            export_coco(PreparedDataset.open(tmp_path / "a"), out, images_dir=images)
+        assert [(f.kind, f.file) for f in caught.value.faults] == [
+            ("damaged image", "2/11.jpg"),
+            ("damaged image", "1/64.jpg"),
+        ]
+        assert "shard-00001.parquet are not those that were written" in str(caught.value)
+        assert "prepare the data set again" in str(caught.value)
+        assert len(tree(images)) == NUM_IMAGES - 2
+        assert not out.exists()
 
 
 def test_rotated_boxes_come_back_as_five_numbers(tmp_path):
@@ -172,6 +311,14 @@ def test_the_command(tmp_path):
     assert len(list((tmp_path / "img").iterdir())) == 72
     again = prepared(tmp_path / "b.json", tmp_path / "img", tmp_path / "c")
     assert again.info.class_counts == {"Platelets": 69, "RBC": 805, "WBC": 71}
+    (tmp_path / "b.json").unlink()
+    for image in sorted((tmp_path / "img").iterdir())[:30]:
+        image.unlink()
+    done = CliRunner().invoke(data_app, command)
+    assert done.exit_code == 0, done.output
+    assert "30 written, 42 were there already" in done.output
+    (tmp_path / "b.json").write_text("mine")
     done = CliRunner().invoke(data_app, command)
     assert done.exit_code == 2
     assert "is there already" in done.output
+    assert (tmp_path / "b.json").read_text() == "mine"

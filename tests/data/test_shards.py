@@ -307,6 +307,24 @@ def test_newer_format_is_refused(tmp_path):
         PreparedDataset.open(edited(tmp_path / "a", format_version=3))
 
 
+@pytest.mark.parametrize("version", ["3", "1", 0, -1, 2.5, 1.0, True, None, [2]])
+def test_a_format_that_is_no_version_is_refused(tmp_path, version):
+    write(tmp_path / "a")
+    with pytest.raises(DataError) as caught:
+        PreparedDataset.open(edited(tmp_path / "a", format_version=version))
+    assert str(caught.value) == (
+        f"{tmp_path}/a/dataset.json: its format_version is {json.dumps(version)}, this version of "
+        "retina_ray reads 1 to 2; prepare the data set again"
+    )
+
+
+def test_both_versions_are_read(tmp_path):
+    index = write(tmp_path / "a").index()
+    for version in (1, 2):
+        again = PreparedDataset.open(edited(tmp_path / "a", format_version=version))
+        assert again.index().equals(index)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', "\xff\xfe"])
 def test_broken_description_is_a_data_error(tmp_path, text):
     write(tmp_path / "a")
@@ -334,6 +352,121 @@ def test_shard_that_is_not_parquet_is_named_on_reading(tmp_path):
     for read in (dataset.index, lambda: dataset.read_row_group(0, 0)):
         with pytest.raises(DataError, match=r"shard-00000\.parquet: cannot be read"):
             read()
+
+
+def ways_to_read(dataset, shard: int):
+    return [
+        dataset.index,
+        dataset.ground_truth,
+        lambda: dataset.read_row_group(shard, 0),
+        lambda: dataset.read_images([(shard, 0, 0)]),
+    ]
+
+
+@pytest.mark.parametrize("left", [0, 3, 8, 0.2, 0.6, -1000, -30, -8, -5, -1])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_shard_that_was_cut_is_named_on_reading(tmp_path, left, reopened):
+    """After the set was opened, or with a description that says the new size."""
+    dataset = write(tmp_path / "a")
+    path = tmp_path / "a" / "shard-00000.parquet"
+    content = path.read_bytes()
+    left = int(left * len(content)) if isinstance(left, float) else left
+    path.write_bytes(content[:left])
+    if reopened and path.stat().st_size:
+        info = json.loads((tmp_path / "a" / "dataset.json").read_text())
+        info["shards"][0]["num_bytes"] = path.stat().st_size
+        dataset = PreparedDataset.open(edited(tmp_path / "a", **info))
+    for read in ways_to_read(dataset, 0):
+        with pytest.raises(DataError, match=r"a/shard-00000\.parquet: .*copy or prepare it again"):
+            read()
+    assert dataset.read_row_group(1, 0).num_rows == 2
+
+
+def test_row_groups_that_are_cut_while_they_are_read_do_not_end_the_process(tmp_path):
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[2]); import test_shards as t\n"
+        "s = t.write(sys.argv[1], counts=[2] * 400, rows_per_group=100, rows_per_shard=400)\n"
+        "s.read_row_group(0, 0); os.truncate(sys.argv[1] + '/shard-00000.parquet', 5000)\n"
+        "try: s.read_row_group(0, 3)\n"
+        "except t.DataError as error: print(error)\n"
+    )
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a", here],
+        check=True,  # a memory map ends in a signal
+        capture_output=True,
+        text=True,
+    )
+    assert "shard-00000.parquet: cannot be read" in done.stdout
+    assert "copy or prepare it again" in done.stdout
+
+
+def test_row_groups_of_zeros_are_named(tmp_path):
+    """A copy that was cut and padded: its size and its footer are right."""
+    dataset = write(tmp_path / "a")
+    path = tmp_path / "a" / "shard-00000.parquet"
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    path.write_bytes(content[:4] + bytes(footer - 4) + content[footer:])
+    for read in ways_to_read(dataset, 0):
+        with pytest.raises(DataError, match=r"a/shard-00000\.parquet: .*copy or prepare it again"):
+            read()
+
+
+@pytest.mark.parametrize("rows", [[2, 2], [2, 2, 2], [1, 3, 1], [2, 2, 1, 1], [5], [2, 1, 2]])
+def test_a_description_of_other_row_groups_is_refused(tmp_path, rows):
+    write(tmp_path / "a")
+    info = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    info["shards"][0] |= {"row_group_rows": rows, "num_rows": sum(rows)}
+    info["num_images"] = sum(rows) + 2
+    dataset = PreparedDataset.open(edited(tmp_path / "a", **info))
+    for read in ways_to_read(dataset, 0):
+        with pytest.raises(DataError) as caught:
+            read()
+        assert str(caught.value) == (
+            f"{tmp_path}/a/shard-00000.parquet: its row groups hold other numbers of rows than "
+            f"dataset.json says (5 and {sum(rows)} in all); the shard does not belong to this "
+            "data set: copy or prepare it again"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_rows": 6}, "6 rows, 5 in its row groups"),
+        ({"row_group_rows": [2, 2, 0, 1]}, "0 rows or bytes"),
+        ({"row_group_rows": [2, 4, -1]}, "-1 rows or bytes"),
+        ({"row_group_rows": [2, 2, 1.0]}, "1.0 rows or bytes"),
+        ({"row_group_rows": "221"}, "'2' rows or bytes"),
+        ({"row_group_rows": 5}, "TypeError"),
+        ({"num_bytes": True}, "True rows or bytes"),
+        ({"checksum": 5}, "checksum"),
+    ],
+)
+def test_numbers_of_a_description_that_contradict_each_other(tmp_path, changes, message):
+    write(tmp_path / "a")
+    info = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    info["shards"][0] |= changes
+    with pytest.raises(DataError) as caught:
+        PreparedDataset.open(edited(tmp_path / "a", **info))
+    assert f"{tmp_path}/a/dataset.json: not the description of a prepared data" in str(caught.value)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("prepare the data set again")
+    with pytest.raises(DataError, match="no shards"):
+        PreparedDataset.open(edited(tmp_path / "a", shards=[]))
+
+
+def test_a_description_of_more_images_than_there_are(tmp_path):
+    write(tmp_path / "a")
+    dataset = PreparedDataset.open(edited(tmp_path / "a", num_images=8))
+    with pytest.raises(DataError, match=r"a/dataset\.json: says 8 images, its shards hold 7;.*ag"):
+        dataset.index()
+
+
+def test_messages_do_not_show_the_options_of_a_uri(tmp_path):
+    with pytest.raises(DataError, match="no such folder") as caught:
+        PreparedDataset.open(f"fsspec+file://{tmp_path}/a?secret=5")
+    assert "secret" not in str(caught.value)
 
 
 def test_modules_import_without_torch_and_ray():

@@ -12,8 +12,12 @@ import torch
 from s3_server import BUCKET, S3Server, s3_environment
 
 from retina_ray.config import DataConfig
+from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.export import export_coco
 from retina_ray.data.local import iterate
 from retina_ray.data.patience import PATIENCE_VARIABLE
+from retina_ray.data.schema import DataError
+from retina_ray.data.shards import PreparedDataset
 from retina_ray.train import loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.failures import RunError
@@ -139,6 +143,34 @@ def assert_same_end(server, run, uncut, folder):
     assert checkpoint.meta.step == NUM_STEPS
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, checkpoint.model[name], msg=name)
+
+
+def test_an_export_to_a_bucket_goes_on_and_comes_back(server, pictures, tmp_path):
+    first = PreparedDataset.open(server.uri("shapes"))
+    out, images = server.uri("exported/b.json"), server.uri("exported/img")
+
+    def interrupt(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_coco(first, out, images_dir=images, on_progress=interrupt)
+    num_left = len(server.files("exported"))
+    assert 4 <= num_left <= 10
+    assert "exported/b.json" not in server.files("exported")
+    done = export_coco(first, out, images_dir=images)
+    assert (done.num_written, done.num_kept) == (10 - num_left, num_left)
+    names = {f"exported/img/{name}" for name in first.index()["file_name"].to_pylist()}
+    assert set(server.files("exported")) == {*names, "exported/b.json"}
+    again = import_coco(out, images, tmp_path / "again", split="train")
+    assert again.fingerprint == PreparedDataset.open(pictures).fingerprint
+    one = sorted(names)[0]
+    with server.filesystem.open_output_stream(f"{BUCKET}/{one}") as sink:
+        sink.write(b"mine")
+    before = server.files("exported")
+    with pytest.raises(DataError, match=f"{one}: is there already, with other content"):
+        export_coco(first, out, images_dir=images)
+    assert server.files("exported") == before
 
 
 def test_a_run_waits_through_both_kinds_of_outage(
