@@ -16,17 +16,24 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from retina_ray.cli.recipes import RecipesOption, config_of_recipe
-from retina_ray.cli.scripts import clean_exit
+from retina_ray.cli.scripts import USER_FAULT, clean_exit
 from retina_ray.config import ConfigError, InputConfig
-from retina_ray.data.dataset_info import open_filesystem
+from retina_ray.data.dataset_info import open_filesystem, shown_uri
+from retina_ray.data.patience import StorageError
+from retina_ray.data.schema import DataError
+from retina_ray.data.shard_file import write_whole
 from retina_ray.inspection.check import CheckReport, OnImage, check_dataset
 from retina_ray.inspection.check_images import CheckSettings
+from retina_ray.inspection.check_layout import CocoFile
 from retina_ray.inspection.check_report import report_json
 
 __all__ = ["check"]
 
 DIRTY = 1
 """Exit code where errors were found (with --strict: anything)."""
+
+NO_ANSWER = 3
+"""Exit code where a storage did not answer: elsewhere that is 1, which means dirt here."""
 
 _PIPE_WIDTH = 160
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]"}
@@ -37,9 +44,12 @@ def check(
         str,
         typer.Argument(
             help="Folder or URI: a prepared set, a folder of such, or a data set in the layout of "
-            "COCO, Pascal VOC or YOLO (or its data.yaml).",
+            "COCO, Pascal VOC or YOLO (or its data.yaml); with --images, a COCO file.",
         ),
     ],
+    images: Annotated[
+        str | None, typer.Option(help="Folder or URI of the images of a COCO file.")
+    ] = None,
     json_file: Annotated[
         str | None,
         typer.Option("--json", help="Write all cases to this file or URI; - is the output."),
@@ -66,21 +76,24 @@ def check(
 ) -> None:
     """Read a data set whole, and report all its dirt at once.
 
-    Exit code: 0 clean or warnings only, 1 errors (with --strict also warnings), 2 wrong usage or no
-    data set.
+    Exit code: 0 clean or warnings only; 1 errors (with --strict also warnings); 2 wrong usage, or
+    no data set that can be read; 3 a storage that does not answer.
     """
     console = Console(stderr=json_file == "-", soft_wrap=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
-    with clean_exit(console):
+    with clean_exit(console), _own_code_without_an_answer():
         config = InputConfig() if recipe is None else config_of_recipe(recipe, recipes, []).input
         settings = _settings(config, train_size, train_max_size, decode)
         _check_target(json_file)
-        with _progress() as on_image:
-            report = check_dataset(dataset, settings=settings, root=root, on_image=on_image)
+        source = dataset if images is None else CocoFile(dataset, images)
+        with _unreadable(dataset), _progress() as on_image:
+            report = check_dataset(source, settings=settings, root=root, on_image=on_image)
         _show(console, report, examples)
         if json_file is not None:
             _write(json_file, report_json(report))
+    if not report.splits:
+        raise typer.Exit(USER_FAULT)
     if report.num_errors or (strict and report.num_warnings):
         raise typer.Exit(DIRTY)
 
@@ -96,6 +109,32 @@ def _settings(
         min_box_size_px=sizes.min_box_size_px,
         decode=decode,
     )
+
+
+@contextmanager
+def _own_code_without_an_answer() -> Iterator[None]:
+    """End with `NO_ANSWER` where a storage does not answer: who asks again may get another one."""
+    try:
+        yield
+    except StorageError as error:
+        console = Console(stderr=True)
+        console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(NO_ANSWER) from None
+
+
+@contextmanager
+def _unreadable(dataset: str) -> Iterator[None]:
+    """Turn what the system refuses, such as to list a folder, into a fault of the data set.
+
+    Faults of single images are findings, and do not come here.
+
+    Raises:
+        DataError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{shown_uri(dataset)}: cannot be read ({error})") from error
 
 
 @contextmanager
@@ -154,6 +193,8 @@ def _findings_table(report: CheckReport, num_examples: int) -> Table:
 
 
 def _verdict(report: CheckReport) -> str:
+    if not report.splits:
+        return "could not be checked: none of its splits can be read"
     if not report.findings:
         return "clean"
     numbers = ((report.num_errors, "error"), (report.num_warnings, "warning"))
@@ -175,7 +216,7 @@ def _check_target(target: str | None) -> None:
 
 
 def _write(target: str, text: str) -> None:
-    """Write the JSON to the output, a file or a URI.
+    """Write the JSON to the output, a file or a URI; a reader sees all of it or none.
 
     Raises:
         ConfigError: it cannot be written.
@@ -185,9 +226,17 @@ def _write(target: str, text: str) -> None:
         return
     filesystem, path = open_filesystem(target)
     try:
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(text.encode())
+        if isinstance(filesystem, pafs.LocalFileSystem) and _stays_in_place(path):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(text.encode())
+        else:
+            write_whole(filesystem, path, text.encode())
     except OSError as error:
         raise ConfigError(
             f"--json {target}: cannot be written ({error}); name a file in a folder that exists"
         ) from error
+
+
+def _stays_in_place(path: str) -> bool:
+    """Whether what is there must be written to, not replaced: a link, a pipe, `/dev/stdout`."""
+    return os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))

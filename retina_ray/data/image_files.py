@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from retina_ray.data.image_headers import read_header
+from retina_ray.data.image_headers import ImageHeader, read_header
 from retina_ray.data.sources import SourceFileError, SourceFolder
 
 __all__ = [
+    "ENORMOUS",
     "MAX_PIXELS",
     "EncodedImage",
+    "check_size",
     "check_whole",
     "encode_jpeg",
     "load_image",
@@ -30,9 +32,11 @@ MAX_PIXELS = 180_000_000
 """Images of more pixels are refused before they are decoded: 0.5 GB as 8-bit RGB. The largest
 cameras and most scans stay below it; a file of some kilobytes that claims more is a bomb."""
 
+ENORMOUS = "enormous image"
+"""Kind of the fault of an image of more pixels than allowed."""
+
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNM_START = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 # Within a scan, FF is followed by 00 (a stuffed byte) or D0-D7 (restart): anything else ends it.
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
@@ -100,7 +104,7 @@ def load_image(
         SourceFileError: not an image, cut off, or enormous.
     """
     check_whole(data)
-    _check_size(data, max_pixels)
+    check_size(read_header(data), max_pixels)
     pixels = _decode(data, cv2.IMREAD_COLOR)
     height, width = pixels.shape[:2]
     changes = []
@@ -177,32 +181,36 @@ def check_whole(data: bytes) -> None:
         )
 
 
-def _check_size(data: bytes, max_pixels: int) -> None:
+def check_size(header: ImageHeader | None, max_pixels: int) -> ImageHeader:
     """Refuse what would unfold to too many pixels, and what does not say how many they are.
+
+    Whoever decodes files of others asks this before.
+
+    Args:
+        header: of the file; None where it has none that is known.
+        max_pixels: height times width.
+
+    Returns:
+        The header, which says a size within the limit.
 
     Raises:
         SourceFileError: more pixels than the limit, or a header of no known format.
     """
-    header = read_header(data)
-    height, width = (header.height, header.width) if header else _pnm_size(data)
-    if height is None or width is None:
+    if header is None or header.height is None or header.width is None:
         raise SourceFileError(
             "unreadable image",
             "no header of a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM image; convert it to one of "
             "them, or leave it out",
         )
-    if height * width > max_pixels:
+    num_pixels = header.height * header.width
+    if num_pixels > max_pixels:
         raise SourceFileError(
-            "enormous image",
-            f"{width} x {height} pixels by its header, {height * width} in all and more than the "
-            f"limit of {max_pixels}: it was not decoded; cut it into tiles, or raise the limit",
+            ENORMOUS,
+            f"{header.width} x {header.height} pixels by its header, {num_pixels} in all and more "
+            f"than the limit of {max_pixels}: it was not decoded; cut it into tiles, or raise the "
+            "limit",
         )
-
-
-def _pnm_size(data: bytes) -> tuple[int | None, int | None]:
-    """(height, width) of a PBM, PGM or PPM."""
-    match = _PNM_START.match(data)
-    return (int(match[2]), int(match[1])) if match else (None, None)
+    return header
 
 
 def _jpeg_is_whole(data: bytes) -> bool:

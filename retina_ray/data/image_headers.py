@@ -1,13 +1,15 @@
 """What the first bytes of an image file say: format, size, depth, channels, orientation.
 
 Nothing is decoded, so a file that would unfold into gigabytes is known before it does. Formats:
-JPEG (ITU-T T.81), PNG, TIFF 6.0, BMP, GIF and WebP; of others nothing is known.
+JPEG (ITU-T T.81), PNG, TIFF 6.0, BMP, GIF, WebP and PNM; of others nothing is known. A
+header must be read as decoders read it, or a bomb passes for a small image.
 
 Needs the standard library only: no PyTorch, no OpenCV.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,16 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RST0 to RST7, SOI.
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_ENDS = frozenset({0xD9, 0xDA})
+# libjpeg skips whatever lies before it: fill bytes (FF), stuffed ones (FF 00) and stray ones.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
+# As OpenCV reads it: the byte after a number is swallowed, so no comment begins there; and CR ends
+# a comment as LF does.
+_PNM_GAP = rb"\s(?:\s|#[^\r\n]*[\r\n])*"
+_PNM_START = re.compile(
+    rb"P([1-6])" + 2 * (_PNM_GAP + rb"(\d{1,9})") + rb"(?=\s)(?:" + _PNM_GAP + rb"(\d{1,5})\s)?"
+)
+_PNM_LONGEST = 1 << 16
+"""Bytes within which the sizes of a PNM are looked for; comments come before them."""
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLES = 256, 257, 258, 274, 277
 """Tags of TIFF 6.0, which EXIF uses as well."""
 
@@ -31,7 +43,7 @@ class ImageHeader:
     """What an image file says of itself.
 
     Attributes:
-        format: "jpeg", "png", "tiff", "bmp", "gif", "webp".
+        format: "jpeg", "png", "tiff", "bmp", "gif", "webp", "pnm".
         height: in pixels as stored, before any orientation; None where it is not said.
         width: in pixels as stored.
         bits: of a sample, 8 with few exceptions.
@@ -85,6 +97,7 @@ def read_header(data: bytes) -> ImageHeader | None:
             return ImageHeader("gif", height, width)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return ImageHeader("webp", *_webp_size(data))
+        return _pnm(data)
     except (struct.error, IndexError):
         pass  # cut off
     return None
@@ -128,17 +141,14 @@ def _jpeg(data: bytes) -> ImageHeader | None:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker of each segment and where its content begins and ends."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in _JPEG_ENDS:
+    while (found := _JPEG_MARKER.search(data, at)) is not None:
+        at = found.end()
+        marker = data[at - 1]
+        if marker in _JPEG_ENDS or at + 2 > len(data):
             return
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker in _JPEG_BARE:
-            at += 2
-        else:
-            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-            yield marker, at + 4, end
+        if marker not in _JPEG_BARE:
+            end = at + int.from_bytes(data[at : at + 2], "big")
+            yield marker, at + 2, end
             at = end
 
 
@@ -158,9 +168,11 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
     """Read the whole numbers of the first directory; of several values the first.
 
     Empty where it is damaged: an orientation that cannot be read is one that no decoder applies.
+    Where a tag comes twice, decoders take the first one.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     tags: dict[int, int] = {}
+    seen: set[int] = set()
     if order is None:
         return tags
     try:
@@ -169,6 +181,9 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
         for entry in range(num_entries):
             place = at + 2 + 12 * entry
             tag, kind, count = struct.unpack_from(order + "HHI", data, place)
+            if tag in seen:
+                continue
+            seen.add(tag)
             code, size = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}.get(kind, ("", 0))
             if not code:
                 continue
@@ -207,3 +222,13 @@ def _webp_size(data: bytes) -> tuple[int | None, int | None]:
         width, height = struct.unpack_from("<HH", data, 26)
         return height & 0x3FFF, width & 0x3FFF
     return None, None
+
+
+def _pnm(data: bytes) -> ImageHeader | None:
+    """Read the numbers at the start of a PBM, PGM or PPM; None where it is none of them."""
+    match = _PNM_START.match(data, 0, _PNM_LONGEST)
+    if match is None:
+        return None
+    kind, width, height, largest = (int(number) if number else None for number in match.groups())
+    bits = 1 if kind in (1, 4) else 16 if (largest or 0) > 255 else 8
+    return ImageHeader("pnm", height, width, bits, 3 if kind in (3, 6) else 1)

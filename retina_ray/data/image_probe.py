@@ -38,14 +38,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.data.image_files import MAX_PIXELS, check_whole
+from retina_ray.data.image_files import MAX_PIXELS, check_size, check_whole
 from retina_ray.data.image_headers import ImageHeader, read_header
 from retina_ray.data.sources import SourceFileError
 
 __all__ = [
     "MAX_HASH_BITS",
     "MAX_LOOK_DISTANCE",
-    "TOO_LARGE",
     "ImageProbe",
     "Look",
     "look_distances",
@@ -55,7 +54,6 @@ __all__ = [
 
 MAX_HASH_BITS = 11
 MAX_LOOK_DISTANCE = 0.1
-TOO_LARGE = "image too large to decode"
 THUMBNAIL_PX = 16
 _HASHED_PX = 32
 _FLAT_LEVELS = 2.0
@@ -125,6 +123,9 @@ def probe_image(
 ) -> ImageProbe:
     """Look at an encoded image: its header, whether it is whole, and whether it can be decoded.
 
+    What the importers refuse is refused here, with their words: nothing is decoded whose header
+    does not say its size, or says an enormous one.
+
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough for its look: all of the
     file is read either way, what is saved is making pixels of it.
 
@@ -145,11 +146,10 @@ def probe_image(
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
         check_whole(data)
-        if header is not None and (header.num_pixels or 0) > max_pixels:
-            raise SourceFileError(TOO_LARGE, _too_large(header, max_pixels))
+        known = check_size(header, max_pixels)
         if not decode:
             return ImageProbe(header, *size, digest)
-        pixels, reduced = _decode_grey(data, header, apply_orientation)
+        pixels, reduced = _decode_grey(data, known, apply_orientation)
     except SourceFileError as problem:
         return ImageProbe(header, *size, digest, problem=problem)
     if not reduced:
@@ -210,7 +210,7 @@ def _shifted_distance(
 
 
 def _decode_grey(
-    data: bytes, header: ImageHeader | None, apply_orientation: bool
+    data: bytes, header: ImageHeader, apply_orientation: bool
 ) -> tuple[NDArray[np.uint8], bool]:
     """Decode to (H, W) uint8, and say whether at a reduced size.
 
@@ -218,7 +218,7 @@ def _decode_grey(
         SourceFileError: OpenCV cannot.
     """
     scale = 1
-    if header is not None and header.format == "jpeg" and header.height and header.width:
+    if header.format == "jpeg" and header.height and header.width:
         shorter = min(header.height, header.width)
         scale = next((s for s in (8, 4, 2) if shorter / s >= 2 * _HASHED_PX), 1)
     flags = _GREY[scale] | (0 if apply_orientation else cv2.IMREAD_IGNORE_ORIENTATION)
@@ -229,11 +229,3 @@ def _decode_grey(
     if pixels is None:
         raise SourceFileError("unreadable image", "not an image that OpenCV can decode")
     return np.asarray(pixels, np.uint8), scale > 1
-
-
-def _too_large(header: ImageHeader, max_pixels: int) -> str:
-    """Describe a decompression bomb, or an honest image of that size."""
-    return (
-        f"the header says {header.width} x {header.height} pixels, above the limit of "
-        f"{max_pixels / 1e6:.0f} million; it was not decoded: cut it into tiles, or shrink it"
-    )

@@ -128,7 +128,11 @@ def _kinds() -> Iterable[Kind]:
         "error",
         "boxes may lie elsewhere: find the right copy, or import with --on-bad-image drop",
     )
-    yield Kind("image too large to decode", "error", "it was not decoded: cut or shrink it")
+    yield Kind(
+        "enormous image",
+        "error",
+        "importing refuses it: cut it into tiles, shrink it, or import with --max-pixels",
+    )
     yield Kind(
         "image in two splits",
         "error",
@@ -148,7 +152,7 @@ def _kinds() -> Iterable[Kind]:
         "it never reaches the loss at that size: train on larger images, or leave it out",
     )
     yield Kind(
-        "enormous image",
+        "large image",
         "warning",
         "decoding takes long and much memory: import with --max-size, or cut it into tiles",
     )

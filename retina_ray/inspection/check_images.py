@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from retina_ray.config import InputConfig
 from retina_ray.data.checks import CheckedBoxes
-from retina_ray.data.image_probe import TOO_LARGE, ImageProbe, Look, probe_image
+from retina_ray.data.image_files import ENORMOUS
+from retina_ray.data.image_probe import ImageProbe, Look, probe_image
 from retina_ray.data.schema import Fault
 from retina_ray.data.sources import SourceFileError
 from retina_ray.inspection.check_boxes import DUPLICATE_BOX, TINY_BOX, repeated_boxes, tiny_boxes
 
 __all__ = ["CheckSettings", "ImageItem", "ImageResult", "check_image"]
 
-ENORMOUS_PIXELS = 50_000_000
+LARGE_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class CheckSettings:
         train_size_px: shorter side in training; of several, the smallest.
         train_max_size_px: limit of the longer side.
         min_box_size_px: boxes with a side below this do not reach the loss.
-        enormous_pixels: images of more are named.
+        large_pixels: images of more are named; the importers' limit is beyond it.
         decode: False: look at headers and file ends only, and at no look-alikes.
     """
 
     train_size_px: int = min(InputConfig().train_sizes_px)
     train_max_size_px: int = InputConfig().train_max_size_px
     min_box_size_px: float = InputConfig().min_box_size_px
-    enormous_pixels: int = ENORMOUS_PIXELS
+    large_pixels: int = LARGE_PIXELS
     decode: bool = True
 
     @classmethod
@@ -142,7 +143,7 @@ def _fault(item: ImageItem, kind: str, message: str, annotation_id: int | None =
 
 def _is_too_large(probe: ImageProbe) -> bool:
     """Whether the header says a size that nobody should believe, nor decode."""
-    return probe.problem is not None and probe.problem.kind == TOO_LARGE
+    return probe.problem is not None and probe.problem.kind == ENORMOUS
 
 
 def _file_faults(item: ImageItem, probe: ImageProbe, settings: CheckSettings) -> Iterator[Fault]:
@@ -167,11 +168,11 @@ def _file_faults(item: ImageItem, probe: ImageProbe, settings: CheckSettings) ->
     if header is None:
         return
     num_pixels = header.num_pixels or 0
-    if num_pixels > settings.enormous_pixels and not _is_too_large(probe):
+    if num_pixels > settings.large_pixels and not _is_too_large(probe):
         message = (
             f"{header.width} x {header.height} pixels, {3 * num_pixels / 1e6:.0f} MB once decoded"
         )
-        yield _fault(item, "enormous image", message)
+        yield _fault(item, "large image", message)
     if header.format == "jpeg" and header.channels == 4:
         yield _fault(item, "CMYK JPEG", "has four channels (CMYK or YCCK) where RGB has three")
     if header.bits > 8:

@@ -2,7 +2,8 @@
 
 A prepared set, or a folder of such; COCO's layout (`annotations/instances_<split>.json` beside a
 folder of images for each, or `<split>/_annotations.coco.json` within one); Pascal VOC's
-(`Annotations`, `JPEGImages`, `ImageSets/Main`); YOLO's (a `data.yaml`).
+(`Annotations`, `JPEGImages`, `ImageSets/Main`); YOLO's (a `data.yaml`). A COCO file that
+lies anywhere is named together with the folder of its images: a `CocoFile`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import PurePath
 from typing import Literal
 
 import pyarrow.fs as pafs
 
 from retina_ray.data.checks import ImportLog
-from retina_ray.data.dataset_info import INFO_FILE, open_filesystem
+from retina_ray.data.dataset_info import INFO_FILE, open_filesystem, shown_uri
 from retina_ray.data.importers.coco import read_coco
 from retina_ray.data.importers.raw import RawDataset
 from retina_ray.data.importers.voc import read_voc, voc_class_names
@@ -28,7 +30,7 @@ from retina_ray.data.sources import SourceFolder
 from retina_ray.inspection.check_prepared import PreparedSplit
 from retina_ray.inspection.check_raw import RawSplit
 
-__all__ = ["Layout", "LayoutName", "find_layout"]
+__all__ = ["CocoFile", "Layout", "LayoutName", "find_layout"]
 
 LayoutName = Literal["prepared", "coco", "voc", "yolo"]
 
@@ -36,6 +38,23 @@ _FOLDER_JSON = "_annotations.coco.json"
 _ORDER = ("train", "val", "valid", "test")
 _NUM_PROBED = 20
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_YAML_ENDS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class CocoFile(os.PathLike[str]):
+    """A data set of one split: an annotation file of COCO's format, and a folder of images.
+
+    Attributes:
+        annotations_json: a local path or a URI; it stands for the data set in reports.
+        images_dir: what its file names are relative to: a local path or a URI.
+    """
+
+    annotations_json: str
+    images_dir: str
+
+    def __fspath__(self) -> str:
+        return self.annotations_json
 
 
 @dataclass(frozen=True)
@@ -57,17 +76,24 @@ def find_layout(dataset: str | os.PathLike[str], *, root: str | None = None) -> 
     """Find out what kind of data set it is.
 
     Args:
-        dataset: a folder or URI, or YOLO's `data.yaml` itself.
+        dataset: a folder or URI, YOLO's `data.yaml` itself, or a `CocoFile`.
         root: of YOLO's images, where the description's `path` does not lead to them.
 
     Raises:
         DataError: it is none that is known.
     """
+    if isinstance(dataset, CocoFile):
+        return _coco_file(dataset)
     text = os.fspath(dataset).rstrip("/") or "/"
-    if text.endswith((".yaml", ".yml")):
+    if text.endswith(_YAML_ENDS):
         return _yolo(text, root)
     folder = SourceFolder(text)
     if not folder.is_dir():
+        if _is_file(text):
+            raise DataError(
+                f"{shown_uri(text)}: is a file; of a COCO file name the folder of its images as "
+                "well (--images DIR), of any other data set the folder"
+            )
         raise DataError(f"{text}: no such folder; name a prepared set or a data set's own folder")
     layout = _prepared(text, folder) or _coco(text, folder) or _voc(text, folder)
     if layout is not None:
@@ -80,6 +106,27 @@ def find_layout(dataset: str | os.PathLike[str], *, root: str | None = None) -> 
         "or folders of such), annotations/instances_*.json (COCO), Annotations with JPEGImages and "
         "ImageSets/Main (Pascal VOC), or data.yaml (YOLO; any other name can be given itself)"
     )
+
+
+def _coco_file(dataset: CocoFile) -> Layout:
+    """One COCO file with its images; the split is called as the file is.
+
+    Raises:
+        DataError: the two are not a file and a folder, so that nothing could be checked.
+    """
+    text, images = dataset.annotations_json, dataset.images_dir
+    shown = shown_uri(text)
+    if text.endswith(_YAML_ENDS) or SourceFolder(text).is_dir():
+        raise DataError(
+            f"{shown}: is no COCO file; a folder of images (--images {shown_uri(images)}) goes "
+            "with such a file only: leave it out, or name the file"
+        )
+    if not _is_file(text):
+        raise DataError(f"{shown}: no such annotation file")
+    if not SourceFolder(images).is_dir():
+        raise DataError(f"{shown_uri(images)}: no such folder of images")
+    split = PurePath(shown).stem.removeprefix("instances_")
+    return Layout("coco", {split: partial(RawSplit, split, partial(read_coco, text, images))})
 
 
 def _prepared(text: str, folder: SourceFolder) -> Layout | None:
@@ -178,6 +225,11 @@ def _folders(folder: SourceFolder) -> list[str]:
     filesystem, path = open_filesystem(folder.uri)
     inside = filesystem.get_file_info(pafs.FileSelector(path or "/"))
     return sorted(i.base_name for i in inside if i.type == pafs.FileType.Directory)
+
+
+def _is_file(text: str) -> bool:
+    filesystem, path = open_filesystem(text)
+    return filesystem.get_file_info(path).is_file
 
 
 def _lines(folder: SourceFolder, file: str) -> list[str]:

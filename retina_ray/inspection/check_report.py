@@ -11,7 +11,7 @@ from retina_ray.inspection.check_findings import Case, Finding
 
 __all__ = ["REPORT_VERSION", "report_json"]
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 """Raised when a name disappears or changes its meaning; new names may come without."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retina_ray.data.image_files import load_image
 from retina_ray.data.image_headers import ImageHeader, read_header
 from retina_ray.data.image_probe import (
     MAX_HASH_BITS,
@@ -16,6 +17,7 @@ from retina_ray.data.image_probe import (
     look_of,
     probe_image,
 )
+from retina_ray.data.sources import SourceFileError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 BCCD = DATA / "bccd" / "JPEGImages"
@@ -81,12 +83,60 @@ def test_sizes_of_other_formats(format, options):
     file = io.BytesIO()
     Image.fromarray(picture(30, 50).astype(np.uint8)).save(file, format, **options)
     header = read_header(file.getvalue())
-    if format == "PPM":
-        assert header is None
-    else:
+    assert header is not None
+    assert header.format == {"PPM": "pnm"}.get(format, format.lower())
+    assert (header.height, header.width, header.bits, header.orientation) == (30, 50, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "bits", "channels"),
+    [
+        (b"P1\n3 2\n1 0 1 0 1 0\n", 1, 1),
+        (b"P2 # grey\r# twice\n3\t2\n# of\n255\n1 2 3 4 5 6\n", 8, 1),
+        (b"P3\n3 2\n65535\n" + 18 * b"7 ", 16, 3),
+        (b"P4\n3 2\n\xa0\x40", 1, 1),
+        (b"P5\n#\n#3 3\n 3 2 255\n" + bytes(6), 8, 1),
+        (b"P6\r\n3 2\r\n65535\n" + bytes(36), 16, 3),
+    ],
+)
+def test_a_pnm_says_what_opencv_decodes(data, bits, channels):
+    assert read_header(data) == ImageHeader("pnm", 2, 3, bits, channels)
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded.shape[:2] == (2, 3)
+    assert decoded.dtype == (np.uint16 if bits == 16 else np.uint8)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P6 #\r9 9\n3 2\n255\n",  # the comment ends at CR: 9 x 9
+        b"P6 9#9 \n3 255\n",  # the # is swallowed with the number: 9 x 9
+    ],
+)
+def test_a_pnm_whose_comments_hide_its_size_is_read_as_opencv_reads_it_or_not_at_all(data):
+    decoded = cv2.imdecode(np.frombuffer(data + bytes(243), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (9, 9, 3)
+    assert read_header(data + bytes(243)) in (None, ImageHeader("pnm", 9, 9))
+
+
+def test_of_a_tag_that_stands_twice_the_first_counts():
+    """As libtiff does: the other way round, a bomb could say a small size at last."""
+    file = io.BytesIO()
+    Image.fromarray(picture(30, 50).astype(np.uint8)).save(file, "TIFF")
+    data = bytearray(file.getvalue())
+    (at,) = struct.unpack_from("<I", data, 4)
+    (num_entries,) = struct.unpack_from("<H", data, at)
+    entries = [data[at + 2 + 12 * i :][:12] for i in range(num_entries)]
+    (width,) = (entry for entry in entries if entry[:2] == b"\0\1")
+    for kind in (4, 16):  # LONG, and one that is not read here
+        small = struct.pack("<HHII", 256, 4, 1, 5)
+        first = width[:2] + struct.pack("<H", kind) + width[4:] if kind == 16 else width
+        others = [entry for entry in entries if entry is not width]
+        struct.pack_into("<I", data, 4, len(data))
+        data += struct.pack("<H", num_entries + 1) + first + small + b"".join(others) + bytes(4)
+        header = read_header(bytes(data))
         assert header is not None
-        assert (header.format, header.height, header.width) == (format.lower(), 30, 50)
-        assert (header.bits, header.orientation) == (8, 1)
+        assert (header.height, header.width) == (30, None if kind == 16 else 50)
 
 
 def test_the_short_header_of_an_old_bitmap():
@@ -114,7 +164,21 @@ def test_a_header_of_a_jpeg_after_fill_bytes_and_a_long_segment():
     assert read_header(data[:2] + segment + b"\xff\xff\xff" + data[3:]) == read_header(data)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"])
+STRAY = [b"\x07", b"\xff\0", b"\xff\xff\0\xff", b"\xff\xd0\1", bytes(999)]
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_stray_bytes_between_the_segments_of_a_jpeg_are_skipped(stray):
+    data = jpeg(picture())
+    odd = data[:20] + stray + data[20:]  # behind JFIF's segment
+    assert data[20:22] == b"\xff\xdb"
+    assert read_header(odd) == read_header(data) == ImageHeader("jpeg", 48, 64)
+    assert probe_image(odd).problem is None
+    image = load_image(odd)
+    assert (image.height, image.width, image.data) == (48, 64, odd)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM"])
 def test_a_header_cut_anywhere_is_none_or_right(format):
     file = io.BytesIO()
     Image.fromarray(picture().astype(np.uint8)).save(file, format)
@@ -161,13 +225,15 @@ def test_one_pixel():
     ("data", "kind", "message"),
     [
         (b"", "unreadable image", "the file is empty"),
-        (b"no image", "unreadable image", "not an image that OpenCV can decode"),
+        (b"no image", "unreadable image", "no header of a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM"),
+        (b"BM" + bytes(30), "unreadable image", "not an image that OpenCV can decode"),
         (jpeg(picture())[:-200], "truncated image", "ends early"),
         (png(picture())[:-30], "truncated image", "ends early"),
         (
             png_header(100_000, 100_000),
-            "image too large to decode",
-            "the header says 100000 x 100000 pixels, above the limit of 180 million",
+            "enormous image",
+            "100000 x 100000 pixels by its header, 10000000000 in all and more than the limit of "
+            "180000000: it was not decoded",
         ),
     ],
 )
@@ -178,10 +244,53 @@ def test_problems(data, kind, message):
     assert message in probe.problem.message
 
 
-def test_a_bomb_is_not_decoded(monkeypatch):
+def jpeg_bomb() -> bytearray:
+    data = bytearray(jpeg(picture()))
+    at = data.index(b"\xff\xc0")
+    struct.pack_into(">HH", data, at + 5, 50_000, 50_000)
+    return data
+
+
+NO_HEADER = "no header of a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM image"
+BOMBS = {
+    "png": (png_header(50_000, 50_000), "50000 x 50000 pixels by its header"),
+    "jpeg": (bytes(jpeg_bomb()), "50000 x 50000 pixels by its header"),
+    "jpeg with a stray byte": (
+        bytes(jpeg_bomb()[:20] + b"\x07" + jpeg_bomb()[20:]),
+        "50000 x 50000 pixels by its header",
+    ),
+    "pnm": (b"P5 # grey\n50000 50000 255\n" + bytes(99), "50000 x 50000 pixels by its header"),
+    "pnm of ten digits": (b"P5 0000050000 0000050000 255\n" + bytes(99), NO_HEADER),
+    "pam": (b"P7\nWIDTH 50000\nHEIGHT 50000\nDEPTH 1\nMAXVAL 255\nENDHDR\n", NO_HEADER),
+    "avif": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99), NO_HEADER),
+    "jpeg 2000": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), NO_HEADER),
+    "hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 50000 +X 50000\n" + bytes(99), NO_HEADER),
+}
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_importing_refuses_is_refused_in_its_words_and_not_decoded(monkeypatch, name, decode):
+    data, message = BOMBS[name]
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
-    probe = probe_image(png_header(50_000, 50_000))
-    assert (probe.height, probe.width) == (50_000, 50_000)
+    probe = probe_image(data, decode=decode)
+    assert probe.problem is not None
+    assert message in probe.problem.message
+    assert probe.look is None
+    is_known = message != NO_HEADER
+    assert (probe.height, probe.width) == ((50_000, 50_000) if is_known else (None, None))
+    with pytest.raises(SourceFileError) as refused:
+        load_image(data)
+    assert (probe.problem.kind, probe.problem.message) == refused.value.args
+    assert probe.problem.kind == ("enormous image" if is_known else "unreadable image")
+
+
+def test_the_limit_can_be_set():
+    data = jpeg(picture())
+    assert probe_image(data, max_pixels=48 * 64).problem is None
+    probe = probe_image(data, max_pixels=48 * 64 - 1)
+    assert probe.problem is not None
+    assert "64 x 48 pixels by its header, 3072 in all" in probe.problem.message
 
 
 def test_without_decoding_only_headers_and_ends_are_read(monkeypatch):

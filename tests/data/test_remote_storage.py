@@ -290,7 +290,7 @@ def test_check_waits_and_gives_up(server, prepared, monkeypatch):
     monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
     with server.outage("refused"):
         failed = CliRunner().invoke(app, ["data", "check", prepared])
-    assert failed.exit_code == 1
+    assert failed.exit_code == 3
     assert "error: s3://bucket/prepared" in failed.stderr
     assert "did not answer for" in failed.stderr
     assert "Traceback" not in failed.stderr

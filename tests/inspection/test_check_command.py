@@ -63,6 +63,47 @@ def test_what_is_no_data_set_ends_with_2(tmp_path):
     assert run(tmp_path, "--no-such-option").exit_code == 2
 
 
+def test_what_cannot_be_read_at_all_ends_with_2(source, tmp_path, monkeypatch):
+    root = source.write()
+    (root / "annotations" / "instances_val.json").write_text("{")
+    one = run(root)
+    assert one.exit_code == 1  # the other split was checked
+    assert "1 error, 0 warnings" in one.output
+    (root / "annotations" / "instances_train.json").write_text("{")
+    none = run(root, "--json", str(tmp_path / "report.json"))
+    assert none.exit_code == 2
+    assert none.output.rstrip().endswith("could not be checked: none of its splits can be read")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["verdict"], report["num_errors"], report["splits"]) == ("errors", 2, [])
+    assert "cannot be read as JSON" in report["findings"][0]["cases"][1]["message"]
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(data_check, "check_dataset", refuse)
+    refused = run(root)
+    assert refused.exit_code == 2
+    assert f"{root}: cannot be read ([Errno 13] Permission denied)" in refused.output
+
+
+def test_a_storage_that_does_not_answer_ends_with_3(monkeypatch):
+    """Not with 1, as elsewhere: that says that the data set is dirty."""
+    monkeypatch.setenv("RETINA_RAY_STORAGE_PATIENCE_S", "0")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    # Nobody listens at port 9, of discarding; the region is given so that nobody is asked for it.
+    place = "s3://bucket/set?scheme=http&endpoint_override=127.0.0.1%3A9&region=here"
+    result = run(place)
+    assert result.exit_code == 3, result.output
+    assert "the storage did not answer" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_exit_codes_are_in_the_help():
+    text = " ".join(run("--help").output.split())
+    assert "3 a storage that does not answer" in text
+
+
 def test_more_cases_than_are_shown_are_counted(source):
     for i in range(5):
         source.add_box([5, 5, 0, 8], id=900 + i)
@@ -82,7 +123,7 @@ def test_json_holds_every_case(source, tmp_path):
     target = tmp_path / "report.json"
     assert run(source.write(), "--json", str(target)).exit_code == 1
     report = json.loads(target.read_text())
-    assert (report["check_version"], report["layout"], report["verdict"]) == (1, "coco", "errors")
+    assert (report["check_version"], report["layout"], report["verdict"]) == (2, "coco", "errors")
     assert (report["num_errors"], report["num_warnings"]) == (5, 1)
     assert report["splits"][0] == {
         "name": "train",
@@ -116,6 +157,33 @@ def test_json_of_a_kind_without_end_is_counted_but_cut(source, tmp_path, monkeyp
     run(source.write(), "--json", str(target))
     (finding,) = json.loads(target.read_text())["findings"]
     assert (finding["count"], len(finding["cases"])) == (5, 2)
+
+
+def test_json_takes_the_place_of_an_older_one_whole(source, tmp_path):
+    target, same = tmp_path / "report.json", tmp_path / "opened before"
+    target.write_text("older")
+    os.link(target, same)
+    assert run(source.write(), "--json", str(target)).exit_code == 0
+    assert json.loads(target.read_text())["verdict"] == "clean"
+    assert same.read_text() == "older"  # whoever reads it now gets all of it
+    assert [path.name for path in tmp_path.iterdir() if "report" in path.name] == ["report.json"]
+
+
+def test_json_is_written_through_a_link_which_stays(source, tmp_path):
+    """As `/dev/stdout` is one, which must never be replaced by a file."""
+    target, link = tmp_path / "report.json", tmp_path / "link"
+    link.symlink_to(target)
+    for _ in range(2):
+        assert run(source.write(), "--json", str(link)).exit_code == 0
+        assert link.is_symlink()
+        assert json.loads(target.read_text())["verdict"] == "clean"
+        target.write_text("older")
+
+
+def test_json_that_cannot_be_written_ends_with_2(source, tmp_path):
+    result = run(source.write(), "--json", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"--json {tmp_path}: cannot be written" in result.output
 
 
 def test_json_alone_is_what_goes_to_the_output(source):

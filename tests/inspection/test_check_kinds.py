@@ -214,8 +214,28 @@ def test_a_truncated_image(source, end):
 
 def test_an_unreadable_image(source):
     source.put("train", "1.jpg", b"<html>404</html>")
-    message = "train: 1.jpg, image 1: not an image that OpenCV can decode"
+    message = (
+        "train: 1.jpg, image 1: no header of a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM image; "
+        "convert it to one of them, or leave it out"
+    )
     assert found(source) == [("error", "unreadable image", message)]
+
+
+def test_an_image_of_a_format_that_importing_refuses(source, monkeypatch):
+    """Its size is not known before it is decoded, so it may be a bomb: it is not decoded."""
+    avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99)
+    source.put("train", "1.jpg", avif)
+    decode = cv2.imdecode
+
+    def watched(data, flags):
+        assert data.tobytes() != avif
+        return decode(data, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", watched)
+    ((severity, kind, message),) = found(source)
+    assert (severity, kind) == ("error", "unreadable image")
+    assert "train: 1.jpg, image 1: no header of a JPEG, PNG" in message
+    assert found(source, decode=False) == [(severity, kind, message)]
 
 
 def test_an_empty_file(source):
@@ -265,13 +285,13 @@ def test_a_png_of_16_bits(source):
     assert found(source) == [("warning", "more than 8 bits", message)]
 
 
-def test_an_enormous_image(source):
-    assert found(source, enormous_pixels=48 * 64) == []
+def test_a_large_image(source):
+    assert found(source, large_pixels=48 * 64) == []
     source.put("train", "1.jpg", jpeg(picture(1, 480, 640)))
     source.splits["train"]["images"][0] |= {"height": 480, "width": 640}
     message = "train: 1.jpg, image 1: 640 x 480 pixels, 1 MB once decoded"
-    expected = [("warning", "enormous image", message)]
-    assert found(source, enormous_pixels=48 * 64, train_size_px=48) == expected
+    expected = [("warning", "large image", message)]
+    assert found(source, large_pixels=48 * 64, train_size_px=48) == expected
 
 
 def test_a_decompression_bomb(source):
@@ -281,8 +301,9 @@ def test_a_decompression_bomb(source):
     source.put("train", "1.jpg", bytes(data))
     source.splits["train"]["images"][0] |= {"height": None, "width": None}
     ((severity, kind, message),) = found(source)
-    assert (severity, kind) == ("error", "image too large to decode")
-    assert "the header says 65280 x 65280 pixels, above the limit of 180 million" in message
+    assert (severity, kind) == ("error", "enormous image")
+    assert "65280 x 65280 pixels by its header" in message
+    assert "it was not decoded; cut it into tiles" in message
 
 
 # Copies

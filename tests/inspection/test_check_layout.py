@@ -132,9 +132,28 @@ def test_yolo(tmp_path):
 def test_a_yolo_box_beyond_the_image(tmp_path):
     root = yolo(tmp_path)
     (root / "labels" / "val" / "3.txt").write_text("0 1.5 0.5 0.25 0.25\n")
-    found = kinds(root)
-    assert sum(found.values()) >= 1
-    assert check_dataset(root).num_errors >= 1
+    findings = check_dataset(root).findings
+    assert [(f.kind.severity, f.kind.name, [str(c) for c in f.cases]) for f in findings] == [
+        (
+            "error",
+            "split without boxes",
+            ["val: none of the 1 images has a usable box"],
+        ),
+        (
+            "error",
+            "box out of the image",
+            [
+                "val: images/val/3.jpg, image 1, annotation 1: labels/val/3.txt, line 1 (0 1.5 0.5 "
+                "0.25 0.25): XYXY (88, 18, 104, 30) leaves nothing within the image of 64 x 48 "
+                "pixels"
+            ],
+        ),
+        (
+            "warning",
+            "class missing from a split",
+            ["val: 'cat' has none here, 2 in train"],
+        ),
+    ]
 
 
 def test_a_yolo_set_that_was_moved(tmp_path):
