@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
+import pyarrow.fs as pafs
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -33,11 +34,12 @@ Import = Callable[[OnProgress], PreparedDataset]
 
 
 def prepare_splits(out: str, imports: Mapping[str, Import]) -> None:
-    """Prepare the splits of a data set under one folder, all of them or none, and sum up.
+    """Prepare the splits of a data set under one folder, and sum up.
 
-    The faults of all splits are shown at once. When a split has faults, those that this call wrote
-    are deleted again, so that the next attempt starts from a clean folder. Splits that were there
-    already, of the same data with the same options, are left as they are.
+    The faults of all splits are shown at once. When a split has faults, new ones that this call
+    wrote are deleted again, so that the next attempt starts from a clean folder. Splits that were
+    there already, of the same data with the same options, are left as they are. One that was
+    replaced stays, since what was there before is gone; one that has faults is not replaced.
 
     Args:
         out: folder or URI; each split goes to `out/<split>`.
@@ -49,25 +51,46 @@ def prepare_splits(out: str, imports: Mapping[str, Import]) -> None:
     if not imports:
         raise typer.BadParameter("name at least one split")
     _show_notes()
-    prepared: list[PreparedDataset] = []
-    written: list[PreparedDataset] = []
+    before: dict[str, _Version] = {}
+    prepared: dict[str, PreparedDataset] = {}
     faults: list[Fault] = []
     for split, run in imports.items():
         try:
-            before = _written_at(join_uri(out, split))
+            before[split] = _version_at(join_uri(out, split))
             with _progress(split) as on_progress:
-                prepared.append(run(on_progress))
-            if _written_at(join_uri(out, split)) != before:
-                written.append(prepared[-1])
+                prepared[split] = run(on_progress)
         except DataError as error:
             faults += error.faults
         except (StorageError, OSError) as error:
-            _exit_stopped(split, error)
+            _exit_stopped(split, error, is_kept=_is_kept(out, split, before))
     if faults:
-        for dataset in written:
-            delete_dataset(dataset.uri)
-        _exit_with(DataError(faults))
-    _print_summary(out, prepared)
+        _exit_with(DataError(faults), *_take_back(out, before, prepared))
+    _print_summary(out, list(prepared.values()))
+
+
+def _take_back(
+    out: str, before: Mapping[str, _Version], prepared: Mapping[str, PreparedDataset]
+) -> tuple[list[str], list[str]]:
+    """Delete the splits that are new.
+
+    Args:
+        out: folder or URI of all splits.
+        before: what was there, by split.
+        prepared: the splits without faults.
+
+    Returns:
+        The splits that were replaced, and those with faults that are as they were before.
+    """
+    replaced, kept = [], []
+    for split, version in before.items():
+        is_as_before = _version_at(join_uri(out, split)) == version
+        if split in prepared and version is None:
+            delete_dataset(prepared[split].uri)
+        elif split in prepared and not is_as_before:
+            replaced.append(split)
+        elif split not in prepared and version is not None and is_as_before:
+            kept.append(split)
+    return replaced, kept
 
 
 def _show_notes() -> None:
@@ -80,29 +103,50 @@ def _show_notes() -> None:
         logger.addHandler(handler)
 
 
-def _written_at(uri: str) -> object:
-    """When a set was completed; None where there is none."""
+_Version = tuple[int | None, int | None] | None
+"""Time and size of a set's description, which tell one set from the next; None: there is none."""
+
+
+def _version_at(uri: str) -> _Version:
+    """Which set is there; one that was begun only is none."""
     filesystem, path = open_filesystem(uri)
-    return filesystem.get_file_info(f"{path}/{INFO_FILE}").mtime_ns
+    info = filesystem.get_file_info(f"{path}/{INFO_FILE}")
+    return (info.mtime_ns, info.size) if info.type != pafs.FileType.NotFound else None
 
 
-def _exit_with(error: DataError) -> NoReturn:
+def _exit_with(error: DataError, replaced: list[str], kept: list[str]) -> NoReturn:
     """Show what is wrong, without a traceback, and exit with code 2."""
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"Nothing was written. {error}", markup=False, highlight=False)
+    said = "Nothing was written."
+    if replaced:
+        said = f"Written in place of what was there: {', '.join(replaced)}; nothing else."
+    if kept:
+        said += f" As it was before: {', '.join(kept)}."
+    console.print(f"{said} {error}", markup=False, highlight=False)
     if {fault.kind for fault in error.faults} & BOX_FAULTS:
         hint = "Bad boxes can be left out (--on-bad-box drop) or mended (--on-bad-box clip)."
         console.print(hint, markup=False, highlight=False)
     sys.exit(_EXIT_BAD_DATA)
 
 
-def _exit_stopped(split: str, error: Exception) -> NoReturn:
+def _is_kept(out: str, split: str, before: Mapping[str, _Version]) -> bool:
+    """Whether a set was there before and still is; False where the storage does not say."""
+    try:
+        version = before.get(split)
+        return version is not None and _version_at(join_uri(out, split)) == version
+    except (StorageError, OSError):
+        return False
+
+
+def _exit_stopped(split: str, error: Exception, *, is_kept: bool) -> NoReturn:
     """Say what stopped the import, which is no fault of the data, and exit with code 1."""
     console = Console(stderr=True, soft_wrap=True)
     text = (
         f"{split}: stopped: {error}\nWhat is finished is kept, and is no data set yet; the same "
         "command goes on from there."
     )
+    if is_kept:
+        text += " Until then, the set that was there is as it was."
     console.print(text, markup=False, highlight=False)
     sys.exit(_EXIT_STOPPED)
 

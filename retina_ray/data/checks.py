@@ -319,7 +319,10 @@ def _check_box(
         return log.bad_box(problem)
     log.clipped_box(problem)
     share = cut[2] * cut[3] / ((x1 - x0) * (y1 - y0))
-    return replace(raw, xyxy=inside, xywh=cut, area=raw.area * share)
+    area = raw.area * share
+    if not math.isfinite(area):  # of a box so large that its area was infinite
+        area = cut[2] * cut[3]
+    return replace(raw, xyxy=inside, xywh=cut, area=area)
 
 
 def _is_empty(xyxy: tuple[float, float, float, float]) -> bool:

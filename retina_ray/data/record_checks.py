@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from retina_ray.data.schema import BoxType, Category, DataError, Fault, Record
 
-__all__ = ["check_categories", "record_faults", "rotated_boxes_of"]
+__all__ = ["check_categories", "is_id", "record_faults", "rotated_boxes_of"]
+
+
+def is_id(value: Any) -> TypeGuard[int]:
+    """Whether a value is an integer that a column of ids can hold: of at most 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def check_categories(categories: Sequence[Category]) -> None:
@@ -71,6 +77,9 @@ def record_faults(
     if record.image_id in image_ids:
         yield fault("duplicate image id", "this id was added before; ids must be unique")
     ids = [int(i) for i in record.annotation_id]
+    for i in (int(record.image_id), *ids):
+        if not is_id(i):
+            yield fault("id out of range", f"id {i} needs more than 64 bits: give it another")
     for i in sorted(i for i, count in Counter(ids).items() if count > 1 or i in annotation_ids):
         yield fault("duplicate annotation id", "this id was added before", i)
     for i, label, box in zip(ids, record.labels, np.asarray(record.boxes), strict=True):

@@ -17,66 +17,23 @@ from retina_ray.data.dataset_info import INFO_FILE, DatasetInfo, open_filesystem
 from retina_ray.data.record_checks import check_categories, record_faults
 from retina_ray.data.schema import BoxType, Category, DataError, Record
 from retina_ray.data.shard_file import (
-    PARTIAL_SUFFIX,
     ShardContent,
     ShardFile,
     fingerprint,
     shard_name,
     write_whole,
 )
+from retina_ray.data.wholeness import clean_up, delete_dataset, list_shards, named_shards
 
 __all__ = [
-    "IMPORT_FOLDER",
     "ShardWriter",
+    "begin_beside",
     "begin_dataset",
     "check_group_sizes",
     "delete_dataset",
     "finish_dataset",
     "list_shards",
 ]
-
-IMPORT_FOLDER = "_import"
-"""Folder beside the shards in which an import that goes on keeps account of what is finished."""
-
-
-def list_shards(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
-    """The shard files in a folder, in order, whether or not a `dataset.json` names them."""
-    return [info for info in _shard_files(filesystem, path) if info.base_name.endswith(".parquet")]
-
-
-def _shard_files(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
-    """Shards, whole and partial."""
-    selector = pafs.FileSelector(path, allow_not_found=True)
-    infos = [
-        info
-        for info in filesystem.get_file_info(selector)
-        if info.base_name.startswith("shard-")
-        and info.base_name.endswith((".parquet", PARTIAL_SUFFIX))
-    ]
-    return sorted(infos, key=lambda info: info.base_name)
-
-
-def delete_dataset(uri: str | os.PathLike[str]) -> None:
-    """Delete a prepared data set, complete or not; other files of its folder stay.
-
-    Args:
-        uri: folder of the set; nothing happens where there is none.
-    """
-    filesystem, path = open_filesystem(uri)
-    info_path = f"{path}/{INFO_FILE}"
-    if filesystem.get_file_info(info_path).type != pafs.FileType.NotFound:
-        filesystem.delete_file(info_path)
-    _clean_up(filesystem, path, keep=())
-
-
-def _clean_up(filesystem: pafs.FileSystem, path: str, keep: Sequence[str]) -> None:
-    """Delete the account of an import, and all shards but those to keep, whole or partial."""
-    account = f"{path}/{IMPORT_FOLDER}"
-    if filesystem.get_file_info(account).type != pafs.FileType.NotFound:
-        filesystem.delete_dir(account)
-    for info in _shard_files(filesystem, path):
-        if info.base_name not in keep:
-            filesystem.delete_file(info.path)
 
 
 def check_group_sizes(*, rows_per_group: int, rows_per_shard: int) -> None:
@@ -92,29 +49,62 @@ def check_group_sizes(*, rows_per_group: int, rows_per_shard: int) -> None:
         )
 
 
-def begin_dataset(
-    uri: str | os.PathLike[str], *, overwrite: bool, keep_unfinished: bool = False
-) -> None:
+def begin_dataset(uri: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Make the folder of a set, with nothing of an earlier one in it.
 
     Args:
         uri: folder of the set.
         overwrite: replace a complete set that is there.
-        keep_unfinished: leave what an interrupted import finished.
 
     Raises:
         DataError: a complete set is there, and is not to be replaced.
     """
     filesystem, path = open_filesystem(uri)
+    _refuse_complete(filesystem, path, uri, overwrite=overwrite)
+    delete_dataset(uri)
+    filesystem.create_dir(path, recursive=True)
+
+
+def begin_beside(uri: str | os.PathLike[str], *, overwrite: bool) -> frozenset[str]:
+    """Make the folder of a set; a complete one that is there stays whole until this one is.
+
+    What an interrupted import finished stays as well.
+
+    Args:
+        uri: folder of the set.
+        overwrite: replace a complete set that is there.
+
+    Returns:
+        The shards of the complete set, whose names the new ones must not have; none where there is
+        no such set. `finish_dataset` deletes them once it has named the new ones in their place.
+
+    Raises:
+        DataError: a complete set is there, and is not to be replaced.
+    """
+    filesystem, path = open_filesystem(uri)
+    exists = _refuse_complete(filesystem, path, uri, overwrite=overwrite)
+    old = named_shards(filesystem, path)
+    if exists and old is None:  # nothing can open it: there is no set to lose
+        delete_dataset(uri)
+    filesystem.create_dir(path, recursive=True)
+    return old or frozenset()
+
+
+def _refuse_complete(
+    filesystem: pafs.FileSystem, path: str, uri: str | os.PathLike[str], *, overwrite: bool
+) -> bool:
+    """Whether a complete set is there.
+
+    Raises:
+        DataError: it is, and is not to be replaced.
+    """
     exists = filesystem.get_file_info(f"{path}/{INFO_FILE}").type != pafs.FileType.NotFound
     if exists and not overwrite:
         raise DataError(
             f"{shown_uri(uri)}: holds a complete data set already; give another folder, or ask to "
             "overwrite it"
         )
-    if exists or not keep_unfinished:
-        delete_dataset(uri)
-    filesystem.create_dir(path, recursive=True)
+    return exists
 
 
 def finish_dataset(
@@ -182,7 +172,7 @@ def finish_dataset(
         box_type=box_type,
     )
     write_whole(filesystem, f"{path}/{INFO_FILE}", info.to_json().encode())
-    _clean_up(filesystem, path, keep=[shard.file for shard in info.shards])
+    clean_up(filesystem, path, keep=[shard.file for shard in info.shards])
 
 
 class ShardWriter:

@@ -8,6 +8,7 @@ Needs pyarrow only: no PyTorch.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -64,14 +65,28 @@ def resolve_inside(folder: Path, file_name: str) -> Path:
         The file with links resolved; it need not exist.
 
     Raises:
+        OSError: it is a link that leads back to itself.
         SourceFileError: the name is absolute, climbs out with `..`, or is a link to the outside.
     """
     check_file_name(file_name)
-    base = folder.resolve()
-    path = (base / file_name).resolve()
+    base = _resolved(folder)
+    path = _resolved(base / file_name)
     if not path.is_relative_to(base):
         raise SourceFileError(_LEAVES, f"{file_name!r} is a link to {path}: {_HINT}; copy it in")
     return path
+
+
+def _resolved(path: Path) -> Path:
+    """Follow links.
+
+    Raises:
+        OSError: they lead back to themselves.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:  # of pathlib before Python 3.13, which is no fault of the program
+        reason = "a link that leads back to itself; put the file in its place"
+        raise OSError(errno.ELOOP, reason, str(path)) from None
 
 
 def read_file(uri: str | os.PathLike[str]) -> bytes:
@@ -160,7 +175,7 @@ class SourceFolder:
 
     @cached_property
     def _base(self) -> Path:
-        return Path(self.uri).resolve()
+        return _resolved(Path(self.uri))
 
     def child(self, name: str) -> SourceFolder:
         """A folder below this one.

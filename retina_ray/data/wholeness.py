@@ -1,17 +1,92 @@
-"""Whether a folder holds a prepared set, and all of it; and if not, why.
+"""What of a prepared set lies in a folder: all of it, a part and why, or leftovers to take away.
 
-Needs pyarrow only: Ray Data's tasks import it without PyTorch.
+Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Collection
+
 import pyarrow.fs as pafs
 
-from retina_ray.data.dataset_info import INFO_FILE, DatasetInfo
+from retina_ray.data.dataset_info import INFO_FILE, DatasetInfo, open_filesystem
 from retina_ray.data.schema import Fault
-from retina_ray.data.shard_writer import list_shards
+from retina_ray.data.shard_file import PARTIAL_SUFFIX
 
-__all__ = ["shard_faults", "why_not_a_dataset"]
+__all__ = [
+    "IMPORT_FOLDER",
+    "clean_up",
+    "delete_dataset",
+    "list_shards",
+    "named_shards",
+    "shard_faults",
+    "why_not_a_dataset",
+]
+
+IMPORT_FOLDER = "_import"
+"""Folder beside the shards in which an import that goes on keeps account of what is finished."""
+
+
+def list_shards(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """The shard files in a folder, in order, whether or not a `dataset.json` names them."""
+    return [info for info in _shard_files(filesystem, path) if info.base_name.endswith(".parquet")]
+
+
+def _shard_files(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """Shards, whole and partial."""
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    infos = [
+        info
+        for info in filesystem.get_file_info(selector)
+        if info.base_name.startswith("shard-")
+        and info.base_name.endswith((".parquet", PARTIAL_SUFFIX))
+    ]
+    return sorted(infos, key=lambda info: info.base_name)
+
+
+def named_shards(filesystem: pafs.FileSystem, path: str) -> frozenset[str] | None:
+    """The shards that a folder's `dataset.json` names, whether or not they are there.
+
+    Returns:
+        Their file names; None where there is no description, or none that can be understood.
+
+    Raises:
+        OSError: the description is there and cannot be read.
+    """
+    info_path = f"{path}/{INFO_FILE}"
+    if filesystem.get_file_info(info_path).type == pafs.FileType.NotFound:
+        return None
+    with filesystem.open_input_stream(info_path) as stream:
+        text = stream.readall()
+    try:  # not by DatasetInfo: a set of a newer format is one as well
+        return frozenset(str(shard["file"]) for shard in json.loads(text)["shards"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def delete_dataset(uri: str | os.PathLike[str]) -> None:
+    """Delete a prepared data set, complete or not; other files of its folder stay.
+
+    Args:
+        uri: folder of the set; nothing happens where there is none.
+    """
+    filesystem, path = open_filesystem(uri)
+    info_path = f"{path}/{INFO_FILE}"
+    if filesystem.get_file_info(info_path).type != pafs.FileType.NotFound:
+        filesystem.delete_file(info_path)
+    clean_up(filesystem, path, keep=())
+
+
+def clean_up(filesystem: pafs.FileSystem, path: str, *, keep: Collection[str]) -> None:
+    """Delete the account of an import, and all shards but those to keep, whole or partial."""
+    account = f"{path}/{IMPORT_FOLDER}"
+    if filesystem.get_file_info(account).type != pafs.FileType.NotFound:
+        filesystem.delete_dir(account)
+    for info in _shard_files(filesystem, path):
+        if info.base_name not in keep:
+            filesystem.delete_file(info.path)
 
 
 def why_not_a_dataset(filesystem: pafs.FileSystem, path: str, uri: str) -> str:

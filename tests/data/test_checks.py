@@ -8,7 +8,8 @@ import pytest
 
 from retina_ray.data.checks import BOX_FAULTS, ImportLog, RawBox, RawImage, check_boxes
 from retina_ray.data.image_files import encode_jpeg, load_image, read_image_file
-from retina_ray.data.schema import DataError, Fault
+from retina_ray.data.record_checks import record_faults
+from retina_ray.data.schema import DataError, Fault, Record
 from retina_ray.data.sources import SourceFileError, SourceFolder, resolve_inside
 
 NAN, INF = float("nan"), float("inf")
@@ -328,3 +329,25 @@ def test_parts_of_a_log_add_up_to_the_whole():
     assert json.dumps(total.report()) == json.dumps(whole.report())
     assert total.report()["dropped_boxes"] == 30
     assert len(total.report()["examples"]) == 20
+
+
+@pytest.mark.parametrize(("changes", "bad"), [({"image_id": 2**63}, 2**63), ({}, -(2**63) - 1)])
+def test_ids_that_no_column_can_hold_are_faults_of_the_record(changes, bad):
+    ids = [7, bad] if not changes else [7, 8]
+    values = {"image_id": 2**63 - 1, **changes}
+    record = Record(
+        image=b"",
+        file_name="a.jpg",
+        height=48,
+        width=64,
+        boxes=np.array([[1, 1, 2, 2]] * 2, np.float32),
+        labels=np.array([0, 0]),
+        iscrowd=np.zeros(2, np.bool_),
+        area=np.ones(2),
+        annotation_id=np.array(ids, object),
+        **values,
+    )
+    rest = {"num_classes": 1, "box_type": "aligned", "image_ids": set(), "annotation_ids": set()}
+    faults = list(record_faults(record, **rest))
+    assert [f.kind for f in faults] == ["id out of range"]
+    assert f"id {bad} needs more than 64 bits" in faults[0].message

@@ -163,3 +163,96 @@ def test_faults_end_with_code_2_and_without_a_traceback(tmp_path, script, option
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def voc_set(root: Path) -> Path:
+    """A VOC data set of two images to train on, and one to validate, with a box each."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for split, stems in {"train": "ab", "val": "c"}.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems))
+        for stem in stems:
+            cv2.imwrite(str(root / "JPEGImages" / f"{stem}.jpg"), np.zeros((8, 9, 3), np.uint8))
+            voc_box(root, stem, 1, 1, 4, 5)
+    return root
+
+
+def voc_box(root: Path, stem: str, *corners: int) -> None:
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, corners, strict=True))
+    text = f"<annotation><object><name>dot</name><bndbox>{box}</bndbox></object></annotation>"
+    (root / "Annotations" / f"{stem}.xml").write_text(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_overwriting_loses_no_split_to_faults_of_another(tmp_path):
+    source, out = voc_set(tmp_path / "source"), tmp_path / "out"
+    options = ("--source", source, "--out", out, "--splits", "train,val", "--overwrite")
+    done = run("voc", *options)
+    assert done.returncode == 0, done.stderr
+    first = contents(out)
+
+    voc_box(source, "c", 5, 5, 5, 5)
+    voc_box(source, "a", 5, 5, 5, 5)
+    done = run("voc", *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Nothing was written. As it was before: train, val. 2 faults")
+    assert contents(out) == first
+
+    voc_box(source, "a", 2, 2, 6, 6)
+    done = run("voc", *options)
+    assert done.returncode == 2
+    said = "Written in place of what was there: train; nothing else. As it was before: val. c.jpg"
+    assert done.stderr.startswith(said)
+    assert contents(out / "val") == {n[4:]: b for n, b in first.items() if n.startswith("val/")}
+    train = PreparedDataset.open(out / "train")
+    assert train.ground_truth()["annotations"][0]["bbox"] == [1, 1, 5, 5]
+
+    voc_box(source, "c", 3, 3, 6, 6)
+    done = run("voc", *options)
+    assert done.returncode == 0, done.stderr
+    val = PreparedDataset.open(out / "val")
+    assert val.ground_truth()["annotations"][0]["bbox"] == [2, 2, 4, 4]
+    shards = {
+        f"{s.info.split}/{s.info.shards[0].file}"
+        for s in (PreparedDataset.open(out / "train"), val)
+    }
+    assert set(contents(out)) == {"train/dataset.json", "val/dataset.json", *shards}
+
+
+def test_new_splits_go_again_where_another_has_faults(tmp_path):
+    source, out = voc_set(tmp_path / "source"), tmp_path / "out"
+    options = ("--source", source, "--out", out)
+    assert run("voc", *options, "--splits", "val").returncode == 0
+    before = contents(out)
+    voc_box(source, "c", 5, 5, 5, 5)
+    done = run("voc", *options, "--splits", "train,val", "--overwrite")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Nothing was written. As it was before: val. c.jpg")
+    assert contents(out) == before
+
+
+def test_what_stops_an_overwriting_leaves_the_set_that_was_there(tmp_path):
+    source, out = voc_set(tmp_path / "source"), tmp_path / "out"
+    options = ("--source", source, "--out", out, "--splits", "train", "--overwrite")
+    (out / "train").mkdir(parents=True)
+    in_the_way = out / "train" / "_import"  # where a folder has to be made
+    in_the_way.write_text("")
+    done = run("voc", *options)
+    assert done.returncode == 1
+    assert "train: stopped: " in done.stderr
+    assert "as it was" not in done.stderr
+    in_the_way.unlink()
+    assert run("voc", *options).returncode == 0
+    before = contents(out)
+    in_the_way.write_text("")
+    done = run("voc", *options)
+    assert done.returncode == 1
+    assert "goes on from there. Until then, the set that was there is as it was." in done.stderr
+    assert "Traceback" not in done.stderr
+    in_the_way.unlink()
+    assert before.items() <= contents(out).items()
+    assert PreparedDataset.open(out / "train").num_images == 2

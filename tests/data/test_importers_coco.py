@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.schema import DataError, record_from_row
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.inspection.check import check_dataset
 
 COCO_TINY = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_tiny"
 needs_coco_tiny = pytest.mark.skipif(not COCO_TINY.is_dir(), reason=f"{COCO_TINY} is absent")
@@ -383,3 +385,137 @@ def test_coco_tiny_is_complete(tmp_path):
     for annotation in dataset.ground_truth()["annotations"]:
         for key in ("image_id", "category_id", "bbox", "area", "iscrowd"):
             assert annotation[key] == original[annotation["id"]][key]
+
+
+TOO_LARGE = 2**63
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "kinds"),
+    [
+        ("images", "id", {"malformed image entry", "annotation of an unknown image"}),
+        ("annotations", "id", {"malformed annotation"}),
+        ("annotations", "image_id", {"annotation of an unknown image"}),
+        ("annotations", "category_id", {"annotation of an unknown category"}),
+        ("categories", "id", {"malformed category", "annotation of an unknown category"}),
+    ],
+)
+@pytest.mark.parametrize("value", [TOO_LARGE, -TOO_LARGE - 1, 10**400])
+def test_ids_of_more_than_64_bits_are_named(source, place, key, kinds, value):
+    source.data[place][0][key] = value
+    with pytest.raises(DataError) as caught:
+        source.run(on_bad_box="drop", on_bad_image="drop")
+    assert {fault.kind for fault in caught.value.faults} == kinds
+    assert str(value)[:40] in str(caught.value)
+    if key == "id":
+        assert "needs an integer id of at most 64 bits" in str(caught.value)
+
+
+def test_ids_of_64_bits_are_fine(source):
+    largest, smallest = TOO_LARGE - 1, -TOO_LARGE
+    source.data["images"][0]["id"] = largest
+    for annotation in source.data["annotations"][:2]:
+        annotation["image_id"] = largest
+    source.data["annotations"][0]["id"] = smallest
+    source.data["categories"][0]["id"] = largest
+    source.data["annotations"][0]["category_id"] = largest
+    first = records(source.run())[0]
+    assert first.image_id == largest
+    assert first.annotation_id.tolist() == [smallest, 502]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e400])
+def test_numbers_that_no_float_can_hold(source, value):
+    source.data["annotations"][2]["area"] = value
+    assert records(source.run())[2].area.tolist() == [56.0]  # as one that is missing
+    shutil.rmtree(source.root / "out")
+    source.data["annotations"][0]["bbox"][0] = value
+    assert source.faults() == [("box is not finite", "1.jpg", 10, 501)]
+    assert source.run(on_bad_box="drop").report["dropped_boxes"] == 1
+
+
+def test_sizes_that_no_image_has(source):
+    source.data["images"][1]["width"] = 10**400
+    assert [kind for kind, *_ in source.faults()] == ["malformed image entry"]
+    source.data["images"][1]["width"] = 10**12
+    assert [kind for kind, *_ in source.faults()] == ["annotated size differs from the image"]
+
+
+def test_box_of_infinite_area_is_clipped_to_a_finite_one(source):
+    source.add(601, 20, 7, [60, 40, 1e200, 1e200], area=None)
+    second = records(source.run(on_bad_box="clip"))[1]
+    assert second.boxes.tolist() == [[60, 40, 64, 48]]
+    assert second.area.tolist() == [32.0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' * 100_000])
+def test_deeply_nested_json(source, text):
+    path = source.root / "deep.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"deep\.json: cannot be read as JSON: brackets within"):
+        import_coco(path, source.images_dir, source.root / "o", split="s")
+
+
+def test_values_nested_as_deeply_as_can_just_be_read(source):
+    """Wherever the limit lies: what can be read can be shown, or is left out of the message."""
+    path = source.root / "instances.json"
+    seen = set()
+    for depth in (100, *range(700, 1000, 3)):
+        source.data["annotations"][0]["bbox"] = "BBOX"
+        source.data["categories"][0]["id"] = "ID"
+        text = json.dumps(source.data)
+        for name in ("BBOX", "ID"):
+            text = text.replace(f'"{name}"', "[" * depth + "]" * depth)
+        path.write_text(text)
+        with pytest.raises(DataError) as caught:
+            import_coco(path, source.images_dir, source.root / "o", split="s")
+        seen.update(fault.kind for fault in caught.value.faults)
+        str(caught.value)
+    assert {"malformed category", "data set"} <= seen
+
+
+def test_halves_of_characters_are_no_names(source):
+    """JSON may hold them; neither a file system nor a terminal does."""
+    source.data["images"][1]["file_name"] = "\ud800.jpg"
+    source.data["categories"].append({"id": 91, "name": "\udfff"})
+    source.data["annotations"][0]["id"] = "\ud800"
+    with pytest.raises(DataError) as caught:
+        source.run(on_bad_image="drop")
+    kinds = ["malformed category", "malformed image entry", "malformed annotation"]
+    assert [fault.kind for fault in caught.value.faults] == kinds
+    assert str(caught.value).encode()
+
+
+def test_links_that_lead_back_to_themselves(source):
+    for name in ("2.jpg", "loop"):
+        (source.images_dir / name).unlink(missing_ok=True)
+        (source.images_dir / name).symlink_to(source.images_dir / name)
+    assert source.faults() == [("unreadable image", "2.jpg", 20, None)]
+    with pytest.raises(DataError, match="a link that leads back to itself; put the file in its"):
+        source.run()
+    assert source.run(on_bad_image="drop").num_images == 2
+    loop = source.images_dir / "loop"
+    with pytest.raises(DataError, match=r"loop: cannot be read as JSON \(.*symbolic links"):
+        import_coco(loop, source.images_dir, source.root / "o", split="s")
+    with pytest.raises(DataError, match="loop: no such folder of images"):
+        import_coco(source.root / "instances.json", loop, source.root / "o", split="s")
+
+
+def test_check_names_what_the_import_names(source):
+    """The check reads with the same reader, and goes on with the next split."""
+    source.data["annotations"][0]["id"] = TOO_LARGE
+    source.data["annotations"][2]["bbox"][0] = 10**400
+    (source.images_dir / "2.jpg").unlink()
+    (source.images_dir / "2.jpg").symlink_to("2.jpg")
+    (source.root / "annotations").mkdir()
+    (source.root / "annotations" / "instances_a.json").write_text(json.dumps(source.data))
+    (source.root / "annotations" / "instances_b.json").write_text("[" * 100_000)
+    source.images_dir.rename(source.root / "a")
+    (source.root / "b").mkdir()
+    report = check_dataset(source.root)
+    cases = {finding.kind.name: str(finding.cases[0]) for finding in report.findings}
+    named = cases["malformed annotation"]
+    assert named.startswith("a: 1.jpg, image 10: annotation {'id': 9223372036854775808")
+    assert "a: 3.jpg, image 30, annotation 503: XYXY (inf, " in cases["box is not finite"]
+    assert "a link that leads back to itself" in cases["unreadable image"]
+    assert "instances_b.json: cannot be read as JSON: brackets within" in cases["data set"]

@@ -7,6 +7,7 @@ import pytest
 from retina_ray.data.importers.voc import import_voc, voc_class_names
 from retina_ray.data.schema import DataError, record_from_row
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.inspection.check import check_dataset
 
 BCCD = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd"
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is absent")
@@ -164,6 +165,10 @@ def test_document_types_are_refused(source, text):
     assert source.faults(on_bad_box="drop", on_bad_image="drop") == [
         ("annotation with a DOCTYPE", "b.xml", 2, None)
     ]
+    with pytest.raises(DataError) as caught:
+        source.run()
+    message = "b.xml, image 2: document types are refused; remove the DOCTYPE"
+    assert str(caught.value) == message
     assert voc_class_names(source.root) == ["ant", "cat", "dog"]
 
 
@@ -171,6 +176,8 @@ def test_document_type_in_another_encoding_is_refused(source):
     path = source.root / "Annotations" / "b.xml"
     path.write_bytes(BOMB.replace("?>", ' encoding="utf-16"?>').encode("utf-16"))
     assert source.faults() == [("annotation with a DOCTYPE", "b.xml", 2, None)]
+    with pytest.raises(DataError, match="document types are refused; remove the DOCTYPE"):
+        source.run()
 
 
 def test_faults_of_files_are_named_together(source):
@@ -272,3 +279,40 @@ def test_bccd_drop_counts_two_and_keeps_the_rest(tmp_path):
     assert sum(s.report["rounded_boxes"] + s.report["clipped_boxes"] for s in sets) == 0
     totals = {name: sum(s.info.class_counts[name] for s in sets) for name in sets[0].class_names}
     assert totals == {"Platelets": 361, "RBC": 4155 - 2, "WBC": 372}
+
+
+def test_deeply_nested_annotation(source):
+    source.xml("b", "<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>")
+    assert [kind for kind, *_ in source.faults()] == ["class is not in the list"]
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e400"])
+def test_numbers_that_no_float_can_hold(source, number):
+    source.image("b", an_object("dog", 5, 5, number, 9))
+    assert source.faults() == [("malformed box", "b.jpg", 2, 3)]
+
+
+def test_links_that_lead_back_to_themselves(source, tmp_path):
+    for name in ("JPEGImages/a.jpg", "Annotations/b.xml"):
+        path = source.root / name
+        path.unlink()
+        path.symlink_to(path)
+    with pytest.raises(DataError) as caught:
+        source.run()
+    assert [(f.kind, f.file) for f in caught.value.faults] == [
+        ("malformed annotation", "b.xml"),
+        ("unreadable image", "a.jpg"),
+    ]
+    for fault in caught.value.faults:
+        assert "a link that leads back to itself; put the file in its place" in fault.message
+    report = check_dataset(source.root)
+    kinds = {finding.kind.name for finding in report.findings}
+    assert {"malformed annotation", "unreadable image"} <= kinds
+    path = source.root / "ImageSets/Main/train.txt"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"train\.txt: cannot be read as text .*back to itself"):
+        source.run()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match="loop: not a VOC data set"):
+        import_voc(tmp_path / "loop", tmp_path / "o", split="train")

@@ -3,20 +3,25 @@
 import hashlib
 import json
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from retina_ray.data import shard_file, shard_writer
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.write_shard import write_shard
 from retina_ray.data.schema import DataError, record_from_row
+from retina_ray.data.shard_file import ContentHash
 from retina_ray.data.shards import PreparedDataset, ShardWriter
 
 NUM_IMAGES = 21
@@ -300,15 +305,14 @@ KILLED = """
         time.sleep(0.05)  # so that the end is still to come when the signal arrives
 
     import_coco(f"{sys.argv[1]}/a.json", f"{sys.argv[1]}/images", sys.argv[2], split="train",
-                on_bad_box="drop", rows_per_shard=4, rows_per_group=3, on_progress=on_progress)
+                on_bad_box="drop", rows_per_shard=4, rows_per_group=3, on_progress=on_progress,
+                overwrite=len(sys.argv) > 3)
 """
 
 
-def test_killed_import_looks_unfinished_and_ends_alike(source):
-    """SIGKILL in the middle of the third shard: nothing can tidy up, and nothing must."""
-    out = source.root / "b"
+def kill_import(root: Path, out: Path, *options: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(KILLED), source.root, out],
+        [sys.executable, "-c", textwrap.dedent(KILLED), root, out, *options],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -318,6 +322,12 @@ def test_killed_import_looks_unfinished_and_ends_alike(source):
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_import_looks_unfinished_and_ends_alike(source):
+    """SIGKILL in the middle of the third shard: nothing can tidy up, and nothing must."""
+    out = source.root / "b"
+    kill_import(source.root, out)
     assert len(list(out.glob("*.partial"))) == 1
     assert not (out / "dataset.json").exists()
     with pytest.raises(DataError, match="interrupted"):
@@ -342,3 +352,202 @@ def test_a_task_does_not_need_the_others(source):
     assert [len(part) for part in events] == [5, 5, 5, 5, 5, 2]
     assert [part[-1].index for part in events] == [0, 1, 2, 3, 4, 5]
     assert all(event == 1 for part in events for event in part[:-1])
+
+
+def assert_whole(folder: Path, fingerprint: str) -> None:
+    """The set opens, and all of its content is what its fingerprint says and the one meant."""
+    dataset = PreparedDataset.open(folder)
+    assert dataset.fingerprint == fingerprint
+    content = ContentHash(dataset.info.categories, dataset.box_type)
+    for shard, info in enumerate(dataset.info.shards):
+        for group in range(len(info.row_group_rows)):
+            rows = dataset.read_row_group(shard, group).to_pylist()
+            content.add_group([record_from_row(row) for row in rows])
+    assert content.matches(fingerprint)
+
+
+def assert_nothing_besides(folder: Path) -> None:
+    named = [shard.file for shard in PreparedDataset.open(folder).info.shards]
+    assert sorted(files(folder)) == ["dataset.json", *named]
+
+
+def no_boxes(source: Source) -> None:
+    source.data["annotations"] = []
+
+
+def an_id_twice(source: Source) -> None:  # known before the first image is read
+    source.data["annotations"][3]["id"] = 1
+
+
+def a_bad_box(source: Source) -> None:
+    source.data["annotations"][40]["bbox"] = [0, 0, 99, 7]
+
+
+def a_lost_image(source: Source) -> None:
+    (source.images / "19.png").unlink()
+
+
+def no_categories(source: Source) -> None:
+    source.data["categories"] = []
+
+
+@pytest.mark.parametrize("spoil", [no_boxes, an_id_twice, a_bad_box, a_lost_image, no_categories])
+@pytest.mark.parametrize("times", [1, 2])
+def test_overwriting_with_faults_leaves_the_set_that_was_there(source, spoil, times):
+    for _ in range(times):  # with names of either generation
+        fingerprint = source.run("a", overwrite=True).fingerprint
+    before = files(source.root / "a")
+    spoil(source)
+    source.write()
+    with pytest.raises(DataError):
+        source.run("a", overwrite=True, on_bad_box="drop" if spoil is no_boxes else "error")
+    assert files(source.root / "a") == before
+    assert_whole(source.root / "a", fingerprint)
+
+
+def move_a_box(source: Source) -> str:
+    """Change the annotations; returns the fingerprint of a set of them."""
+    source.data["annotations"][8]["bbox"] = [2, 2, 3, 3]
+    source.write()
+    return source.run("changed", overwrite=True).fingerprint
+
+
+def breaks_at_third(function, tasks):
+    for task in tasks:
+        if task.index == 2:
+            raise KeyboardInterrupt
+        yield from function(task)
+
+
+@pytest.mark.parametrize(
+    ("stop", "error"),
+    [
+        ({"on_progress": stop_after(10)}, StopError),
+        ({"map_shards": breaks_at_third}, KeyboardInterrupt),
+    ],
+)
+def test_interrupted_overwriting_leaves_the_old_set_and_goes_on(source, caplog, stop, error):
+    old = source.run("a").fingerprint
+    before = files(source.root / "a")
+    new = move_a_box(source)
+    with pytest.raises(error):
+        source.run("a", overwrite=True, **stop)
+    assert before.items() <= files(source.root / "a").items()
+    assert_whole(source.root / "a", old)
+    calls = []
+    with caplog.at_level(logging.INFO):
+        source.run("a", overwrite=True, on_progress=lambda done, total: calls.append(done))
+    assert "finished 2 of 6 shards; they are kept" in caplog.text
+    assert calls == [8, *range(9, NUM_IMAGES + 1)]
+    assert_whole(source.root / "a", new)
+    assert_nothing_besides(source.root / "a")
+
+
+def test_killed_overwriting_leaves_the_old_set(source):
+    out = source.root / "a"
+    old = source.run("a").fingerprint
+    new = move_a_box(source)
+    kill_import(source.root, out, "--overwrite")
+    assert len(list(out.glob("*.partial"))) == 1
+    assert_whole(out, old)
+    calls = []
+    source.run("a", overwrite=True, on_progress=lambda done, total: calls.append(done))
+    assert calls[0] == 8
+    assert_whole(out, new)
+    assert_nothing_besides(out)
+
+
+def test_overwriting_may_end_at_any_file(source, monkeypatch):
+    """Each file gets its name by a rename: before and after every one, some set is whole."""
+    fingerprints = [source.run("a").fingerprint, move_a_box(source)]
+    names = []
+    rename = os.replace
+
+    def stop_before(number: int):
+        def replace(old, new):
+            names.append(Path(new).name)
+            if len(names) == number:
+                raise StopError
+            rename(old, new)
+
+        return replace
+
+    found = []
+    for number in count(1):
+        shutil.rmtree(source.root / "b", ignore_errors=True)
+        shutil.copytree(source.root / "a", source.root / "b")
+        names.clear()
+        monkeypatch.setattr(shard_file.os, "replace", stop_before(number))
+        try:
+            source.run("b", overwrite=True)
+        except StopError:
+            found.append(PreparedDataset.open(source.root / "b").fingerprint)
+            assert_whole(source.root / "b", fingerprints[0])
+        else:
+            break
+    assert found == 13 * fingerprints[:1]  # six shards, a note of each, and the description
+    assert names[-1] == "dataset.json"
+    assert_whole(source.root / "b", fingerprints[1])
+    assert_nothing_besides(source.root / "b")
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_a_kill_after_the_switch_leaves_is_cleaned_up(source, monkeypatch, overwrite):
+    """The new set is whole by then; shards of the old one and the account lie about."""
+    source.run("a")
+    new = move_a_box(source)
+
+    def killed(*_, **__):
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "clean_up", killed)
+        with pytest.raises(StopError):
+            source.run("a", overwrite=True)
+    assert_whole(source.root / "a", new)
+    assert len(list((source.root / "a").glob("shard-*.parquet"))) == 12
+    source.run("a", overwrite=overwrite)
+    assert_whole(source.root / "a", new)
+    assert_nothing_besides(source.root / "a")
+
+
+def test_faults_after_an_interrupted_overwriting_take_its_leftovers_only(source):
+    source.run("a")
+    before = files(source.root / "a")
+    move_a_box(source)
+    with pytest.raises(StopError):
+        source.run("a", overwrite=True, on_progress=stop_after(10))
+    with pytest.raises(DataError):
+        source.run("a", overwrite=True, on_bad_box="error")
+    assert files(source.root / "a") == before
+
+
+def test_shards_do_not_take_names_of_the_set_that_they_replace(source):
+    names = []
+    for _ in range(3):
+        source.run("a", overwrite=True)
+        names.append(set(files(source.root / "a")) - {"dataset.json"})
+        assert_nothing_besides(source.root / "a")
+    assert names[0] == {f"shard-{i:05d}.parquet" for i in range(6)}
+    assert names[1] == {f"shard-1-{i:05d}.parquet" for i in range(6)}
+    assert names[2] == names[0]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"shards": [{}]}'])
+def test_description_that_cannot_be_read_is_replaced(source, text):
+    source.run("a")
+    (source.root / "a" / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match="complete data set already"):
+        source.run("a", name="other")
+    assert_whole(source.root / "a", source.run("a", overwrite=True).fingerprint)
+    assert_nothing_besides(source.root / "a")
+
+
+def test_set_of_a_newer_version_is_lost_to_no_fault(source):
+    source.run("a")
+    path = source.root / "a" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    before = files(source.root / "a")
+    with pytest.raises(DataError, match="zero or negative"):
+        source.run("a", overwrite=True, on_bad_box="error")
+    assert files(source.root / "a") == before

@@ -9,6 +9,7 @@ from retina_ray.data.importers.yolo import import_yolo, read_yolo
 from retina_ray.data.importers.yolo_labels import labels_of
 from retina_ray.data.schema import DataError, record_from_row
 from retina_ray.data.shards import PreparedDataset
+from retina_ray.inspection.check import check_dataset
 
 ORIENTATION_6 = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 
@@ -155,60 +156,81 @@ def test_lines_that_say_the_same_are_read_once(source):
     assert dataset.report["repeated_label_lines"] == 1
 
 
-BAD = """0 0.5 0.5 0.2 0.2
-2 0.5 0.5 0.2 0.2
--1 0.5 0.5 0.2 0.2
-0.5 0.5 0.5 0.2 0.2
-0 0.5 0.5 0.2
-0 0.5 0.5 0.2 0.2 0.9
+WANTED = "expected: class cx cy w h, or class x y x y x y ..."
+FAR = "values must be shares of the image's width and height, from 0 to 1; these look like pixels"
+CLASS, MALFORMED, NOT_FINITE, EMPTY, OUTSIDE = (
+    "class is not in the list",
+    "malformed box",
+    "box is not finite",
+    "box of zero or negative size",
+    "box out of the image",
+)
+PICTURE = "the image of 64 x 48 pixels"
 
-0 nan 0.5 0.2 0.2
-0 inf 0.5 0.2 0.2
-0 0.5 0.5 wide 0.2
-0 0.5 0.5 0 0.2
-0 0.5 0.5 -0.1 0.2
-0 0.9 0.5 0.4 0.5
-0 1.5 0.5 0.4 0.5
-0 320 240 50 40
-0 0.5 0.5 1.002 0.5
-"""
+# Lines with what is to be said of them: kind and message; None: nothing is wrong.
+LINES: list[tuple[str, str | None, str]] = [
+    ("0 0.5 0.5 0.2 0.2", None, ""),
+    ("2 0.5 0.5 0.2 0.2", CLASS, "class 2 is not one of 0 to 1"),
+    ("-1 0.5 0.5 0.2 0.2", CLASS, "class -1 is not one of 0 to 1"),
+    ("0.5 0.5 0.5 0.2 0.2", CLASS, "class 0.5 is not one of 0 to 1"),
+    ("0 0.5 0.5 0.2", MALFORMED, f"4 values; {WANTED}"),
+    ("0 0.5 0.5 0.2 0.2 0.9", MALFORMED, f"6 values; {WANTED}"),
+    ("", None, ""),
+    ("0 nan 0.5 0.2 0.2", NOT_FINITE, "holds NaN or infinity"),
+    ("0 inf 0.5 0.2 0.2", NOT_FINITE, "holds NaN or infinity"),
+    ("0 0.5 0.5 wide 0.2", MALFORMED, f"not numbers; {WANTED}"),
+    ("0 0.5 0.5 0 0.2", EMPTY, "XYXY (32, 19.2, 32, 28.8) has width 0, height 9.6"),
+    ("0 0.5 0.5 -0.1 0.2", EMPTY, "XYXY (35.2, 19.2, 28.8, 28.8) has width -6.4, height 9.6"),
+    ("0 0.9 0.5 0.4 0.5", OUTSIDE, f"XYXY (44.8, 12, 70.4, 36) sticks out of {PICTURE} by 6.4 px"),
+    (
+        "0 1.5 0.5 0.4 0.5",
+        OUTSIDE,
+        f"XYXY (83.2, 12, 108.8, 36) leaves nothing within {PICTURE}",
+    ),
+    ("0 320 240 50 40", MALFORMED, FAR),
+    (
+        "0 -0.1 0.5 0.1 0.5",
+        OUTSIDE,
+        f"XYXY (-9.6, 12, -3.2, 36) leaves nothing within {PICTURE}",
+    ),
+    (
+        "0 -0.1 0.5 0.4 0.5",
+        OUTSIDE,
+        f"XYXY (-19.2, 12, 6.4, 36) sticks out of {PICTURE} by 19.2 px",
+    ),
+    ("0 -320 0.5 0.4 0.5", MALFORMED, FAR),
+    (
+        "0 0.25 0.25 1.25 0.5 0.5 0.75",  # a polygon whose second corner is outside
+        OUTSIDE,
+        f"XYXY (16, 12, 80, 36) sticks out of {PICTURE} by 16 px",
+    ),
+    ("0 0.25 0.25 0.5 -1e400 0.5 0.75", NOT_FINITE, "holds NaN or infinity"),
+    ("0 0.5 0.5 1.002 0.5", None, ""),
+]
+BAD = "".join(f"{line}\n" for line, _, _ in LINES)
 
 
 def test_bad_lines_are_named_with_their_file_and_number(source):
     source.labels("train/a", BAD)
     faults = source.faults()
-    assert [f.kind for f in faults] == [
-        "class is not in the list",
-        "class is not in the list",
-        "class is not in the list",
-        "malformed box",
-        "malformed box",
-        "box is not finite",
-        "box is not finite",
-        "malformed box",
-        "box of zero or negative size",
-        "box of zero or negative size",
-        "box out of the image",
-        "box out of the image",
-        "malformed box",
+    expected = [
+        (kind, f"labels/train/a.txt, line {number} ({line}): {message}")
+        for number, (line, kind, message) in enumerate(LINES, start=1)
+        if kind is not None
     ]
+    assert [(f.kind, f.message) for f in faults] == expected
     assert {(f.file, f.image_id) for f in faults} == {("images/train/a.jpg", 1)}
-    assert [f.annotation_id for f in faults] == list(range(2, 15))
-    for fault, number in zip(faults, [2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15], strict=True):
-        assert f"labels/train/a.txt, line {number} (" in fault.message
-    assert "class 2 is not one of 0 to 1" in faults[0].message
-    assert "line 13 (0 0.9 0.5 0.4 0.5): XYXY (44.8, 12, 70.4, 36) sticks out" in str(faults[10])
-    assert "these look like pixels" in faults[-1].message
+    assert [f.annotation_id for f in faults] == list(range(2, len(expected) + 2))
 
 
-@pytest.mark.parametrize(("policy", "kept", "clipped"), [("drop", 2, 0), ("clip", 3, 1)])
+@pytest.mark.parametrize(("policy", "kept", "clipped"), [("drop", 2, 0), ("clip", 5, 3)])
 def test_bad_lines_are_dropped_or_clipped(source, policy, kept, clipped):
     source.labels("train/a", BAD)
     dataset = source.run(on_bad_box=policy)
     assert dataset.info.num_boxes == kept
     assert dataset.report["clipped_boxes"] == clipped
     assert dataset.report["rounded_boxes"] == 1  # the last line: 0.06 px on either side
-    assert dataset.report["dropped_boxes"] == 14 - kept + 1
+    assert dataset.report["dropped_boxes"] == len(LINES) - 1 - kept  # one line is empty
 
 
 def test_labels_that_are_no_text(source):
@@ -363,3 +385,69 @@ def test_all_faults_of_a_description_at_once(source):
 def test_missing_description(tmp_path):
     with pytest.raises(DataError, match=r"no\.yaml: no such file"):
         import_yolo(tmp_path / "no.yaml", tmp_path / "o", split="train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "x: " + "[" * 100_000,
+            "lists within lists, hundreds deep, which no description needs; mend",
+        ),
+        (
+            "x: " + "{a: " * 100_000,
+            "lists within lists, hundreds deep, which no description needs; mend",
+        ),
+        ("nc: 0x" + "f" * 5000, "integers of more than 64 bits are refused"),
+        ("nc: 9223372036854775808", "integers of more than 64 bits are refused"),
+        ("nc: " + "9" * 5000, "limit"),
+        (f"nc: 1{':10' * 300}.5", "too large to convert to float"),
+    ],
+)
+def test_descriptions_that_no_loader_expects(source, text, message):
+    source.yaml("train: images/train", "names: [a]", text)
+    with pytest.raises(DataError, match=rf"data\.yaml: cannot be read as YAML: [^\0]*{message}"):
+        source.run()
+    with pytest.raises(DataError, match=message):
+        check_dataset(source.root)
+
+
+def test_more_classes_than_anybody_has(source):
+    source.yaml("train: images/train", "nc: 1000000000000")
+    with pytest.raises(DataError, match="names is missing"):
+        source.run()
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path)
+
+
+def test_links_that_lead_back_to_themselves(source, tmp_path):
+    link_to_itself(source.root / "images/train/a.jpg")
+    link_to_itself(source.root / "labels/train/b.txt")
+    source.yaml("train: train.txt", "val: images/val", "names: [cat, dog]")
+    (source.root / "train.txt").write_text("images/train/a.jpg\nimages/train/b.jpg\n")
+    faults = source.faults()
+    assert [(f.kind, f.file) for f in faults] == [
+        ("unreadable labels", "labels/train/b.txt"),
+        ("unreadable image", "images/train/a.jpg"),
+    ]
+    for fault in faults:
+        assert "a link that leads back to itself; put the file in its place" in fault.message
+    link_to_itself(source.root / "train.txt")
+    with pytest.raises(DataError, match=r"train\.txt in .*cannot be read.*back to itself"):
+        source.run()
+    link_to_itself(tmp_path / "loop")
+    with pytest.raises(DataError, match="loop does not exist"):
+        source.run(root=tmp_path / "loop")
+    link_to_itself(source.root / "data.yaml")
+    with pytest.raises(DataError, match=r"data\.yaml: cannot be read as YAML"):
+        source.run()
+
+
+def test_link_to_itself_in_a_folder_of_images(source):
+    """It is found as no file, so it is no image either; the others are read."""
+    link_to_itself(source.root / "images/train/a.jpg")
+    source.labels("train/b", "0 0.5 0.5 0.5 0.5")
+    assert source.run().index()["file_name"].to_pylist() == ["images/train/b.jpg"]

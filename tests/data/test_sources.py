@@ -87,6 +87,21 @@ def test_links_to_the_outside_are_refused(tmp_path):
         folder.read_bytes("link")
 
 
+def test_links_that_lead_back_to_themselves_cannot_be_read(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "one").symlink_to("two")
+    (tmp_path / "source" / "two").symlink_to("one")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    folder = SourceFolder(tmp_path / "source")
+    with pytest.raises(OSError, match="a link that leads back to itself; put the file in its"):
+        folder.read_bytes("one")
+    assert not folder.exists("one")
+    assert folder.list_files(suffixes=["one"]) == []
+    assert not SourceFolder(tmp_path / "loop").is_dir()
+    with pytest.raises(OSError, match="back to itself"):
+        SourceFolder(tmp_path / "loop").read_bytes("a")
+
+
 def test_folder_travels_to_other_processes(folder):
     folder.read_bytes("a.txt")  # opens what cannot be pickled
     if not folder.uri.startswith("fsspec+memory"):

@@ -25,18 +25,15 @@ from retina_ray.data.importers.shard_tasks import (
     ShardResult,
     ShardTask,
     read_finished,
+    renamed_beside,
 )
 from retina_ray.data.importers.write_shard import write_shard
 from retina_ray.data.record_checks import check_categories
 from retina_ray.data.schema import DataError
-from retina_ray.data.shard_writer import (
-    begin_dataset,
-    check_group_sizes,
-    delete_dataset,
-    finish_dataset,
-)
+from retina_ray.data.shard_writer import begin_beside, check_group_sizes, finish_dataset
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.sources import SourceFolder
+from retina_ray.data.wholeness import clean_up
 
 __all__ = ["MapShards", "OnProgress", "map_in_process", "write_images"]
 
@@ -88,6 +85,9 @@ def write_images(
     again keeps them and writes the rest. Where it was complete already, there is nothing to do.
     Image files that were changed in between are not noticed: overwrite the set then.
 
+    A set that is overwritten stays whole until the new one is: an import that finds faults, or is
+    killed, takes nothing from it.
+
     Args:
         raw: what a reader found.
         out_uri: folder of the new set.
@@ -97,7 +97,7 @@ def write_images(
         max_size_px: make the longer side at most this; None: keep the files as they are.
         rows_per_group: images of a row group.
         rows_per_shard: images of a file.
-        overwrite: replace a set that is there already.
+        overwrite: replace a set that is there already, once the new one is whole.
         on_progress: called after each image, or each few of them.
         max_pixels: images of more pixels are refused before they are decoded.
         map_shards: who runs the tasks.
@@ -106,7 +106,7 @@ def write_images(
         The new set, opened.
 
     Raises:
-        DataError: all faults at once; nothing is left behind that looks like a data set.
+        DataError: all faults at once; what is left behind is the set that was there, or none.
         ValueError: max_size_px, max_pixels or a number of rows is below 1.
     """
     for option, value in (("max_size_px", max_size_px), ("max_pixels", max_pixels)):
@@ -134,8 +134,10 @@ def write_images(
     key = sha256(json.dumps([*named, *(task.key for task in tasks)]).encode()).hexdigest()
     if not overwrite and not log.faults and (same := _same_import(out_uri, key)) is not None:
         _log.info("%s: complete already: the same data with the same options", shown_uri(out_uri))
+        clean_up(*open_filesystem(out_uri), keep=[shard.file for shard in same.info.shards])
         return same
-    begin_dataset(out_uri, overwrite=overwrite, keep_unfinished=True)
+    old_shards = begin_beside(out_uri, overwrite=overwrite)
+    tasks = renamed_beside(tasks, old_shards)
     try:
         results = _write_shards(tasks, map_shards, on_progress)
         for result in results:
@@ -158,7 +160,7 @@ def write_images(
             box_type=raw.box_type,
         )
     except DataError:
-        delete_dataset(out_uri)
+        clean_up(*open_filesystem(out_uri), keep=old_shards)
         raise
     return PreparedDataset.open(out_uri)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import Any
 
 import cv2
@@ -22,10 +23,17 @@ from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawI
 from retina_ray.data.dataset_info import FORMAT_VERSION, open_filesystem
 from retina_ray.data.schema import BoxType
 from retina_ray.data.shard_file import ShardContent, shard_name, write_whole
-from retina_ray.data.shard_writer import IMPORT_FOLDER
 from retina_ray.data.sources import SourceFolder
+from retina_ray.data.wholeness import IMPORT_FOLDER
 
-__all__ = ["ShardOptions", "ShardResult", "ShardTask", "note_finished", "read_finished"]
+__all__ = [
+    "ShardOptions",
+    "ShardResult",
+    "ShardTask",
+    "note_finished",
+    "read_finished",
+    "renamed_beside",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +55,7 @@ class ShardOptions:
         max_pixels: images of more pixels are refused.
         rows_per_group: images of a row group.
         check_only: there are faults already: look for more, and write nothing.
+        generation: of the file names, which a set is replaced under: see `renamed_beside`.
     """
 
     uri: str
@@ -59,6 +68,7 @@ class ShardOptions:
     max_pixels: int
     rows_per_group: int
     check_only: bool
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,13 +90,20 @@ class ShardTask:
     @classmethod
     def of(cls, index: int, images: Sequence[RawImage], options: ShardOptions) -> ShardTask:
         """A task with its key."""
-        # The place of the set does not matter, and a folder prints as an object.
+        # Place and names of the files do not matter, and a folder prints as an object.
         plain = {**asdict(options), "uri": "", "folder": options.folder.uri}
+        del plain["generation"]
         versions = [_ACCOUNT_VERSION, FORMAT_VERSION, cv2.__version__, pa.__version__]
         digest = hashlib.sha256(json.dumps([versions, index, plain]).encode())
         for image in images:
             digest.update(repr(image).encode())
         return cls(index, images, options, digest.hexdigest())
+
+    @property
+    def file(self) -> str:
+        """Name of the shard within the folder of the set."""
+        name, generation = shard_name(self.index), self.options.generation
+        return name.replace("shard-", f"shard-{generation}-") if generation else name
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,27 @@ class ShardResult:
     largest_size: tuple[int, int]
 
 
+def renamed_beside(tasks: list[ShardTask], taken: Set[str]) -> list[ShardTask]:
+    """Give the shards of an import names that none of those has which are to stay for now.
+
+    So a set can be replaced where no folder can be renamed at once, as in a bucket: the new shards
+    lie beside the old ones, and `dataset.json`, written last, says which ones are the set. The
+    names follow from those that are taken, so an import that was interrupted finds its own again.
+
+    Args:
+        tasks: of the import.
+        taken: names of the shards of the set that is there.
+
+    Returns:
+        The tasks, with the first generation whose names are free.
+    """
+    if not tasks:
+        return tasks
+    options = (replace(tasks[0].options, generation=generation) for generation in count())
+    candidates = ([replace(task, options=each) for task in tasks] for each in options)
+    return next(c for c in candidates if taken.isdisjoint(task.file for task in c))
+
+
 def read_finished(tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
     """Find the shards that an interrupted import of the same data with the same options finished.
 
@@ -123,10 +161,10 @@ def read_finished(tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
     notes = {info.base_name for info in filesystem.get_file_info(selector) if info.is_file}
     finished = {}
     for task in tasks:
-        if _note_name(task.index) not in notes:
+        if _note_name(task) not in notes:
             continue
         try:
-            with filesystem.open_input_file(_note_path(path, task.index)) as file:
+            with filesystem.open_input_file(_note_path(path, task)) as file:
                 note = json.loads(file.read())
             if note["key"] == task.key:
                 finished[task.index] = _result_from(note, task)
@@ -140,12 +178,12 @@ def read_finished(tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
     return finished
 
 
-def _note_name(index: int) -> str:
-    return f"{shard_name(index)}.json"
+def _note_name(task: ShardTask) -> str:
+    return f"{task.file}.json"
 
 
-def _note_path(path: str, index: int) -> str:
-    return f"{path}/{IMPORT_FOLDER}/{_note_name(index)}"
+def _note_path(path: str, task: ShardTask) -> str:
+    return f"{path}/{IMPORT_FOLDER}/{_note_name(task)}"
 
 
 def note_finished(task: ShardTask, result: ShardResult) -> None:
@@ -158,7 +196,7 @@ def note_finished(task: ShardTask, result: ShardResult) -> None:
         "largest_size": result.largest_size,
     }
     filesystem.create_dir(f"{path}/{IMPORT_FOLDER}", recursive=True)
-    write_whole(filesystem, _note_path(path, task.index), json.dumps(note).encode())
+    write_whole(filesystem, _note_path(path, task), json.dumps(note).encode())
 
 
 def _result_from(note: dict[str, Any], task: ShardTask) -> ShardResult:

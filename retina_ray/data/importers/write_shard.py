@@ -24,7 +24,7 @@ from retina_ray.data.importers.shard_tasks import (
 from retina_ray.data.record_checks import record_faults
 from retina_ray.data.rotated_boxes import scale_rotated
 from retina_ray.data.schema import BoxType, Fault, Record
-from retina_ray.data.shard_file import ShardFile, shard_name
+from retina_ray.data.shard_file import ShardFile
 from retina_ray.data.sources import SourceFileError, map_ahead
 
 __all__ = ["write_shard"]
@@ -86,7 +86,7 @@ def _open(filesystem: pafs.FileSystem, path: str, task: ShardTask) -> ShardFile:
     return ShardFile(
         filesystem,
         path,
-        shard_name(task.index),
+        task.file,
         num_classes=task.options.num_classes,
         box_type=task.options.box_type,
         rows_per_group=task.options.rows_per_group,

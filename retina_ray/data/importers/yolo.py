@@ -68,7 +68,7 @@ def import_yolo(
             areas are scaled with them. None: keep the files as they are.
         rows_per_group: images of a row group.
         rows_per_shard: images of a file.
-        overwrite: replace a set that is there already.
+        overwrite: replace a set that is there already, once the new one is whole.
         on_progress: called with (images done, images in all).
         max_pixels: images whose headers claim more are refused before they are decoded.
         map_shards: who writes the shards: this process, or `retina_ray.data.parallel`.

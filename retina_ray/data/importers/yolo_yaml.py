@@ -1,7 +1,6 @@
 """YOLO's `data.yaml`: where the splits are, and what the classes are called.
 
-Only plain values are read, by YAML's safe loader: a tag that would make a Python object is refused,
-and so are aliases, with which a small file unfolds to a huge one. Nothing is downloaded.
+Only plain values are read (see `plain_yaml`), and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
-
 from retina_ray.data.checks import ImportLog, repeated
 from retina_ray.data.dataset_info import join_uri, parent_uri, shown_uri
+from retina_ray.data.importers.plain_yaml import load_plain_yaml
 from retina_ray.data.schema import DataError, Fault
-from retina_ray.data.sources import SourceFileError, SourceFolder, read_file
+from retina_ray.data.sources import SourceFileError, SourceFolder
 
 __all__ = ["IMAGE_SUFFIXES", "YoloDescription", "list_images", "read_data_yaml"]
 
@@ -30,6 +26,7 @@ IMAGE_SUFFIXES = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tif
 """
 
 _SPLITS = ("train", "val", "test")
+_MAX_UNNAMED = 100_000  # classes without names: more are no list, but a slip
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,9 @@ def read_data_yaml(
         DataError: missing, not plain YAML, or what it says does not fit together: all at once.
     """
     file = shown_uri(data_yaml)
-    data = _load_yaml(data_yaml, file)
+    data = load_plain_yaml(data_yaml, file)
+    if not isinstance(data, dict):
+        raise DataError(f"{file}: not a YOLO description: expected names, train and val")
     faults: list[Fault] = []
     names = _class_names(data, file, faults)
     splits = _splits(data, file, faults)
@@ -114,48 +113,6 @@ def list_images(description: YoloDescription, split: str, log: ImportLog) -> lis
     return sorted(set(names))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse a reference to an earlier value.
-
-        Raises:
-            yaml.YAMLError: there is one.
-        """
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise ComposerError(None, None, "aliases (*name) are refused", mark)
-        return super().compose_node(parent, index)
-
-
-def _load_yaml(data_yaml: str | os.PathLike[str], file: str) -> dict[str, Any]:
-    """Read plain YAML.
-
-    Raises:
-        DataError: missing, malformed, with tags or aliases, or no mapping.
-    """
-    try:
-        data = yaml.load(read_file(data_yaml), Loader=_PlainLoader)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except ConstructorError as error:
-        raise DataError(
-            f"{file}: only plain values are read, no Python objects: {error.problem}; remove the "
-            f"tag{_place(error)}"
-        ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{file}: cannot be read as YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise DataError(f"{file}: not a YOLO description: expected names, train and val")
-    return data
-
-
-def _place(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    return f" in line {mark.line + 1}" if mark is not None else ""
-
-
 def _class_names(data: Mapping[str, Any], file: str, faults: list[Fault]) -> list[str]:
     """The class names: a list, or a mapping of 0 to K-1; `nc` must agree."""
 
@@ -164,7 +121,7 @@ def _class_names(data: Mapping[str, Any], file: str, faults: list[Fault]) -> lis
         return []
 
     names, count = data.get("names"), data.get("nc")
-    if names is None and isinstance(count, int) and count > 0:
+    if names is None and isinstance(count, int) and 0 < count <= _MAX_UNNAMED:
         return [f"class_{i}" for i in range(count)]
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
