@@ -37,7 +37,7 @@ class RunRecord:
         lines: lines of `metrics.jsonl`, by step.
         best_step: step of the checkpoint with the best AP; None before the first.
         last_step: step of the last checkpoint; None before the first.
-        bad_images: reason why an image could not be decoded, by file name.
+        bad_images: reason why an image could not be decoded, by file name and set.
         failure: why the run failed, if it did.
         problems: sentences about what is missing or damaged.
     """

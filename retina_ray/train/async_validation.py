@@ -44,7 +44,7 @@ class Outcome:
         metrics: COCO's figures.
         predictions: the content of a `predictions.parquet`.
         samples: images to look at.
-        bad_images: file names and reasons of images that could not be decoded.
+        bad_images: reasons why images could not be decoded, by name (`named_in_run`).
     """
 
     step: int

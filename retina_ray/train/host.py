@@ -42,7 +42,7 @@ class Host(Protocol):
         """Take the training figures of a logging interval (rank 0 only)."""
 
     def saw_bad_images(self, bad: dict[str, str]) -> None:
-        """Take file names and reasons of images that the stream of any worker had to replace.
+        """Take names and reasons of images that the stream of any worker had to replace.
 
         Called with the same on every rank, so what it raises is raised by all of them at once.
         """

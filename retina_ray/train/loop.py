@@ -21,6 +21,7 @@ from retina_ray.data.unpack import PlannedBatch
 from retina_ray.model import RetinaNet
 from retina_ray.model.coders import make_coder
 from retina_ray.train import distributed, rng
+from retina_ray.train.bad_images import named_in_run
 from retina_ray.train.checkpoints import Checkpoint
 from retina_ray.train.errors import NonFiniteLossError, RunStoppedError
 from retina_ray.train.host import Host, RunShape
@@ -167,7 +168,7 @@ class TrainingLoop:
         waiting = time.perf_counter()
         for planned in batches:
             self._meter.waited(time.perf_counter() - waiting)
-            self._bad_images.update(planned.batch.bad_images)
+            self._bad_images.update(named_in_run(planned.kind, planned.batch.bad_images))
             if planned.kind == "train":
                 self._take_train_row(planned)
             else:

@@ -16,6 +16,7 @@ from retina_ray.evaluation.predictions_file import (
 )
 from retina_ray.train import distributed
 from retina_ray.train.async_validation import WAIT, AsyncValidation
+from retina_ray.train.bad_images import add_new
 from retina_ray.train.checkpoint_saver import CheckpointSaver, Settlement
 from retina_ray.train.checkpoints import Checkpoint, CheckpointMeta
 from retina_ray.train.errors import TooManyBadImagesError
@@ -29,7 +30,7 @@ from retina_ray.train.validation import RoundResult, Sample, score_round
 logger = logging.getLogger(__name__)
 
 BAD_IMAGES = "data/bad_images"
-"""Metric: images that could not be decoded so far. Their names are in `bad_images.json`."""
+"""Metric: images of both sets that could not be decoded so far; `bad_images.json` names them."""
 
 BAD_IMAGES_STATE = "bad_images"
 """The same images and the reasons, in a checkpoint's state: every rank counts on from there."""
@@ -97,15 +98,14 @@ class RunHost:
 
     def saw_bad_images(self, bad: dict[str, str]) -> None:
         """Count and name images that the stream had to replace; too many end the run."""
-        new = {name: reason for name, reason in bad.items() if name not in self._bad_images}
-        self._bad_images.update(new)
+        new = add_new(self._bad_images, bad)
         if self._tracker is not None and new:
-            for file_name, reason in new.items():
-                logger.warning("%s could not be decoded and was replaced: %s", file_name, reason)
+            for name, reason in new.items():
+                logger.warning("%s could not be decoded and was replaced: %s", name, reason)
             self._folder.note_bad_images(new)
         limit = self.spec.config.input.max_bad_fraction * self.inputs.train.info.num_images
         if len(self._bad_images) > max(limit, 0):
-            some = "; ".join(f"{f}: {r}" for f, r in list(self._bad_images.items())[:5])
+            some = "; ".join(f"{name}: {why}" for name, why in list(self._bad_images.items())[:5])
             raise TooManyBadImagesError(
                 f"{len(self._bad_images)} images could not be decoded, more than "
                 f"input.max_bad_fraction = {self.spec.config.input.max_bad_fraction} of "

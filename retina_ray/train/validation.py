@@ -23,6 +23,7 @@ from retina_ray.model.coders import make_coder
 from retina_ray.ops.postprocess import Coder, select_detections
 from retina_ray.structures import Batch, Detections
 from retina_ray.train import distributed
+from retina_ray.train.bad_images import named_in_run
 
 __all__ = ["RoundResult", "Sample", "ValidationRound", "predict_dataset", "score_round"]
 
@@ -50,7 +51,7 @@ class RoundResult:
         results: COCO results.
         image_ids: of every image that was seen, as often as it was.
         samples: images to look at.
-        bad_images: file names and reasons of images that could not be decoded; only where one
+        bad_images: names and reasons of images that could not be decoded; only where one
             process made the whole round.
     """
 
@@ -183,7 +184,7 @@ def predict_dataset(
     done = 0
     for planned in iterate(plan.worker_rows(0), loader, num_threads=num_threads):
         round_.add(model, planned.batch.to(device))
-        bad_images.update(planned.batch.bad_images)
+        bad_images.update(named_in_run(planned.kind, planned.batch.bad_images))
         done += len(planned.batch.image_ids)
         if on_progress is not None:
             on_progress(done)

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ray.cloudpickle
 import torch
 
 from retina_ray.data.local import iterate
+from retina_ray.data.schema import record_from_row
+from retina_ray.data.shards import PreparedDataset, ShardWriter
 from retina_ray.train import loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
 from retina_ray.train.metrics_file import read_metrics
@@ -32,6 +35,16 @@ def make_spec(config, data, folder, name="run"):
         name=name,
         run_id=name,
     )
+
+
+def damaged(data, folder, positions):
+    """A copy of a set of one row group, of which these images are no images any more."""
+    source = PreparedDataset.open(data)
+    with ShardWriter(folder, name="t", split="x", categories=source.info.categories) as writer:
+        for number, row in enumerate(source.read_row_group(0, 0).to_pylist()):
+            record = record_from_row(row)
+            writer.add(replace(record, image=b"noise") if number in positions else record)
+    return str(folder)
 
 
 def run_alone(spec):

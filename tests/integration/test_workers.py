@@ -4,19 +4,26 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
 import ray
 import ray.cloudpickle
 import torch
-from faulty_runs import make_spec, run_alone, val_figures
+from faulty_runs import TWO, damaged, make_spec, run_alone, val_figures
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from retina_ray.config import with_overrides
 from retina_ray.data.pipeline import task_cpus
+from retina_ray.data.shards import PreparedDataset
+from retina_ray.inspection.run_head import bad_image_list
+from retina_ray.inspection.run_record import read_run
 from retina_ray.train import async_validation, loop, trainer
 from retina_ray.train.checkpoints import load_checkpoint
+from retina_ray.train.failures import HopelessRunError
 from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.resources import Footprint
 from retina_ray.train.spec import RunInputs
@@ -182,3 +189,65 @@ def test_validation_beside_the_training_survives_kills_of_both(
     assert beside == [(step, pytest.approx(ap)) for step, ap in inline]
     for process in {process for process, _ in rounds[:1]}:
         assert not Path("/proc", process).exists()
+
+
+# Images that cannot be decoded
+
+
+@pytest.fixture
+def with_bad_images(pictures, tiny_config, tmp_path):
+    """A run of two workers over bad images, and the names of these.
+
+    Each worker meets one in the first epoch, and in the second the one that the other one met. In
+    the validation set another image is bad, which has the name of the first.
+    """
+    config = tiny_config(**{"train.num_workers": 2, "train.seed": 1})
+    spec = make_spec(config, pictures, tmp_path)
+    rows = [row for row in RunInputs.open(spec).plan.table.to_pylist() if row["kind"] == "train"]
+    met_by = {
+        position: [row["worker"] for row in rows if position in row["images"]]
+        for position in range(10)
+    }
+    bad = [next(p for p, by in met_by.items() if by == turns) for turns in ([0, 1], [1, 0])]
+    spec = replace(
+        spec,
+        train_uri=damaged(pictures, tmp_path / "train", bad),
+        val_uri=damaged(pictures, tmp_path / "val", bad[:1]),
+    )
+    files = PreparedDataset.open(pictures).annotations()["file_name"].to_pylist()
+    names = [f"{files[position]} (train)" for position in bad]
+    return spec, {*names, f"{files[bad[0]]} (val)"}
+
+
+def limited(spec, max_bad_fraction):
+    config = with_overrides(spec.config, {"input.max_bad_fraction": max_bad_fraction})
+    return replace(spec, config=config)
+
+
+@pytest.mark.long
+def test_bad_images_of_both_workers_are_replaced_and_count_once(local_ray, with_bad_images):
+    spec, names = with_bad_images
+    trainer.fit(limited(spec, 0.3), TWO)
+    folder = Path(spec.run_uri)
+    records = [r["metrics"] for r in read_metrics(folder / "metrics.jsonl") if r["metrics"]]
+    in_training = [r.get("data/bad_images", 0) for r in records if "train/loss" in r]
+    in_validation = [r.get("data/bad_images", 0) for r in records if "val/AP" in r]
+    assert len(in_training) == 6
+    assert in_training[2:] == [2, 3, 3, 3]
+    assert in_validation == [3, 3]
+    named = json.loads((folder / "bad_images.json").read_text())
+    assert set(named) == names
+    assert all("not an image" in reason for reason in named.values())
+    (folder / "run.json").write_text("{}")  # the scripts write it
+    html = bad_image_list(read_run(folder))
+    assert all(f"{name}: {escape(reason)}" in html for name, reason in named.items())
+    assert load_checkpoint(spec.run_uri).state["bad_images"] == named
+
+
+@pytest.mark.long
+def test_too_many_bad_images_of_both_workers_end_the_run(local_ray, with_bad_images):
+    spec, names = with_bad_images
+    with pytest.raises(HopelessRunError, match="3 images could not be decoded, more than") as error:
+        trainer.fit(limited(spec, 0.29), TWO)
+    assert all(f"{name}: " in str(error.value) for name in names)
+    assert spec.checkpoints.last is None, "it ended before the first validation was over"

@@ -1,5 +1,4 @@
 import functools
-import json
 import math
 
 import pytest
@@ -12,8 +11,6 @@ from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.train import compilation
 from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.errors import TooManyBadImagesError
-from retina_ray.train.failures import HOPELESS
 from retina_ray.train.loop import NonFiniteLossError
 from retina_ray.train.metrics_file import read_metrics
 
@@ -190,28 +187,3 @@ def test_faults_of_the_model_are_not_taken_for_the_compilers():
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         model(torch.zeros(4, 7))
     assert set(model.state_dict()) == {"weight", "bias"}
-
-
-# Images that cannot be decoded
-
-
-def test_bad_images_are_counted_and_named(harness, damaged_pictures):
-    folder, names = damaged_pictures
-    config = small_config(**{"input.max_bad_fraction": 0.25})
-    harness.run(harness.spec(config, train_uri=folder))
-    counts = [r["metrics"].get("data/bad_images", 0) for r in figures(harness)]
-    assert max(counts) == 2
-    assert counts[-1] == 2, "the last evaluation says it"
-    named = json.loads((harness.root / "run" / "bad_images.json").read_text())
-    assert set(named) == names
-    assert all("not an image" in reason for reason in named.values())
-    assert harness.reports[-1][0]["data/bad_images"] == 2
-
-
-def test_too_many_bad_images_end_the_run_with_their_names(harness, damaged_pictures):
-    folder, names = damaged_pictures
-    config = small_config(**{"input.max_bad_fraction": 0.2})
-    with pytest.raises(TooManyBadImagesError, match=r"0\.2 of 8 allows") as caught:
-        harness.run(harness.spec(config, train_uri=folder))
-    assert isinstance(caught.value, HOPELESS), "a restart would meet them again"
-    assert all(name in str(caught.value) for name in names)

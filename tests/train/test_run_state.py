@@ -76,28 +76,6 @@ def test_a_run_goes_on_from_between_two_evaluations(harness):
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
-def test_images_that_were_bad_before_a_restart_still_count(harness, damaged_pictures):
-    folder, names = damaged_pictures
-    config = small_config(
-        **{
-            "input.max_bad_fraction": 0.25,
-            "train.checkpoint_every_steps": 1,
-            "train.seed": 2,  # one of them in each step
-        }
-    )
-    spec = harness.spec(config, train_uri=folder)
-    with pytest.raises(Killed):
-        harness.run(spec, stop_after_rows=1)
-    met = set(load_checkpoint(spec.run_uri).state["bad_images"])
-    assert len(met) == 1
-    assert met < names
-    with pytest.raises(Killed):
-        harness.run(spec, stop_after_rows=1)
-    line = [r for r in read_metrics(f"{spec.run_uri}/metrics.jsonl") if r["metrics"]][-1]
-    assert line["step"] == 2
-    assert line["metrics"]["data/bad_images"] == 2
-
-
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(harness, monkeypatch):
     spec = harness.spec(small_config(**{"train.checkpoint_every_steps": 1}))
     os.makedirs(spec.run_uri)

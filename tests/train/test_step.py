@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from conftest import small_config
 
 from retina_ray.structures import Batch, ImageBatch, Targets
+from retina_ray.train import distributed
 from retina_ray.train.errors import NonFiniteLossError
 from retina_ray.train.learner import Learner
 from retina_ray.train.meters import StepFigures, StepMeter
@@ -253,6 +254,15 @@ def _worker(rank: int, folder: str) -> None:
     except NonFiniteLossError as error:
         stored["error"] = (error.step, error.terms, error.image_ids, str(error))
 
+    stored["union"] = [
+        distributed.union(ours[rank], CPU)
+        for ours in (
+            ({"a (train)": "cut", "b": "cut"}, {"a (val)": "noise", "b": "noise"}),
+            ({}, {"c": "cut"}),
+            ({}, {}),
+        )
+    ]
+
     asked = [(None, False), ("told so" if rank else None, rank == 0), (None, rank == 0)]
     asked.append((None, rank == 1))  # the clock of another worker does not count
     stored["stops"] = [agree_on_stop(r, is_over=over, device=CPU) for r, over in asked]
@@ -318,3 +328,13 @@ def test_a_loss_of_one_worker_that_is_not_finite_stops_both_at_that_step(two_wor
 def test_workers_agree_on_a_stop(two_workers):
     for stored in two_workers:
         assert stored["stops"] == [(None, False), ("told so", False), (None, True), (None, False)]
+
+
+def test_what_each_worker_met_is_known_to_both(two_workers):
+    for stored in two_workers:
+        named, lone, none = stored["union"]
+        assert set(named) == {"a (train)", "a (val)", "b"}
+        assert (named["a (train)"], named["a (val)"]) == ("cut", "noise")
+        assert lone == {"c": "cut"}
+        assert none == {}
+    assert two_workers[0]["union"] == two_workers[1]["union"]
