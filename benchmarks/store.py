@@ -89,7 +89,9 @@ class Store:
 
     def look(self) -> None:
         """Ask Ray."""
-        stats = get_memory_info_reply(get_state_from_address(None)).store_stats
+        stats = get_memory_info_reply(
+            get_state_from_address(ray.get_runtime_context().gcs_address)
+        ).store_stats
         self.used_mib.append(stats.object_store_bytes_used / MIB)
         self.spilled_mib = stats.spilled_bytes_total / MIB
 

@@ -89,7 +89,9 @@ def streamed(plan, loader, *, start_step=0, tasks=None):
 
 
 def store_stats():
-    return get_memory_info_reply(get_state_from_address(None)).store_stats
+    return get_memory_info_reply(
+        get_state_from_address(ray.get_runtime_context().gcs_address)
+    ).store_stats
 
 
 def test_the_same_bytes_whoever_decodes_and_after_a_resume(small_ray, dataset, tiny_config):
