@@ -263,6 +263,9 @@ def report(page: Page, results: dict[str, dict[str, list[Speed]]], rounds: int) 
 def main(
     voc: Annotated[Path | None, typer.Option(help="BCCD: a folder in VOC's layout.")] = None,
     coco: Annotated[Path | None, typer.Option(help="A folder in COCO's layout.")] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(help="Shorter side of photographs; repeatable.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     quick: QuickOption = False,
     out: OutOption = None,
@@ -273,15 +276,16 @@ def main(
     """
     page = Page("How fast is the input?", device=None, threads=CORES)
     rounds, warm_up, num_images = (1, 64, 64) if quick else (rounds, 1024, 3072)
+    sizes = size or [320, 800]
     with tempfile.TemporaryDirectory() as folder:
         cases: list[Case] = []
         if voc is not None:
             train = import_voc(voc, f"{folder}/bccd", split="train", on_bad_box="drop")
-            cases += [Case("BCCD, 640x480", train, size, 1333) for size in (320, 800)]
+            cases += [Case("BCCD, 640x480", train, each, 1333) for each in sizes]
         if coco is not None:
             annotations = coco / "annotations" / "instances_train2017.json"
             train = import_coco(annotations, coco / "train2017", f"{folder}/coco", split="train")
-            cases += [Case("COCO", train, size, 1333) for size in (320, 800)]
+            cases += [Case("COCO", train, each, 1333) for each in sizes]
         if not cases:
             train, _ = prepare_synthetic(SyntheticConfig(), folder)
             cases += [Case("drawn shapes", PreparedDataset.open(train), 256, 1333)]

@@ -28,7 +28,8 @@ import ray
 import typer
 from measure import MIB, OutOption, QuickOption, Spread
 from page import Page
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+from ray._private.internal_api import get_memory_info_reply
+from ray._private.state import state as ray_state
 
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.data.batches import BatchLoader
@@ -89,9 +90,8 @@ class Store:
 
     def look(self) -> None:
         """Ask Ray."""
-        stats = get_memory_info_reply(
-            get_state_from_address(ray.get_runtime_context().gcs_address)
-        ).store_stats
+        # Of the state that ray.shutdown disconnects: another one ends the process a minute later.
+        stats = get_memory_info_reply(ray_state).store_stats
         self.used_mib.append(stats.object_store_bytes_used / MIB)
         self.spilled_mib = stats.spilled_bytes_total / MIB
 
