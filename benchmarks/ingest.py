@@ -37,10 +37,11 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from retina_ray.config import ExperimentConfig, SyntheticConfig, with_overrides
+from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.pipeline import expect_order, iterate_shard, keep_idle_processes, stream
+from retina_ray.data.pipeline import keep_idle_processes, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import prepare_synthetic

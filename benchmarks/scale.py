@@ -32,9 +32,10 @@ from measure import OutOption, QuickOption, Spread, peak_mib, seconds
 from page import Page
 
 from retina_ray.config import ExperimentConfig, with_overrides
+from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.dataset_info import INFO_FILE, ShardInfo
-from retina_ray.data.pipeline import expect_order, iterate_shard, keep_idle_processes, stream
+from retina_ray.data.pipeline import keep_idle_processes, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.schema import SHARD_SCHEMA
 from retina_ray.data.shards import PreparedDataset

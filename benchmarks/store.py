@@ -32,14 +32,9 @@ from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state as ray_state
 
 from retina_ray.config import ExperimentConfig, with_overrides
+from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.batches import BatchLoader
-from retina_ray.data.pipeline import (
-    expect_order,
-    iterate_shard,
-    keep_idle_processes,
-    rows_per_block,
-    stream,
-)
+from retina_ray.data.pipeline import keep_idle_processes, rows_per_block, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.data.synthetic import make_shapes
@@ -90,7 +85,6 @@ class Store:
 
     def look(self) -> None:
         """Ask Ray."""
-        # Of the state that ray.shutdown disconnects: another one ends the process a minute later.
         stats = get_memory_info_reply(ray_state).store_stats
         self.used_mib.append(stats.object_store_bytes_used / MIB)
         self.spilled_mib = stats.spilled_bytes_total / MIB

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from retina_ray.cli import clean_exit
 from retina_ray.config import ConfigError
-from retina_ray.data.decoding import DecodeError, decode_image
+from retina_ray.data.image_files import decode_upright
+from retina_ray.data.sources import SourceFileError
 from retina_ray.evaluation.pictures import Picture, write_png
 from retina_ray.inference.predict import Predictor
 from retina_ray.structures import Detections
@@ -41,9 +42,9 @@ def main(
         taken: set[Path] = set()
         for file in files:
             try:
-                image = decode_image(file.read_bytes(), upright=True)
-            except DecodeError as error:
-                unreadable.append(f"{file}: {error}")
+                image = decode_upright(file.read_bytes())
+            except SourceFileError as error:
+                unreadable.append(f"{file}: {error.message}")
                 continue
             found = predictor.predict_image(image)
             picture = Picture(

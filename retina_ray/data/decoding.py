@@ -39,13 +39,12 @@ def decode_image(
     *,
     min_shorter_side: int | None = None,
     expected_size: tuple[int, int] | None = None,
-    upright: bool = False,
 ) -> Pixels:
     """Decode an image to 8-bit RGB.
 
     Grey images become RGB, an alpha channel is dropped, 16 bits are scaled to 8. An EXIF
     orientation is ignored, since a prepared set's annotations are made in the coordinates of the
-    stored pixels, unless `upright` is asked for.
+    stored pixels; for files of others there is `retina_ray.data.image_files.decode_upright`.
 
     Args:
         data: JPEG, PNG, or what else OpenCV reads.
@@ -54,7 +53,6 @@ def decode_image(
             reduced side has ceil(side / factor) pixels, and a factor whose last pixel would lie
             by more than half outside the image is not used.
         expected_size: the (height, width) that the annotations were made for.
-        upright: turn and mirror the picture as its EXIF says, for files that were not imported.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -68,15 +66,14 @@ def decode_image(
     _check_size(size, expected_size)
     factor, image = 1, None
     if data.startswith(_JPEG_START):
-        if size is not None and min_shorter_side is not None:
+        if size is not None:
             factor = _reduction(size, min_shorter_side)
-        if size is not None and not upright:
             image = _decode_jpeg(data, size, factor)
         if image is None:
             # Some versions of OpenCV fill the missing part with grey, without a word.
             _check_whole(data)
     if image is None:
-        image = _decode_any(data, factor, upright=upright)
+        image = _decode_any(data, factor)
     if size is None:
         _check_size(image.shape[:2], expected_size)
     return image
@@ -110,14 +107,14 @@ def _check_whole(data: bytes) -> None:
         raise DecodeError(f"the JPEG is truncated: {error.message}") from error
 
 
-def _decode_any(data: bytes, factor: int, *, upright: bool) -> Pixels:
+def _decode_any(data: bytes, factor: int) -> Pixels:
     """Decode whatever OpenCV reads.
 
     Raises:
         DecodeError: it does not.
     """
     try:
-        flags = _REDUCED[factor] | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+        flags = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DecodeError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
@@ -126,8 +123,10 @@ def _decode_any(data: bytes, factor: int, *, upright: bool) -> Pixels:
     return np.asarray(image, np.uint8)
 
 
-def _reduction(size: tuple[int, int], min_shorter_side: int) -> int:
+def _reduction(size: tuple[int, int], min_shorter_side: int | None) -> int:
     """Choose the largest factor that leaves enough pixels and keeps the edges in place."""
+    if min_shorter_side is None:
+        return 1
     for factor in (8, 4, 2):
         long_enough = -(-min(size) // factor) >= min_shorter_side
         outside = max(-side % factor for side in size)

@@ -21,6 +21,7 @@ __all__ = [
     "EncodedImage",
     "check_size",
     "check_whole",
+    "decode_upright",
     "encode_jpeg",
     "load_image",
     "read_image_file",
@@ -103,9 +104,7 @@ def load_image(
     Raises:
         SourceFileError: not an image, cut off, or enormous.
     """
-    check_whole(data)
-    check_size(read_header(data), max_pixels)
-    pixels = _decode(data, cv2.IMREAD_COLOR)
+    pixels = _decode_checked(data, max_pixels)
     height, width = pixels.shape[:2]
     changes = []
     if _is_turned(data, pixels):
@@ -122,10 +121,33 @@ def load_image(
     return EncodedImage(data, stored_height, stored_width, height, width, tuple(changes))
 
 
+def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file that is not of a prepared set, judged and turned as an import does.
+
+    Args:
+        data: the bytes of the file.
+        max_pixels: height times width; an image whose header says more is not decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB, turned and mirrored as its EXIF says.
+
+    Raises:
+        SourceFileError: not an image, cut off, or enormous.
+    """
+    return cv2.cvtColor(_decode_checked(data, max_pixels), cv2.COLOR_BGR2RGB)
+
+
 def encode_jpeg(pixels_rgb: np.ndarray) -> bytes:
     """Encode (H, W, 3) uint8 RGB as JPEG of quality 95."""
     bgr = cv2.cvtColor(pixels_rgb, cv2.COLOR_RGB2BGR)
     return _encode(bgr, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+
+
+def _decode_checked(data: bytes, max_pixels: int) -> np.ndarray:
+    """Decode what is whole and not enormous to (H, W, 3) uint8 BGR, upright."""
+    check_whole(data)
+    check_size(read_header(data), max_pixels)
+    return _decode(data, cv2.IMREAD_COLOR)
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A block of the stream is a few consecutive plan rows of one worker. Blocks go round robin to the
 workers (`preserve_order`, equal split, no locality hints), so worker r receives exactly its own
-rows in their order; every batch carries its plan index, and `expect_order` checks it.
+rows in their order; every batch carries its plan index, and
+`retina_ray.data.arrivals.expect_order` checks it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,8 @@ from retina_ray.data.batches import BATCH_SCHEMA, BatchLoader
 from retina_ray.data.memory import keep_freed_memory
 from retina_ray.data.plan import RunPlan
 
-if TYPE_CHECKING:
-    from retina_ray.data.unpack import PlannedBatch
-
 __all__ = [
     "execution_options",
-    "expect_order",
-    "iterate_shard",
     "keep_idle_processes",
     "rows_per_block",
     "stream",
@@ -249,46 +244,3 @@ def _fetch(ref: Any) -> Any:
             _HELD.pop(next(iter(_HELD)))
         _HELD[key] = ray.get(ref)
     return _HELD[key]
-
-
-def iterate_shard(
-    shard: Any, *, prefetch_blocks: int = 1, pin_memory: bool = False
-) -> Iterator[PlannedBatch]:
-    """Unpack the batches of one worker's part of the stream.
-
-    Args:
-        shard: what `ray.train.get_dataset_shard` returned (or a dataset).
-        prefetch_blocks: blocks fetched ahead of the one that is consumed.
-        pin_memory: copy to page-locked memory, for asynchronous copies to a CUDA device.
-    """
-    # Decoding processes import this module, and have no use for torch, which takes seconds.
-    from retina_ray.data.unpack import unpack_batch
-
-    # Whole blocks, cut here: where Ray Data cuts, it first copies all that is left of the block,
-    # once for each batch.
-    for block in shard.iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_blocks
-    ):
-        for row in range(block.num_rows):
-            yield unpack_batch(block.slice(row, 1), pin_memory=pin_memory)
-
-
-def expect_order(
-    batches: Iterable[PlannedBatch], expected: Iterable[int]
-) -> Iterator[PlannedBatch]:
-    """Pass batches through, and check that they are the planned ones in the planned order.
-
-    Raises:
-        RuntimeError: a batch is not the one that the plan has at this place, or the stream ended
-            early.
-    """
-    iterator = iter(batches)
-    for index in expected:
-        planned = next(iterator, None)
-        got = None if planned is None else planned.batch.plan_index
-        if planned is None or got != index:
-            raise RuntimeError(
-                f"the data stream lost the plan's order: expected plan row {index}, got "
-                f"{'the end of the stream' if got is None else got}"
-            )
-        yield planned

@@ -238,9 +238,9 @@ def _hash_record(digest: hashlib._Hash, record: Record, box_type: BoxType) -> No
         digest.update(part)
 
 
-def shard_name(index: int) -> str:
-    """Name of the file of a set's shard."""
-    return f"shard-{index:05d}.parquet"
+def shard_name(index: int, generation: int = 0) -> str:
+    """Name of the file of a set's shard; sets of different generations lie side by side."""
+    return f"shard-{generation}-{index:05d}.parquet" if generation else f"shard-{index:05d}.parquet"
 
 
 def _leaf_path(column: pa.Field) -> str:

@@ -18,15 +18,14 @@ from retina_ray.data.schema import (
     Fault,
     Record,
     record_from_row,
-    shard_schema,
 )
 from retina_ray.data.shard_file import ContentHash
+from retina_ray.data.shard_reader import OTHER_COLUMNS
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.inspection.check_images import ImageItem
 
-__all__ = ["OTHER_COLUMNS", "WRONG_RANGES", "PreparedSplit"]
+__all__ = ["WRONG_RANGES", "PreparedSplit"]
 
-OTHER_COLUMNS = "shard with other columns"
 WRONG_RANGES = "shard that misplaces its pictures"
 
 
@@ -80,7 +79,8 @@ class PreparedSplit:
         for shard, shard_info in enumerate(info.shards):
             for group in range(len(shard_info.row_group_rows)):
                 try:
-                    records = self._records(shard, group)
+                    table = self._dataset.read_row_group(shard, group)
+                    records = [record_from_row(row) for row in table.to_pylist()]
                 except DataError as error:
                     whole = False
                     if shard_info.file not in self._known_bad:
@@ -106,24 +106,6 @@ class PreparedSplit:
             )
             self.faults.append(Fault("fingerprint differs", message, INFO_FILE))
         self.faults += self._wrong_counts()
-
-    def _records(self, shard: int, group: int) -> list[Record]:
-        """Read one row group.
-
-        Raises:
-            DataError: it cannot be read, or has other columns.
-        """
-        info = self._dataset.info
-        table = self._dataset.read_row_group(shard, group)
-        expected = shard_schema(info.box_type)
-        if not table.schema.equals(expected):
-            wrong = [field.name for field in expected if field not in list(table.schema)]
-            message = (
-                f"{self._dataset.uri}/{info.shards[shard].file}: not the columns of this version: "
-                f"{', '.join(wrong) or 'others besides'}; prepare the data set again"
-            )
-            raise DataError([Fault(OTHER_COLUMNS, message)])
-        return [record_from_row(row) for row in table.to_pylist()]
 
     def _check_ranges(self, shard: int, group: int, records: list[Record]) -> None:
         """Judge what a shard says of where its pictures lie; it is named once."""

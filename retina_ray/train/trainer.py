@@ -22,8 +22,9 @@ import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.patience import StorageError
-from retina_ray.data.pipeline import execution_options, expect_order, iterate_shard, stream
+from retina_ray.data.pipeline import execution_options, stream
 from retina_ray.train import distributed, elastic
 from retina_ray.train.async_validation import AsyncValidation, Outcome, validate
 from retina_ray.train.failures import FailureNote, RunError, cause_of

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retina_ray.data.decoding import DecodeError, decode_image
+from retina_ray.data.image_files import decode_upright
 from retina_ray.data.image_headers import encoded_size
+from retina_ray.data.sources import SourceFileError
 
 
 def encode(rgb: np.ndarray, ext: str = ".png", *params: int) -> bytes:
@@ -163,20 +165,22 @@ def test_jpegs_decode_as_opencv_does(kind, size):
     assert len(sizes) == 4 or min(size) < 64
 
 
-@pytest.mark.parametrize("kind", [kind for kind in JPEG_KINDS if kind != "CMYK"])
+@pytest.mark.parametrize("kind", JPEG_KINDS)
 def test_jpegs_do_not_take_the_way_round_by_opencv(kind, monkeypatch):
     jpeg = jpeg_of((40, 57), **JPEG_KINDS[kind])
     monkeypatch.setattr(cv2, "imdecode", None)
     assert decode_image(jpeg).shape == (40, 57, 3)
 
 
-def test_files_that_were_not_imported_are_turned_upright():
+def test_files_that_were_not_imported_are_turned_upright_and_judged():
     jpeg = jpeg_of((40, 57))
     turned = jpeg[:2] + exif(6) + jpeg[2:]
-    np.testing.assert_array_equal(
-        decode_image(turned, upright=True), np.rot90(decode_image(jpeg), k=-1)
-    )
-    np.testing.assert_array_equal(decode_image(jpeg, upright=True), decode_image(jpeg))
+    np.testing.assert_array_equal(decode_upright(turned), np.rot90(decode_image(jpeg), k=-1))
+    np.testing.assert_array_equal(decode_upright(jpeg), decode_image(jpeg))
+    with pytest.raises(SourceFileError, match="57 x 40 pixels by its header"):
+        decode_upright(jpeg, max_pixels=40 * 57 - 1)
+    with pytest.raises(SourceFileError, match="ends early"):
+        decode_upright(jpeg[:-200])
 
 
 def test_a_truncated_jpeg_is_found_behind_the_end_of_its_thumbnail():

@@ -17,9 +17,10 @@ from batch_digest import digest
 from faulty_runs import assert_same_end, injected, make_spec, run_alone, starts, val_figures
 from ray.cluster_utils import Cluster
 
+from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.local import iterate
-from retina_ray.data.pipeline import IDLE_VARIABLE, expect_order, iterate_shard, stream
+from retina_ray.data.pipeline import IDLE_VARIABLE, stream
 from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 from retina_ray.train import async_validation, elastic, trainer

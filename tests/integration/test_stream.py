@@ -7,10 +7,13 @@ import time
 import pytest
 import ray
 from batch_digest import digest
+from ray._private.internal_api import get_memory_info_reply
+from ray._private.state import state as ray_state
 from ray.data import ExecutionResources
 from ray.remote_function import RemoteFunction
 
 from retina_ray.config import with_overrides
+from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.batches import BatchLoader
 from retina_ray.data.local import iterate
 from retina_ray.data.pipeline import (
@@ -19,8 +22,6 @@ from retina_ray.data.pipeline import (
     BlockNumbers,
     Rest,
     execution_options,
-    expect_order,
-    iterate_shard,
     rows_per_block,
     stream,
     task_cpus,
@@ -29,6 +30,8 @@ from retina_ray.data.plan import RunPlan
 from retina_ray.data.shards import PreparedDataset
 
 pytestmark = pytest.mark.ray
+
+STORE_BYTES = 400 * 2**20
 
 EVERYTHING = {
     "rotate_90": True,
@@ -45,7 +48,7 @@ EVERYTHING = {
 def small_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(IDLE_VARIABLE, "600000")
-        ray.init("local", num_cpus=4, include_dashboard=False)
+        ray.init("local", num_cpus=4, object_store_memory=STORE_BYTES, include_dashboard=False)
         yield
         ray.shutdown()
 
@@ -83,6 +86,10 @@ def streamed(plan, loader, *, start_step=0, tasks=None):
     for thread in threads:
         thread.join()
     return got
+
+
+def store_stats():
+    return get_memory_info_reply(ray_state).store_stats
 
 
 def test_the_same_bytes_whoever_decodes_and_after_a_resume(small_ray, dataset, tiny_config):
@@ -185,3 +192,56 @@ def test_many_blocks_are_named_by_few_tasks(small_ray):
     assert numbers[:num_blocks] == list(range(num_blocks))
     assert len(numbers) - num_blocks < 3, "padding so that all tasks name equally many"
     assert [len(t["id"]) for task in tasks for t in task()] == [len(numbers) // 3] * 3
+
+
+def test_a_slow_consumer_does_not_fill_the_store(small_ray, dataset, tiny_config):
+    """Ray Data gives a stream half of the store; what the worker has in hand comes on top."""
+    config = tiny_config(
+        **{
+            "input.train_sizes_px": (512,),
+            "input.train_max_size_px": 512,
+            "input.eval_size_px": 512,
+            "input.eval_max_size_px": 512,
+            "train.epochs": 200,
+        }
+    )
+    plan, loader = make(config, dataset)
+    batch_bytes = 3 * 512 * 512 * 4
+    block_bytes = batch_bytes * max(map(len, plan.layout.blocks(rows_per_block(batch_bytes))))
+    before = store_stats()
+    batches = iterate_shard(stream(plan, loader, batch_bytes=batch_bytes))
+
+    def used():
+        return store_stats().object_store_bytes_used - before.object_store_bytes_used
+
+    next(batches)
+    give_up = time.monotonic() + 60
+    while used() <= STORE_BYTES / 4 and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert used() > STORE_BYTES / 4, "decoding does not run ahead"
+    held = []
+    for _ in range(3):  # batches of one block
+        next(batches)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            held.append(used())
+            time.sleep(0.1)
+    assert max(held) <= STORE_BYTES / 2 + block_bytes
+    assert store_stats().spilled_bytes_total == before.spilled_bytes_total
+    batches.close()
+
+
+def test_a_closed_stream_leaves_no_thread_that_fetches(small_ray, dataset, tiny_config):
+    """Such a thread ends the process where `ray.shutdown` comes at once."""
+    others = set(threading.enumerate())
+    plan, loader = make(tiny_config(**{"train.epochs": 200}), dataset)
+    batches = iterate_shard(stream(plan, loader, batch_bytes=3 * 64 * 64 * 4))
+    next(batches)
+    assert fetching_threads(others), "Ray Data calls its threads otherwise: see iterate_shard"
+    batches.close()
+    assert not fetching_threads(others)
+
+
+def fetching_threads(others):
+    new = (thread for thread in threading.enumerate() if thread not in others)
+    return [thread for thread in new if thread.name == "iter_threaded"]

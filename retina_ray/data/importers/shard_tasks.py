@@ -102,8 +102,7 @@ class ShardTask:
     @property
     def file(self) -> str:
         """Name of the shard within the folder of the set."""
-        name, generation = shard_name(self.index), self.options.generation
-        return name.replace("shard-", f"shard-{generation}-") if generation else name
+        return shard_name(self.index, self.options.generation)
 
 
 @dataclass(frozen=True)
