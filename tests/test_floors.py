@@ -64,7 +64,7 @@ OWNERS = {
     },
     "wandb": {"retina_ray.train.tracking"},
     "cv2": {"retina_ray.data", "retina_ray.evaluation.pictures", "benchmarks", "datasets"},
-    "simplejpeg": {"retina_ray.data.decoding"},
+    "simplejpeg": {"retina_ray.data.decoding", "benchmarks"},
     "pycocotools": {"retina_ray.evaluation", "retina_ray.data.importers", "benchmarks"},
 }
 

@@ -1,0 +1,183 @@
+"""What does it cost to turn a JPEG into pixels, and into a picture of a training's size?
+
+First to all of its pixels: OpenCV, torchvision, and simplejpeg as `decode_image` calls it. Then to
+a size: with the stream's reductions while decoding (1/2, 1/4, 1/8), with any eighth that
+libjpeg-turbo has, and decoded in full; and how far each lies from antialiased resizing of all
+pixels in float64. Images are held in memory and decoded one after the other, in turn with the other
+ways.
+
+python benchmarks/decoding.py --voc BCCD --coco COCO_TINY
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+import typer
+from ingest import Case, encoded_images
+from measure import OutOption, QuickOption, Spread, in_turn, ratios
+from page import Page
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_image as torchvision_decode
+from torchvision.transforms.v2 import functional
+
+from retina_ray.data.decoding import Pixels, decode_image
+from retina_ray.data.image_headers import encoded_size
+from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.voc import import_voc
+from retina_ray.data.memory import keep_freed_memory
+from retina_ray.data.transforms import resize_image
+
+CPU = torch.device("cpu")
+OURS, OPENCV, TORCHVISION = "decode_image (simplejpeg)", "OpenCV", "torchvision"
+REDUCED, EIGHTHS, IN_FULL = "ours, by 1/2, 1/4, 1/8", "by any eighth", "decoded in full"
+ANTIALIASED = "torchvision, antialiased"
+Target = tuple[bytes, int, int]
+
+
+def by_opencv(data: bytes) -> Pixels:
+    """All pixels, in the order of colours that the others give."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return np.asarray(picture, np.uint8)
+
+
+def by_torchvision(data: bytes) -> torch.Tensor:
+    """All pixels, (3, H, W)."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torchvision_decode(encoded, ImageReadMode.RGB)
+
+
+def reduced(data: bytes, height: int, width: int) -> Pixels:
+    """As the stream does it."""
+    return resize_image(decode_image(data, min_shorter_side=min(height, width)), height, width)
+
+
+def in_full(data: bytes, height: int, width: int) -> Pixels:
+    """Without a reduction, but with the stream's resizing."""
+    return resize_image(decode_image(data), height, width)
+
+
+def by_eighths(data: bytes, height: int, width: int) -> Pixels:
+    """With the smallest reduction to n/8 that leaves enough pixels, and the stream's resizing."""
+    size = encoded_size(data)
+    assert size is not None
+    eighths = math.ceil(8 * max(height / size[0], width / size[1]) - 1e-9)
+    at_least = [-(-side * min(8, eighths) // 8) for side in size]
+    picture = simplejpeg.decode_jpeg(data, "RGB", min_height=at_least[0], min_width=at_least[1])
+    return resize_image(picture, height, width)
+
+
+def antialiased(data: bytes, height: int, width: int) -> Pixels:
+    """What torch's DataLoader would be given to do."""
+    picture = functional.resize(by_torchvision(data), [height, width], antialias=True)
+    return picture.permute(1, 2, 0).numpy()
+
+
+TO_SIZE: dict[str, Callable[[bytes, int, int], Pixels]] = {
+    REDUCED: reduced,
+    EIGHTHS: by_eighths,
+    IN_FULL: in_full,
+    ANTIALIASED: antialiased,
+}
+
+
+def error(way: Callable[[bytes, int, int], Pixels], targets: list[Target]) -> float:
+    """Root mean square distance from antialiased resizing of all pixels, in levels of 255."""
+    squares = []
+    for data, height, width in targets:
+        pixels = torch.from_numpy(decode_image(data)).permute(2, 0, 1).double()
+        best = functional.resize(pixels, [height, width], antialias=True).permute(1, 2, 0).numpy()
+        squares.append(((way(data, height, width) - best) ** 2).mean())
+    return float(np.sqrt(np.mean(squares)))
+
+
+def every(way: Callable[..., object], arguments: list[tuple[object, ...]]) -> None:
+    """Call it for one image after the other."""
+    for each in arguments:
+        way(*each)
+
+
+def cpu_ms(
+    ways: dict[str, Callable[..., object]], arguments: list[tuple[object, ...]], rounds: int
+) -> dict[str, list[float]]:
+    """CPU milliseconds an image of each way, one a round."""
+    contestants = {name: partial(every, way, arguments) for name, way in ways.items()}
+    times = in_turn(contestants, rounds=rounds, device=CPU)
+    return {name: [1000 * t / len(arguments) for t in of] for name, of in times.items()}
+
+
+def main(
+    voc: Annotated[Path | None, typer.Option(help="BCCD: a folder in VOC's layout.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="A folder in COCO's layout.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Shorter side; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    images: Annotated[int, typer.Option(min=1, help="Of each set.")] = 64,
+    quick: QuickOption = False,
+    out: OutOption = None,
+) -> None:
+    """Compare ways to decode and to resize."""
+    if voc is None and coco is None:
+        raise typer.BadParameter("give --voc, --coco, or both: photographs are what is decoded")
+    page = Page("What does a JPEG cost?", device=None, threads=1)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    keep_freed_memory()  # as the stream's tasks do
+    rounds, images = (2, 8) if quick else (rounds, images)
+    sizes = size or [320, 256]
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {}
+        if voc is not None:
+            sets["BCCD"] = import_voc(voc, f"{folder}/bccd", split="train", on_bad_box="drop")
+        if coco is not None:
+            annotations = coco / "annotations" / "instances_train2017.json"
+            sets["COCO"] = import_coco(
+                annotations, coco / "train2017", f"{folder}/coco", split="train"
+            )
+        targets = {
+            (name, side): encoded_images(Case(name, dataset, side, 1333))[:images]
+            for name, dataset in sets.items()
+            for side in sizes
+        }
+    decoders = {OURS: decode_image, OPENCV: by_opencv, TORCHVISION: by_torchvision}
+    rows = []
+    for name in sets:
+        files: list[tuple[object, ...]] = [(data,) for data, _, _ in targets[name, sizes[0]]]
+        times = cpu_ms(decoders, files, rounds)
+        spreads = [str(Spread.of(times[way])) for way in decoders]
+        others = [str(ratios(times[way], times[OURS])) for way in (OPENCV, TORCHVISION)]
+        rows.append([name, *spreads, *others])
+    page.table(
+        f"All pixels: CPU ms an image, median (range) of {rounds} rounds, and ratios to ours",
+        ["images", *decoders, f"{OPENCV} / ours", f"{TORCHVISION} / ours"],
+        rows,
+    )
+    for (name, side), of in targets.items():
+        times = cpu_ms(TO_SIZE, [(*target,) for target in of], rounds)
+        page.table(
+            f"{name} to {side} px",
+            ["way", "CPU ms an image", "ratio to ours", "distance from antialiased (RMS, of 255)"],
+            [
+                [
+                    way,
+                    str(Spread.of(times[way])),
+                    str(ratios(times[way], times[REDUCED])),
+                    f"{error(TO_SIZE[way], of):.2f}",
+                ]
+                for way in TO_SIZE
+            ],
+        )
+    page.text(f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}; {images} images.")
+    page.finish(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
