@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -100,17 +100,19 @@ def error(way: Callable[[bytes, int, int], Pixels], targets: list[Target]) -> fl
     return float(np.sqrt(np.mean(squares)))
 
 
-def every(way: Callable[..., object], arguments: list[tuple[object, ...]]) -> None:
+def every(way: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
     """Call it for one image after the other."""
     for each in arguments:
         way(*each)
 
 
 def cpu_ms(
-    ways: dict[str, Callable[..., object]], arguments: list[tuple[object, ...]], rounds: int
+    ways: Mapping[str, Callable[..., object]], arguments: Sequence[tuple[object, ...]], rounds: int
 ) -> dict[str, list[float]]:
     """CPU milliseconds an image of each way, one a round."""
-    contestants = {name: partial(every, way, arguments) for name, way in ways.items()}
+    contestants: dict[str, Callable[[], object]] = {
+        name: partial(every, way, arguments) for name, way in ways.items()
+    }
     times = in_turn(contestants, rounds=rounds, device=CPU)
     return {name: [1000 * t / len(arguments) for t in of] for name, of in times.items()}
 
@@ -150,7 +152,7 @@ def main(
     decoders = {OURS: decode_image, OPENCV: by_opencv, TORCHVISION: by_torchvision}
     rows = []
     for name in sets:
-        files: list[tuple[object, ...]] = [(data,) for data, _, _ in targets[name, sizes[0]]]
+        files = [(data,) for data, _, _ in targets[name, sizes[0]]]
         times = cpu_ms(decoders, files, rounds)
         spreads = [str(Spread.of(times[way])) for way in decoders]
         others = [str(ratios(times[way], times[OURS])) for way in (OPENCV, TORCHVISION)]
@@ -161,7 +163,7 @@ def main(
         rows,
     )
     for (name, side), of in targets.items():
-        times = cpu_ms(TO_SIZE, [(*target,) for target in of], rounds)
+        times = cpu_ms(TO_SIZE, of, rounds)
         page.table(
             f"{name} to {side} px",
             ["way", "CPU ms an image", "ratio to ours", "distance from antialiased (RMS, of 255)"],
