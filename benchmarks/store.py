@@ -184,7 +184,8 @@ def measure_store(page: Page, size: Size, dataset: PreparedDataset) -> None:
     )
     page.text(
         "The bound is half of the store, which is what Ray Data gives a stream for all that waits "
-        "and is being made, and a block for each worker: the one whose batches it is using."
+        "and is being made, and two blocks for each worker that Ray Data does not count any more: "
+        "the one whose batches it is using, and one that is on its way to it."
     )
     page.goal("largest share of the bound that was in use", worst, 1, at_least=False, unit="")
 
@@ -200,7 +201,7 @@ def held(
     )
     plan, dataset_stream, batch_bytes = stream_of(config, dataset)
     block_mib = rows_per_block(batch_bytes) * batch_bytes / MIB
-    bound = store_mib / 2 + num_workers * block_mib
+    bound = store_mib / 2 + 2 * num_workers * block_mib
     store = Store()
     threads = [
         threading.Thread(target=consume, args=(shard, size.step_s, size.watched_s))

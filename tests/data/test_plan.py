@@ -254,6 +254,21 @@ def test_a_validation_round_at_the_resume_step_is_done_unless_asked_for():
     assert last["kind"].to_pylist() == ["val"]
 
 
+@pytest.mark.parametrize("num_windows", [1, 300, 2**16 + 1])
+def test_windows_are_sorted_and_shuffled_within_whatever_their_number(num_windows):
+    number = np.arange(150_000)
+    side = np.full(len(number), 10)
+    images = Images(group=number * num_windows // len(number), height=side, width=side)
+    options = {"batch_size": 1, "seed": 3, "sizes_px": [10], "size_sampling": "choice"}
+    batches = epoch_batches(
+        images, 2, window_row_groups=1, group_by_aspect=False, **options
+    ).images.ravel()
+    assert sorted(batches) == number.tolist()
+    same_window = np.diff(images.group[batches]) == 0
+    assert (~same_window).sum() == num_windows - 1, "a window lies in several places"
+    assert 0.4 < (np.diff(batches)[same_window] > 0).mean() < 0.6
+
+
 def test_windowed_shuffle_keeps_batches_local():
     images = Images(
         group=np.repeat(np.arange(20), 10), height=np.full(200, 40), width=np.full(200, 60)
