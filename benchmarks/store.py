@@ -242,6 +242,10 @@ def measure_waits(page: Page, size: Size, dataset: PreparedDataset) -> None:
             ["the first of one", f"{len(at_borders)}", str(Spread.of(at_borders))],
         ],
     )
+    page.text(
+        f"The first border comes while the buffers still fill: {at_borders[0]:.3g} ms there. The "
+        f"longest wait at a later one is {max(at_borders[1:]):.3g} ms."
+    )
     page.goal(
         "median wait for the first batch of an epoch or a validation, a tenth of a step",
         Spread.of(at_borders).median,

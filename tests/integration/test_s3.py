@@ -15,6 +15,7 @@ from retina_ray.config import DataConfig
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.export import export_coco
 from retina_ray.data.local import iterate
+from retina_ray.data.parallel import shard_mapper
 from retina_ray.data.patience import PATIENCE_VARIABLE
 from retina_ray.data.schema import DataError
 from retina_ray.data.shards import PreparedDataset
@@ -171,6 +172,28 @@ def test_an_export_to_a_bucket_goes_on_and_comes_back(server, pictures, tmp_path
     with pytest.raises(DataError, match=f"{one}: is there already, with other content"):
         export_coco(first, out, images_dir=images)
     assert server.files("exported") == before
+
+
+def test_an_import_by_ray_tasks_waits_through_an_outage(server, s3_ray, pictures, tmp_path):
+    original = PreparedDataset.open(pictures)
+    export_coco(original, tmp_path / "source" / "a.json", images_dir=tmp_path / "source" / "img")
+    server.put_folder(tmp_path / "source", "source")
+    end = server.cut_at(r"PUT /bucket/by-tasks/shard", GAP_S, "refused")
+    began = time.monotonic()
+    dataset = import_coco(
+        server.uri("source/a.json"),
+        server.uri("source/img"),
+        server.uri("by-tasks"),
+        split="train",
+        rows_per_shard=2,
+        map_shards=shard_mapper(2),
+    )
+    end.join()
+    assert time.monotonic() - began > GAP_S
+    assert dataset.index()["file_name"].equals(original.index()["file_name"])
+    shards = [f"by-tasks/{shard.file}" for shard in dataset.info.shards]
+    assert len(shards) == 5
+    assert set(server.files("by-tasks")) == {"by-tasks/dataset.json", *shards}
 
 
 def test_a_run_waits_through_both_kinds_of_outage(

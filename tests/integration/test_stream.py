@@ -1,5 +1,6 @@
 """The stream of a run through Ray Data: whose rows, in which order, byte for byte the same."""
 
+import contextlib
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from retina_ray.data.batches import BatchLoader
 from retina_ray.data.local import iterate
 from retina_ray.data.pipeline import (
     IDLE_VARIABLE,
+    MAX_ROWS_PER_BLOCK,
     NUMBERS_PER_TASK,
     BlockNumbers,
     Rest,
@@ -31,7 +33,7 @@ from retina_ray.data.shards import PreparedDataset
 
 pytestmark = pytest.mark.ray
 
-STORE_BYTES = 400 * 2**20
+STORE_BYTES = 200 * 2**20
 
 EVERYTHING = {
     "rotate_90": True,
@@ -213,36 +215,38 @@ def test_a_slow_consumer_does_not_fill_the_store(small_ray, dataset, tiny_config
     block_bytes = batch_bytes * max(map(len, plan.layout.blocks(rows_per_block(batch_bytes))))
     before = store_stats()
     (shard,) = stream(plan, loader, batch_bytes=batch_bytes).streaming_split(1, equal=True)
-    batches = iterate_shard(shard)
 
     def used():
         return store_stats().object_store_bytes_used - before.object_store_bytes_used
 
-    next(batches)
-    give_up = time.monotonic() + 60
-    while used() <= STORE_BYTES / 4 and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert used() > STORE_BYTES / 4, "decoding does not run ahead"
-    held = []
-    for _ in range(3):  # batches of one block
-        next(batches)
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline:
-            held.append(used())
-            time.sleep(0.1)
-    assert max(held) <= STORE_BYTES / 2 + 2 * block_bytes
+    with contextlib.closing(iterate_shard(shard)) as batches:
+        for _ in range(2):
+            for _ in range(MAX_ROWS_PER_BLOCK):
+                next(batches)
+            held = until_settled(used)
+            assert STORE_BYTES / 4 < held <= STORE_BYTES / 2 + 2 * block_bytes
     assert store_stats().spilled_bytes_total == before.spilled_bytes_total
-    batches.close()
+
+
+def until_settled(figure):
+    """The largest value, once none was larger for two seconds."""
+    largest, since = figure(), time.monotonic()
+    while time.monotonic() < since + 2:
+        time.sleep(0.1)
+        if figure() > largest:
+            largest, since = figure(), time.monotonic()
+    return largest
 
 
 def test_a_closed_stream_leaves_no_thread_that_fetches(small_ray, dataset, tiny_config):
     """Such a thread ends the process where `ray.shutdown` comes at once."""
     others = set(threading.enumerate())
     plan, loader = make(tiny_config(**{"train.epochs": 200}), dataset)
-    batches = iterate_shard(stream(plan, loader, batch_bytes=3 * 64 * 64 * 4))
-    next(batches)
-    assert fetching_threads(others), "Ray Data calls its threads otherwise: see iterate_shard"
-    batches.close()
+    with contextlib.closing(
+        iterate_shard(stream(plan, loader, batch_bytes=3 * 64 * 64 * 4))
+    ) as batches:
+        next(batches)
+        assert fetching_threads(others), "Ray Data calls its threads otherwise: see iterate_shard"
     assert not fetching_threads(others)
 
 
