@@ -134,7 +134,7 @@ def main(
     cv2.setNumThreads(0)
     keep_freed_memory()  # as the stream's tasks do
     rounds, images = (2, 8) if quick else (rounds, images)
-    sizes = size or [320, 256]
+    sizes = size or [320, 224]
     with tempfile.TemporaryDirectory() as folder:
         sets = {}
         if voc is not None:

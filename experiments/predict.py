@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retina_ray.cli import clean_exit
 from retina_ray.config import ConfigError
-from retina_ray.data.image_files import decode_upright
+from retina_ray.data.image_files import MAX_PIXELS, decode_upright
 from retina_ray.data.sources import SourceFileError
 from retina_ray.evaluation.pictures import Picture, write_png
 from retina_ray.inference.predict import Predictor
@@ -33,6 +33,7 @@ def main(
     ),
     score_threshold: Annotated[float, typer.Option(help="Boxes below it are not drawn.")] = 0.3,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU.")] = None,
+    max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = MAX_PIXELS,
 ) -> None:
     """Write a picture with boxes for each image, and all detections as JSON."""
     with clean_exit(console):
@@ -42,7 +43,7 @@ def main(
         taken: set[Path] = set()
         for file in files:
             try:
-                image = decode_upright(file.read_bytes())
+                image = decode_upright(file.read_bytes(), max_pixels=max_pixels)
             except SourceFileError as error:
                 unreadable.append(f"{file}: {error.message}")
                 continue

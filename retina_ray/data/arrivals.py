@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +13,18 @@ if TYPE_CHECKING:
 
 __all__ = ["expect_order", "iterate_shard"]
 
-_LONGEST_FETCH_S = 30.0
+_LONGEST_FETCH_S = 10.0
 """How long a thread of a closed stream is waited for."""
+
+_log = logging.getLogger(__name__)
 
 
 def iterate_shard(
     shard: Any, *, prefetch_blocks: int = 1, pin_memory: bool = False
 ) -> Iterator[PlannedBatch]:
     """Unpack the batches of one worker's part of the stream.
+
+    Whoever does not read it to its end should close it before calling `ray.shutdown`.
 
     Args:
         shard: what `ray.train.get_dataset_shard` returned (or a dataset).
@@ -28,7 +34,7 @@ def iterate_shard(
     # The one thing here that needs torch: whatever only names these functions does without.
     from retina_ray.data.unpack import unpack_batch
 
-    others = set(threading.enumerate())
+    others = _fetching_threads()
     # Whole blocks, cut here: where Ray Data cuts, it first copies all that is left of the block,
     # once for each batch.
     blocks = iter(
@@ -36,27 +42,40 @@ def iterate_shard(
             batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_blocks
         )
     )
-    fetching: list[threading.Thread] = []
+    own: set[threading.Thread] | None = None
     try:
         for block in blocks:
-            fetching = fetching or _fetching_threads(others)
+            if own is None:
+                own = _fetching_threads() - others
             for row in range(block.num_rows):
                 yield unpack_batch(block.slice(row, 1), pin_memory=pin_memory)
+        own = set()  # at the end of a stream they have nothing left to fetch
     finally:
-        # Ray Data closes the stream, but does not wait for its threads. One that is still fetching
-        # when `ray.shutdown` is called ends the process.
-        blocks.close()
-        for thread in fetching:
-            thread.join(_LONGEST_FETCH_S)
+        if own is None:
+            own = _fetching_threads() - others
+        try:
+            blocks.close()
+        finally:
+            _await(own)
 
 
-def _fetching_threads(others: Collection[threading.Thread]) -> list[threading.Thread]:
-    """The threads in which Ray Data fetches blocks, but for those of other streams."""
-    return [
-        thread
-        for thread in threading.enumerate()
-        if thread.name == "iter_threaded" and thread not in others
-    ]
+def _fetching_threads() -> set[threading.Thread]:
+    """The threads of this process in which Ray Data fetches blocks."""
+    return {thread for thread in threading.enumerate() if thread.name == "iter_threaded"}
+
+
+def _await(threads: Iterable[threading.Thread]) -> None:
+    """Wait for the threads of a closed stream.
+
+    Ray Data tells them to end, and no more. One that is still fetching when `ray.shutdown` is
+    called ends the process. Where streams began at the same time, one that is closed waits for the
+    threads of the others as well: Ray's threads do not say whose they are.
+    """
+    until = time.monotonic() + _LONGEST_FETCH_S
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive():
+            _log.warning("a thread of Ray Data still fetches after %.0f s", _LONGEST_FETCH_S)
 
 
 def expect_order(

@@ -18,6 +18,7 @@ from retina_ray.data.schema import (
     Fault,
     Record,
     record_from_row,
+    shard_schema,
 )
 from retina_ray.data.shard_file import ContentHash
 from retina_ray.data.shard_reader import OTHER_COLUMNS
@@ -80,7 +81,8 @@ class PreparedSplit:
             for group in range(len(shard_info.row_group_rows)):
                 try:
                     table = self._dataset.read_row_group(shard, group)
-                    records = [record_from_row(row) for row in table.to_pylist()]
+                    rows = table.select(shard_schema(info.box_type).names).to_pylist()
+                    records = [record_from_row(row) for row in rows]
                 except DataError as error:
                     whole = False
                     if shard_info.file not in self._known_bad:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from retina_ray.data import arrivals
 from retina_ray.data.arrivals import expect_order, iterate_shard
 from retina_ray.data.image_source import StoredImage
 from retina_ray.data.packing import pack_batch
@@ -72,6 +73,31 @@ def test_a_closed_stream_has_no_thread_left_and_leaves_others_alone(one_batch):
     assert next(goes_on).batch.plan_index == 3
     goes_on.close()
     assert not first.thread.is_alive()
+
+
+def test_a_thread_that_goes_on_is_waited_for_so_long_and_named(one_batch, monkeypatch, caplog):
+    monkeypatch.setattr(arrivals, "_LONGEST_FETCH_S", 0.05)
+    shard = Fetched(one_batch)
+    batches = iterate_shard(shard)
+    next(batches)
+    batches.close()
+    assert shard.thread.is_alive()
+    assert "still fetches" in caplog.text
+    shard.thread.join()
+
+
+def test_a_stream_that_fails_at_its_first_block_has_no_thread_left(one_batch):
+    class Failing(Fetched):
+        def iter_batches(self, **options):
+            self.thread.start()
+            self.told.set()
+            raise OSError("no block")
+            yield
+
+    shard = Failing(one_batch)
+    with pytest.raises(OSError, match="no block"):
+        next(iterate_shard(shard))
+    assert not shard.thread.is_alive()
 
 
 def test_a_stream_ends_its_threads_where_its_consumer_fails(one_batch):

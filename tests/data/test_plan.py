@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
 from retina_ray.data.eval_plan import build_eval_plan
 from retina_ray.data.layout import RunLayout
-from retina_ray.data.order import _DRAW, Images, epoch_batches, random_stream
+from retina_ray.data.order import (
+    _DRAW,
+    Images,
+    _shuffled_within,
+    epoch_batches,
+    random_stream,
+)
 from retina_ray.data.plan import RunPlan, build_run_plan
 from retina_ray.data.plan_rows import PLAN_SCHEMA
 from retina_ray.data.sampling import ImageClasses, make_sampler
@@ -267,6 +273,20 @@ def test_windows_are_sorted_and_shuffled_within_whatever_their_number(num_window
     same_window = np.diff(images.group[batches]) == 0
     assert (~same_window).sum() == num_windows - 1, "a window lies in several places"
     assert 0.4 < (np.diff(batches)[same_window] > 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("num_windows", [1, 40, 2**16 + 5])
+def test_shuffling_within_windows_is_sorting_by_window_and_a_random_number(num_windows):
+    """With numbers that are drawn twice, and windows that hold nothing."""
+    window = np.random.default_rng(0).integers(0, num_windows, 5000)
+    window[0] = num_windows - 1
+
+    class Coarse:
+        def random(self, number):
+            return np.random.default_rng(1).integers(0, 50, number) / 50
+
+    expected = np.lexsort((Coarse().random(5000), window))
+    np.testing.assert_array_equal(_shuffled_within(window, Coarse()), expected)
 
 
 def test_windowed_shuffle_keeps_batches_local():

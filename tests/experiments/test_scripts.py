@@ -306,6 +306,10 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(checkpoint, tmp_pat
     assert "good" not in done.stderr
     assert (out / "good.png").exists()
     assert "1 images" in done.stdout
+    done = run("predict", folder / "good.png", *options, "--max-pixels", 64 * 64 - 1)
+    assert done.exit_code == 2
+    assert "good.png: 64 x 64 pixels by its header" in done.stderr
+    assert "0 images" in done.stdout
 
     assert "no such file or folder" in refused("predict", tmp_path / "nowhere", *options)
 

@@ -186,6 +186,17 @@ def test_a_shard_without_a_column(folder):
     assert "not the columns of this version: area" in message
 
 
+def test_columns_besides_and_another_order_are_no_fault(folder):
+    """As a training sees it; this one holds dates that Python does not have."""
+
+    def change(table: pa.Table) -> pa.Table:
+        dates = pa.array([2**62] * len(table)).cast(pa.timestamp("us"))
+        return table.select(table.schema.names[::-1]).append_column("taken", dates)
+
+    change_shard(folder, shards(folder)[0], change)
+    assert found(folder) == []
+
+
 def test_content_that_was_changed(folder):
     change_shard(folder, shards(folder)[0], with_value("file_name", 1, "other.jpg"))
     ((severity, kind, message),) = found(folder)

@@ -223,9 +223,16 @@ def test_a_slow_consumer_does_not_fill_the_store(small_ray, dataset, tiny_config
         for _ in range(2):
             for _ in range(MAX_ROWS_PER_BLOCK):
                 next(batches)
-            held = until_settled(used)
-            assert STORE_BYTES / 4 < held <= STORE_BYTES / 2 + 2 * block_bytes
+            wait_until(lambda: used() > STORE_BYTES / 4)  # decoding runs ahead
+            assert until_settled(used) <= STORE_BYTES / 2 + 2 * block_bytes
     assert store_stats().spilled_bytes_total == before.spilled_bytes_total
+
+
+def wait_until(true, seconds=60):
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
 
 
 def until_settled(figure):
