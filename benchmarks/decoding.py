@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 import torch
 import typer
-from ingest import Case, encoded_images
+from ingest import Case, encoded_images, photographs
 from measure import OutOption, QuickOption, Spread, in_turn, ratios
 from page import Page
 from torchvision.io import ImageReadMode
@@ -32,8 +32,6 @@ from torchvision.transforms.v2 import functional
 
 from retina_ray.data.decoding import Pixels, decode_image
 from retina_ray.data.image_headers import encoded_size
-from retina_ray.data.importers.coco import import_coco
-from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.memory import keep_freed_memory
 from retina_ray.data.transforms import resize_image
 
@@ -136,14 +134,7 @@ def main(
     rounds, images = (2, 8) if quick else (rounds, images)
     sizes = size or [320, 224]
     with tempfile.TemporaryDirectory() as folder:
-        sets = {}
-        if voc is not None:
-            sets["BCCD"] = import_voc(voc, f"{folder}/bccd", split="train", on_bad_box="drop")
-        if coco is not None:
-            annotations = coco / "annotations" / "instances_train2017.json"
-            sets["COCO"] = import_coco(
-                annotations, coco / "train2017", f"{folder}/coco", split="train"
-            )
+        sets = photographs(voc, coco, folder)
         targets = {
             (name, side): encoded_images(Case(name, dataset, side, 1333))[:images]
             for name, dataset in sets.items()

@@ -106,6 +106,17 @@ def cpu_seconds() -> dict[int, float]:
     return seconds
 
 
+def photographs(voc: Path | None, coco: Path | None, folder: str) -> dict[str, PreparedDataset]:
+    """Prepare the sets that were given, by name."""
+    sets = {}
+    if voc is not None:
+        sets["BCCD, 640x480"] = import_voc(voc, f"{folder}/bccd", split="train", on_bad_box="drop")
+    if coco is not None:
+        annotations = coco / "annotations" / "instances_train2017.json"
+        sets["COCO"] = import_coco(annotations, coco / "train2017", f"{folder}/coco", split="train")
+    return sets
+
+
 def encoded_images(case: Case) -> list[tuple[bytes, int, int]]:
     """All images of the set with the (height, width) that they are resized to."""
     images = []
@@ -279,14 +290,11 @@ def main(
     rounds, warm_up, num_images = (1, 64, 64) if quick else (rounds, 1024, 3072)
     sizes = size or [320, 800]
     with tempfile.TemporaryDirectory() as folder:
-        cases: list[Case] = []
-        if voc is not None:
-            train = import_voc(voc, f"{folder}/bccd", split="train", on_bad_box="drop")
-            cases += [Case("BCCD, 640x480", train, each, 1333) for each in sizes]
-        if coco is not None:
-            annotations = coco / "annotations" / "instances_train2017.json"
-            train = import_coco(annotations, coco / "train2017", f"{folder}/coco", split="train")
-            cases += [Case("COCO", train, each, 1333) for each in sizes]
+        cases = [
+            Case(name, train, each, 1333)
+            for name, train in photographs(voc, coco, folder).items()
+            for each in sizes
+        ]
         if not cases:
             train, _ = prepare_synthetic(SyntheticConfig(), folder)
             cases += [Case("drawn shapes", PreparedDataset.open(train), 256, 1333)]

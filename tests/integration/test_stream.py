@@ -240,8 +240,9 @@ def until_settled(figure):
     largest, since = figure(), time.monotonic()
     while time.monotonic() < since + 2:
         time.sleep(0.1)
-        if figure() > largest:
-            largest, since = figure(), time.monotonic()
+        now = figure()
+        if now > largest:
+            largest, since = now, time.monotonic()
     return largest
 
 

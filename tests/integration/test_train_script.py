@@ -64,7 +64,6 @@ def test_ctrl_c_and_resume(pictures, tmp_path):
     assert second.left_behind() == []
 
 
-@pytest.mark.long
 def test_a_diverging_run_says_why_and_is_not_tried_again(pictures, tmp_path):
     more = {"optimizer.lr": 1e12, "optimizer.name": "sgd", "train.max_failures": 3}
     more |= {"train.max_rollbacks": 0}

@@ -137,7 +137,6 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
     assert not any("Failed to stop PlacementGroupCleaner" in text for text in texts)
 
 
-@pytest.mark.long
 def test_validation_beside_the_training_survives_kills_of_both(
     local_ray, pictures, tiny_config, tmp_path, monkeypatch
 ):
