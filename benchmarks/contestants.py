@@ -28,10 +28,10 @@ from retina_ray.model.norms import NUM_GROUPS
 from retina_ray.ops.anchors import AnchorGenerator as OurAnchorGenerator
 from retina_ray.ops.postprocess import select_detections
 from retina_ray.structures import Batch, Detections
-from retina_ray.train.learner import Learner
-from retina_ray.train.optim import build_optimizer, clip_gradients, update_if_finite
-from retina_ray.train.schedule import build_schedule
-from retina_ray.train.step import TrainingStep
+from retina_ray.train.engine.learner import Learner
+from retina_ray.train.engine.optim import build_optimizer, clip_gradients, update_if_finite
+from retina_ray.train.engine.schedule import build_schedule
+from retina_ray.train.engine.step import TrainingStep
 
 __all__ = ["NAMES", "Contestant", "Name", "Ours", "Torchvision", "contestant", "torchvision_model"]
 

@@ -30,10 +30,10 @@ from torchvision.io import ImageReadMode
 from torchvision.io import decode_image as torchvision_decode
 from torchvision.transforms.v2 import functional
 
-from retina_ray.data.decoding import Pixels, decode_image
-from retina_ray.data.image_headers import encoded_size
-from retina_ray.data.memory import keep_freed_memory
-from retina_ray.data.transforms import resize_image
+from retina_ray.data.augment.transforms import resize_image
+from retina_ray.data.images.decoding import Pixels, decode_image
+from retina_ray.data.images.headers import encoded_size
+from retina_ray.data.loading.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 OURS, OPENCV, TORCHVISION = "decode_image (simplejpeg)", "OpenCV", "torchvision"

@@ -37,15 +37,15 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from retina_ray.config import ExperimentConfig, SyntheticConfig, with_overrides
-from retina_ray.data.arrivals import expect_order, iterate_shard
-from retina_ray.data.batches import BatchLoader
+from retina_ray.data.augment.transforms import shortest_edge_size
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.pipeline import keep_idle_processes, stream
-from retina_ray.data.plan import RunPlan
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import prepare_synthetic
-from retina_ray.data.transforms import shortest_edge_size
+from retina_ray.data.loading.batch_loader import BatchLoader
+from retina_ray.data.loading.ray_stream import keep_idle_processes, stream
+from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+from retina_ray.data.plan.run_plan import RunPlan
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import prepare_synthetic
 
 BARE, LOADER, OURS = "bare decode + resize", "torch DataLoader", "ours through Ray Data"
 BATCH = 16

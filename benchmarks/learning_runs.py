@@ -17,8 +17,8 @@ import torch
 from contestants import Contestant, Name, contestant
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.local import iterate
-from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.evaluation.coco import evaluate_coco, to_results
 from retina_ray.structures import Batch
 from retina_ray.train.spec import RunInputs

@@ -23,9 +23,9 @@ from retina_ray.config import (
     with_overrides,
 )
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.local import iterate
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import prepare_synthetic
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import prepare_synthetic
 from retina_ray.model import RetinaNetCriterion
 from retina_ray.model.weights import load_torchvision_retinanet
 from retina_ray.structures import Batch, Detections, ImageBatch, Targets

@@ -27,15 +27,15 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.local import iterate
-from retina_ray.data.unpack import PlannedBatch
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.loading.unpack import PlannedBatch
 from retina_ray.model import RetinaNet, RetinaNetCriterion
 from retina_ray.structures import Batch, ImageBatch, Targets
-from retina_ray.train.loop import TrainingLoop
-from retina_ray.train.optim import build_optimizer
-from retina_ray.train.schedule import build_schedule
+from retina_ray.train.engine.loop import TrainingLoop
+from retina_ray.train.engine.optim import build_optimizer
+from retina_ray.train.engine.schedule import build_schedule
+from retina_ray.train.engine.validation import RoundResult
 from retina_ray.train.spec import RunInputs, RunSpec
-from retina_ray.train.validation import RoundResult
 
 __all__ = ["STORE_BYTES", "WARM_UP", "Measured", "Round", "through_ray", "without_ray"]
 
@@ -318,8 +318,8 @@ def through_ray(spec: RunSpec, *, steps: int, num_rounds: int) -> tuple[Measured
     # Here, so that the other loops are measured where Ray is not installed.
     import ray
 
-    from retina_ray.train import trainer
-    from retina_ray.train.resources import Footprint, connect
+    from retina_ray.train.run import trainer
+    from retina_ray.train.run.resources import Footprint, connect
 
     imported = time.perf_counter()
     cluster = connect(spec.config)
@@ -346,7 +346,7 @@ def _worker_in_turns(*, steps: int, num_rounds: int) -> Callable[[dict[str, Any]
     beside = functools.partial(cpu_seconds_beside, os.getpid())
 
     def worker(train_loop_config: dict[str, Any]) -> None:
-        from retina_ray.train import trainer
+        from retina_ray.train.run import trainer
 
         entered_at, run_worker = time.time(), trainer.run_worker
 

@@ -21,7 +21,7 @@ from page import Page
 from scale import ROWS_PER_GROUP, coco_like_sizes
 
 from retina_ray.config import ExperimentConfig, with_overrides
-from retina_ray.data.plan import RunPlan
+from retina_ray.data.plan.run_plan import RunPlan
 
 DIVISOR = ExperimentConfig().input.size_divisibility_px
 

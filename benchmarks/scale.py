@@ -32,14 +32,14 @@ from measure import OutOption, QuickOption, Spread, peak_mib, seconds
 from page import Page
 
 from retina_ray.config import ExperimentConfig, with_overrides
-from retina_ray.data.arrivals import expect_order, iterate_shard
-from retina_ray.data.batches import BatchLoader
-from retina_ray.data.dataset_info import INFO_FILE, ShardInfo
-from retina_ray.data.pipeline import keep_idle_processes, stream
-from retina_ray.data.plan import RunPlan
-from retina_ray.data.schema import SHARD_SCHEMA
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import make_shapes
+from retina_ray.data.loading.batch_loader import BatchLoader
+from retina_ray.data.loading.ray_stream import keep_idle_processes, stream
+from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+from retina_ray.data.plan.run_plan import RunPlan
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import INFO_FILE, ShardInfo
+from retina_ray.data.prepared.schema import SHARD_SCHEMA
+from retina_ray.data.synthetic.prepare import make_shapes
 
 CPU = torch.device("cpu")
 SIZES = (125_000, 250_000, 500_000, 1_000_000, 2_000_000)

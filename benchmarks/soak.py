@@ -33,9 +33,9 @@ from ray._private.state import actors as actor_table
 from soak_watch import MARK, Killer, Watched, own_processes
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
-from retina_ray.data.synthetic import make_shapes
-from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.resources import connect
+from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.run.resources import connect
 
 CALIBRATION_EPOCHS = 4
 WARM_UP_S = 60.0

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.train.metrics_file import read_metrics
-from retina_ray.train.resources import Footprint
+from retina_ray.train.run.resources import Footprint
+from retina_ray.train.run.trainer import fit
 from retina_ray.train.spec import RunSpec
-from retina_ray.train.trainer import fit
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 __all__ = ["MARK", "Killer", "Watched", "own_processes"]
 

@@ -32,13 +32,13 @@ from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state as ray_state
 
 from retina_ray.config import ExperimentConfig, with_overrides
-from retina_ray.data.arrivals import expect_order, iterate_shard
-from retina_ray.data.batches import BatchLoader
-from retina_ray.data.pipeline import keep_idle_processes, rows_per_block, stream
-from retina_ray.data.plan import RunPlan
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import make_shapes
-from retina_ray.data.unpack import PlannedBatch
+from retina_ray.data.loading.batch_loader import BatchLoader
+from retina_ray.data.loading.ray_stream import keep_idle_processes, rows_per_block, stream
+from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+from retina_ray.data.loading.unpack import PlannedBatch
+from retina_ray.data.plan.run_plan import RunPlan
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import make_shapes
 
 CORES = len(os.sched_getaffinity(0))
 SAMPLE_S = 0.5

@@ -41,8 +41,8 @@ from retina_ray.config import (
     SyntheticConfig,
     with_overrides,
 )
-from retina_ray.train.metrics_file import read_metrics
 from retina_ray.train.spec import RunInputs, RunSpec, resolve
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 IMPORTED_S = time.time() - psutil.Process().create_time()
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

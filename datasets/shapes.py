@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from summary import prepare_splits
 
-from retina_ray.data.dataset_info import join_uri
 from retina_ray.data.importers.convert import OnProgress
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import make_shapes
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import join_uri
+from retina_ray.data.synthetic.prepare import make_shapes
 
 
 def main(

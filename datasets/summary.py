@@ -15,13 +15,13 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from retina_ray.data.checks import BOX_FAULTS
-from retina_ray.data.dataset_info import INFO_FILE, join_uri, open_filesystem, shown_uri
+from retina_ray.data.importers.box_checks import BOX_FAULTS
 from retina_ray.data.importers.convert import OnProgress
-from retina_ray.data.patience import StorageError
-from retina_ray.data.schema import DataError, Fault
-from retina_ray.data.shard_writer import delete_dataset
-from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import INFO_FILE, join_uri, open_filesystem, shown_uri
+from retina_ray.data.prepared.schema import DataError, Fault
+from retina_ray.data.prepared.writer import delete_dataset
+from retina_ray.storage.retry import StorageError
 
 __all__ = ["prepare_splits"]
 

@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 from summary import prepare_splits
 
-from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy
-from retina_ray.data.dataset_info import join_uri
-from retina_ray.data.image_files import MAX_PIXELS
+from retina_ray.data.images.files import MAX_PIXELS
+from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy
 from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.importers.ray_tasks import shard_mapper
 from retina_ray.data.importers.voc import DifficultPolicy, import_voc
-from retina_ray.data.parallel import shard_mapper
-from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import join_uri
 
 
 def main(

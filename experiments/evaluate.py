@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from retina_ray.cli import clean_exit
-from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.evaluation.backends import require_backend
 from retina_ray.evaluation.coco import evaluate_coco, write_results
 from retina_ray.evaluation.predictions_file import (

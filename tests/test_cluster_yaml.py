@@ -2,16 +2,15 @@
 
 import ast
 import re
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from builders import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from retina_ray.data.pipeline import IDLE_VARIABLE, KEPT_IDLE_S
+from retina_ray.data.loading.ray_stream import IDLE_VARIABLE, KEPT_IDLE_S
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "ray_cluster.yaml").read_text()
 
 

@@ -12,37 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from builders import ROOT
 
 # An import goes down, never up, and never sideways into another room of the same floor.
 FLOORS = {
     "retina_ray.config": 0,
     "retina_ray.overrides": 0,
     "retina_ray.structures": 0,
+    "retina_ray.storage": 0,
     "retina_ray.ops": 1,
     "retina_ray.model": 2,
     "retina_ray.data": 2,
     "retina_ray.evaluation": 2,
-    "retina_ray.train": 3,
-    "retina_ray.inference": 3,
-    "retina_ray.inspection": 3,
-    "retina_ray.sweep": 4,
-    "retina_ray.cli": 5,
-    "experiments": 6,
-    "benchmarks": 6,
-    "datasets": 6,
+    "retina_ray.anchors": 3,
+    "retina_ray.checks": 3,
+    "retina_ray.train": 4,
+    "retina_ray.inference": 5,
+    "retina_ray.reports": 5,
+    "retina_ray.sweep": 6,
+    "retina_ray.cli": 7,
+    "experiments": 8,
+    "benchmarks": 8,
+    "datasets": 8,
 }
 
-# Sideways, by name: the config raises the overrides' errors, a run's own evaluation and the later
-# one of its checkpoint are the same code, and a run may start by fitting its anchors to the data.
+# Sideways, by name.
 SIDEWAYS = {
     ("retina_ray.config", "retina_ray.overrides"): {"retina_ray.overrides"},
-    ("retina_ray.inference", "retina_ray.train"): {
-        "retina_ray.train.checkpoints",
-        "retina_ray.train.validation",
-    },
-    ("retina_ray.train", "retina_ray.inspection"): {"retina_ray.inspection.anchors_fit"},
 }
 
 # Of a floor below, a room may be allowed only these parts.
@@ -53,8 +49,8 @@ ONLY = {
 # Where a package may be imported: in these modules and all that lies below them.
 OWNERS = {
     "ray": {
-        "retina_ray.data.parallel",
-        "retina_ray.data.pipeline",
+        "retina_ray.data.importers.ray_tasks",
+        "retina_ray.data.loading.ray_stream",
         "retina_ray.train",
         "retina_ray.sweep",
         "retina_ray.inference",
@@ -64,7 +60,7 @@ OWNERS = {
     },
     "wandb": {"retina_ray.train.tracking"},
     "cv2": {"retina_ray.data", "retina_ray.evaluation.pictures", "benchmarks", "datasets"},
-    "simplejpeg": {"retina_ray.data.decoding", "benchmarks"},
+    "simplejpeg": {"retina_ray.data.images.decoding", "benchmarks"},
     "pycocotools": {"retina_ray.evaluation", "retina_ray.data.importers", "benchmarks"},
 }
 
@@ -206,34 +202,37 @@ PLANTED = [
     # up, at the top, in a function, in a class, in a try, by name
     ("retina_ray.ops.boxes", "from retina_ray.model import RetinaNet"),
     ("retina_ray.config", "import retina_ray.ops.boxes"),
-    ("retina_ray.model.fpn", "def f():\n    from retina_ray.train.loop import TrainingLoop"),
+    ("retina_ray.model.fpn", "def f():\n    from retina_ray.train.engine.loop import TrainingLoop"),
     ("retina_ray.model.fpn", "class A:\n    import retina_ray.cli"),
-    ("retina_ray.data.plan", "try:\n    import retina_ray.sweep\nexcept ImportError:\n    pass"),
+    (
+        "retina_ray.data.plan.run_plan",
+        "try:\n    import retina_ray.sweep\nexcept ImportError:\n    pass",
+    ),
     ("retina_ray.ops.boxes", "import importlib\nimportlib.import_module('retina_ray.model')"),
-    ("retina_ray.train.loop", "from experiments.recipes import shapes"),
-    ("retina_ray.train.loop", "import retina_ray.sweep.space as space"),
+    ("retina_ray.train.engine.loop", "from experiments.recipes import shapes"),
+    ("retina_ray.train.engine.loop", "import retina_ray.sweep.space as space"),
     # sideways
-    ("retina_ray.model.head", "from retina_ray.data.plan import Plan"),
-    ("retina_ray.data.plan", "from retina_ray.evaluation import coco"),
+    ("retina_ray.model.head", "from retina_ray.data.plan.run_plan import Plan"),
+    ("retina_ray.data.plan.run_plan", "from retina_ray.evaluation import coco"),
     ("retina_ray.overrides", "from retina_ray.config import ExperimentConfig"),
-    ("retina_ray.inference.predict", "from retina_ray.train.loop import TrainingLoop"),
-    ("retina_ray.train.loop", "from retina_ray.inference import predict"),
+    ("retina_ray.inference.predict", "from retina_ray.train.engine.loop import TrainingLoop"),
+    ("retina_ray.train.engine.loop", "from retina_ray.inference import predict"),
     # relative
     ("retina_ray.ops.boxes", "from ..model import RetinaNet"),
     ("retina_ray.ops.boxes", "from .. import model"),
     ("retina_ray.data.importers.coco", "from ...model.fpn import FPN"),
     # only parts of ops for data
-    ("retina_ray.data.plan", "from retina_ray.ops.losses import giou_loss"),
-    ("retina_ray.data.plan", "from retina_ray.ops import losses"),
-    ("retina_ray.data.plan", "import retina_ray.ops"),
+    ("retina_ray.data.plan.run_plan", "from retina_ray.ops.losses import giou_loss"),
+    ("retina_ray.data.plan.run_plan", "from retina_ray.ops import losses"),
+    ("retina_ray.data.plan.run_plan", "import retina_ray.ops"),
     # packages with owners
     ("retina_ray.model.fpn", "import ray"),
-    ("retina_ray.data.plan", "import ray.data"),
-    ("retina_ray.data.batches", "def f():\n    from ray.data import Dataset"),
-    ("retina_ray.train.loop", "import wandb"),
+    ("retina_ray.data.plan.run_plan", "import ray.data"),
+    ("retina_ray.data.loading.batch_loader", "def f():\n    from ray.data import Dataset"),
+    ("retina_ray.train.engine.loop", "import wandb"),
     ("retina_ray.sweep.report", "from wandb.sdk import wandb_run"),
-    ("retina_ray.train.loop", "import cv2"),
-    ("retina_ray.data.plan", "from pycocotools.coco import COCO"),
+    ("retina_ray.train.engine.loop", "import cv2"),
+    ("retina_ray.data.plan.run_plan", "from pycocotools.coco import COCO"),
     ("retina_ray.model.fpn", "if not TYPE_CHECKING:\n    import ray"),
     ("retina_ray.model.fpn", "if TYPE_CHECKING:\n    pass\nelse:\n    import ray"),
 ]
@@ -241,12 +240,15 @@ PLANTED = [
 ALLOWED = [
     ("retina_ray.config", "from retina_ray.overrides import ConfigError"),
     ("retina_ray.ops.boxes", "from retina_ray import __version__"),
-    ("retina_ray.inference.predict", "from retina_ray.train.checkpoints import load_checkpoint"),
+    (
+        "retina_ray.inference.predict",
+        "from retina_ray.train.checkpoint.load import load_checkpoint",
+    ),
     ("retina_ray.ops.boxes", "from .anchors import AnchorGenerator"),
     ("retina_ray.model.fpn", "from ..ops import boxes"),
-    ("retina_ray.data.plan", "from retina_ray.ops import boxes"),
-    ("retina_ray.data.plan", "from retina_ray.ops.anchors import AnchorGenerator"),
-    ("retina_ray.data.pipeline", "import ray.data"),
+    ("retina_ray.data.plan.run_plan", "from retina_ray.ops import boxes"),
+    ("retina_ray.data.plan.run_plan", "from retina_ray.ops.anchors import AnchorGenerator"),
+    ("retina_ray.data.loading.ray_stream", "import ray.data"),
     ("retina_ray.train.tracking", "def f():\n    import wandb"),
     ("retina_ray.evaluation.coco", "from pycocotools.coco import COCO"),
     ("retina_ray.cli", "from retina_ray.sweep.space import Space\nimport ray"),

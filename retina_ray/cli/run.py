@@ -15,13 +15,13 @@ from rich.console import Console
 
 from retina_ray.cli.scripts import clean_exit, storage_uri
 from retina_ray.config import ConfigError
-from retina_ray.data.dataset_info import join_uri, shown_uri
-from retina_ray.data.patience import StorageError
-from retina_ray.data.schema import DataError
-from retina_ray.train.storage import copy_down, is_uri, write_bytes
+from retina_ray.data.prepared.info import join_uri, shown_uri
+from retina_ray.data.prepared.schema import DataError
+from retina_ray.storage.files import copy_down, is_uri, write_bytes
+from retina_ray.storage.retry import StorageError
 
 if TYPE_CHECKING:
-    from retina_ray.inspection.run_report import RunReport
+    from retina_ray.reports.run.report import RunReport
 
 __all__ = ["report_of_run", "run_app"]
 
@@ -113,7 +113,7 @@ def _write(
 ) -> tuple[str, RunReport]:
     """Make the page and write it; where it lies, and what it holds."""
     # Here, since it brings PyTorch, which the other commands can do without.
-    from retina_ray.inspection.run_report import (
+    from retina_ray.reports.run.report import (
         NUM_IMAGES,
         REPORT_FILE,
         run_report,

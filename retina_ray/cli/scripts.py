@@ -16,9 +16,9 @@ import typer
 from rich.console import Console
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json, with_overrides
-from retina_ray.data.patience import StorageError
-from retina_ray.data.schema import DataError
+from retina_ray.data.prepared.schema import DataError
 from retina_ray.overrides import parse_assignments
+from retina_ray.storage.retry import StorageError
 from retina_ray.train.errors import RunError, RunTerminatedError
 
 Named = TypeVar("Named")

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from retina_ray.ops.rotated_boxes import rotated_corners
+from retina_ray.ops.rotated.boxes import rotated_corners
 from retina_ray.structures import Detections
 
 __all__ = ["Picture", "contact_sheet", "draw_boxes", "write_png"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from retina_ray.ops.rotated_boxes import scale_rotated
+from retina_ray.ops.rotated.boxes import scale_rotated
 from retina_ray.structures import Detections
 
 __all__ = ["to_results", "write_results"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pycocotools.cocoeval import COCOeval
 
-from retina_ray.ops.rotated_boxes import paired_rotated_intersection, rotated_iou
+from retina_ray.ops.rotated.boxes import paired_rotated_intersection, rotated_iou
 
 __all__ = ["RotatedEvaluation", "overlaps"]
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from retina_ray.config import ConfigError, ExperimentConfig
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.transforms import resize_image, shortest_edge_size
+from retina_ray.data.augment.transforms import resize_image, shortest_edge_size
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.model import RetinaNet
 from retina_ray.model.coders import make_coder
 from retina_ray.ops.postprocess import select_detections
-from retina_ray.ops.rotated_boxes import scale_rotated
+from retina_ray.ops.rotated.boxes import scale_rotated
 from retina_ray.structures import Detections, ImageBatch
-from retina_ray.train.checkpoints import CheckpointMeta, load_checkpoint
-from retina_ray.train.validation import RoundResult, predict_dataset
+from retina_ray.train.checkpoint.load import CheckpointMeta, load_checkpoint
+from retina_ray.train.engine.validation import RoundResult, predict_dataset
 
 __all__ = ["Predictor"]
 

@@ -16,7 +16,7 @@ from retina_ray.ops.atss import AtssMatcher
 from retina_ray.ops.best_anchor import BestAnchorMatcher
 from retina_ray.ops.boxes import is_proper
 from retina_ray.ops.matcher import Matcher, MatchResult
-from retina_ray.ops.rotated_boxes import is_proper_rotated, rotated_iou
+from retina_ray.ops.rotated.boxes import is_proper_rotated, rotated_iou
 from retina_ray.structures import Targets
 
 __all__ = ["Assigner", "Assignment", "assign", "make_matcher"]

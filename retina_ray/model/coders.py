@@ -5,7 +5,7 @@ from __future__ import annotations
 from retina_ray.config import ModelConfig
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.postprocess import Coder
-from retina_ray.ops.rotated_coder import RotatedBoxCoder
+from retina_ray.ops.rotated.coder import RotatedBoxCoder
 
 __all__ = ["Coder", "make_coder"]
 

@@ -24,7 +24,7 @@ from retina_ray.ops.boxes import paired_iou
 from retina_ray.ops.class_terms import ClassLoss
 from retina_ray.ops.focal import pyramid_class_loss
 from retina_ray.ops.losses import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
-from retina_ray.ops.rotated_boxes import paired_rotated_iou
+from retina_ray.ops.rotated.boxes import paired_rotated_iou
 from retina_ray.structures import HeadOutputs, Targets
 
 __all__ = ["RetinaNetCriterion"]

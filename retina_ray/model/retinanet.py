@@ -16,7 +16,7 @@ from retina_ray.model.backbone import ResNetBackbone
 from retina_ray.model.fpn import FPN
 from retina_ray.model.head import RetinaNetHead
 from retina_ray.ops.anchors import AnchorGenerator
-from retina_ray.ops.rotated_anchors import RotatedAnchorGenerator
+from retina_ray.ops.rotated.anchors import RotatedAnchorGenerator
 from retina_ray.structures import HeadOutputs, ImageBatch
 
 __all__ = ["RetinaNet"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from retina_ray.ops.boxes import clip_boxes, is_proper
-from retina_ray.ops.rotated_boxes import is_proper_rotated
-from retina_ray.ops.rotated_nms import batched_rotated_nms
+from retina_ray.ops.rotated.boxes import is_proper_rotated
+from retina_ray.ops.rotated.nms import batched_rotated_nms
 from retina_ray.structures import Detections, HeadOutputs
 
 __all__ = ["Coder", "select_detections"]

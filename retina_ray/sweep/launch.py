@@ -7,14 +7,14 @@ from typing import Literal
 from rich.console import Console
 
 from retina_ray.config import ConfigError, ExperimentConfig
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.sweep.anchors import anchors_depend_on_trial, prune_anchors
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.storage.files import exists, is_uri
+from retina_ray.sweep.anchor_pruning import anchors_depend_on_trial, prune_anchors
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.report import rank, report_table, write_report
 from retina_ray.sweep.runner import SweepOutcome
 from retina_ray.sweep.space import Space, check_space
 from retina_ray.train.spec import resolve
-from retina_ray.train.storage import exists, is_uri
 
 ASYNC = "train.async_validation"
 
@@ -38,7 +38,7 @@ def prepare_sweep(
     """Check the space, the data and the folder, and write the sweep's plan.
 
     Anchors that hardly a box of the training set fits are left out of the space beforehand, see
-    `retina_ray.sweep.anchors.prune_anchors`.
+    `retina_ray.sweep.anchor_pruning.prune_anchors`.
 
     Raises:
         ConfigError: whatever no trial could be built from; all faults of the space at once.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
+from retina_ray.storage.files import read_text, write_text
 from retina_ray.sweep.space import Choice, Domain, IntUniform, LogUniform, Space, Uniform
-from retina_ray.train.storage import read_text, write_text
 
 METRIC = "val/AP"
 """What trials are compared by."""

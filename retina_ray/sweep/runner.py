@@ -24,7 +24,7 @@ from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.sweep.space import baseline_point, first_points, to_tune
 from retina_ray.sweep.trial import trial_class
 from retina_ray.sweep.watch import Watcher
-from retina_ray.train.resources import Footprint, connect
+from retina_ray.train.run.resources import Footprint, connect
 
 logger = logging.getLogger(__name__)
 

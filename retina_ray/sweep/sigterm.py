@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from retina_ray.train.errors import RunTerminatedError
-from retina_ray.train.preemption import as_ctrl_c
+from retina_ray.train.recovery.preemption import as_ctrl_c
 
 __all__ = ["SigtermAsCtrlC"]
 

@@ -16,17 +16,17 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
 
+from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import ExperimentConfig, from_json, with_overrides
-from retina_ray.data.patience import StorageError
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.inspection.anchors_fit import fit_anchors
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.storage.retry import StorageError
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
-from retina_ray.train.checkpoints import load_meta
-from retina_ray.train.failures import FailureNote, name_cause
-from retina_ray.train.resources import Footprint
+from retina_ray.train.checkpoint.load import load_meta
+from retina_ray.train.recovery.failures import FailureNote, name_cause
+from retina_ray.train.run.resources import Footprint
+from retina_ray.train.run.trainer import fit, fit_in_process
 from retina_ray.train.spec import RunSpec
-from retina_ray.train.trainer import fit, fit_in_process
 
 CLOSE_S = 120.0
 """How long a stopped trial may take to close its records (W&B's upload)."""

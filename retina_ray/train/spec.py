@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
-from retina_ray.data.batches import BatchLoader
-from retina_ray.data.layout import RunLayout, micro_batches_of
-from retina_ray.data.plan import RunPlan, sampler_of
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import prepare_synthetic
+from retina_ray.data.loading.batch_loader import BatchLoader
+from retina_ray.data.plan.layout import RunLayout, micro_batches_of
+from retina_ray.data.plan.run_plan import RunPlan, sampler_of
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import prepare_synthetic
 from retina_ray.evaluation.backends import require_backend
-from retina_ray.inspection.anchors_fit import fit_anchors
-from retina_ray.train.checkpoint_files import META
-from retina_ray.train.checkpoints import CheckpointStore
-from retina_ray.train.loop import RunShape
-from retina_ray.train.storage import is_uri, read_text
+from retina_ray.storage.files import is_uri, read_text
+from retina_ray.train.checkpoint.format import META
+from retina_ray.train.checkpoint.load import CheckpointStore
+from retina_ray.train.engine.loop import RunShape
 
 __all__ = ["RunInputs", "RunSpec", "resolve"]
 

@@ -4,10 +4,10 @@ import copy
 import importlib.util
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import COCO_TINY as TINY
 from evaluation_scenes import random_case
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
@@ -15,7 +15,7 @@ from retina_ray.evaluation import backends
 from retina_ray.evaluation.backends import require_backend, resolve_backend
 from retina_ray.evaluation.coco import evaluate_coco
 
-COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny" / "annotations"
+COCO_TINY = TINY / "annotations"
 needs_fast = pytest.mark.skipif(
     importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is missing"
 )

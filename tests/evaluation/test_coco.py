@@ -5,11 +5,11 @@ import copy
 import io
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from builders import COCO_TINY as TINY
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -23,7 +23,7 @@ from retina_ray.evaluation import (
 from retina_ray.evaluation.coco import FIGURES
 from retina_ray.structures import Detections
 
-COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny" / "annotations"
+COCO_TINY = TINY / "annotations"
 
 
 def truth(boxes, *, num_images=1, categories=((1, "cat"),)):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import make_shapes
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.evaluation import Picture, draw_boxes, evaluate_coco, to_results
 from retina_ray.evaluation.rotated import overlaps
 from retina_ray.structures import Detections

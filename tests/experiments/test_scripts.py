@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,19 +11,19 @@ import pytest
 import ray
 import torch
 import typer
+from builders import ROOT
 from PIL import Image
 from typer.testing import CliRunner
 
 from retina_ray.cli import clean_exit
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.synthetic import make_shapes
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.model import RetinaNet
-from retina_ray.train.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore
+from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta, CheckpointStore
 from retina_ray.train.errors import RunTerminatedError
-from retina_ray.train.failures import FailureNote, RunError, cause_of
+from retina_ray.train.recovery.failures import FailureNote, RunError, cause_of
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "experiments"
 BOTH = pytest.mark.parametrize("script", ["train", "sweep"])
 
@@ -196,7 +195,7 @@ def test_the_stored_config_of_a_run_is_a_recipe(tmp_path):
     from recipes import RECIPES
 
     from retina_ray.cli import load_config
-    from retina_ray.train.launch import prepare_run
+    from retina_ray.train.run.launch import prepare_run
 
     few = ["data.synthetic.num_train=8", "data.synthetic.num_val=4", "schedule.warmup_steps=1"]
     config = load_config("shapes", [*few, "loss.focal_gamma=1.25"], RECIPES)

@@ -4,9 +4,9 @@ import pytest
 import ray
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
-from retina_ray.data.pipeline import IDLE_VARIABLE
-from retina_ray.data.synthetic import make_shapes
-from retina_ray.train.resources import connect
+from retina_ray.data.loading.ray_stream import IDLE_VARIABLE
+from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.train.run.resources import connect
 
 
 @pytest.fixture(scope="module")

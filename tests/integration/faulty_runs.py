@@ -9,15 +9,16 @@ from pathlib import Path
 import ray.cloudpickle
 import torch
 
-from retina_ray.data.local import iterate
-from retina_ray.data.schema import record_from_row
-from retina_ray.data.shards import PreparedDataset, ShardWriter
-from retina_ray.train import loop, trainer
-from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.metrics_file import read_metrics
-from retina_ray.train.resources import Footprint
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.engine import loop
+from retina_ray.train.run import trainer
+from retina_ray.train.run.resources import Footprint
+from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs, RunSpec
-from retina_ray.train.worker import run_worker
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 # Workers cannot import what lies beside the tests: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -70,7 +71,7 @@ def injected(monkeypatch, folder, fault, *, before=None):
     work = trainer._worker_in_group
 
     def worker(config):
-        from retina_ray.train import distributed
+        from retina_ray.train.engine import distributed
 
         step, run = loop.TrainingLoop._train_step, loop.TrainingLoop.run
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from builders import ROOT
 
 
 class Script:

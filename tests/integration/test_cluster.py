@@ -17,14 +17,15 @@ from batch_digest import digest
 from faulty_runs import assert_same_end, injected, make_spec, run_alone, starts, val_figures
 from ray.cluster_utils import Cluster
 
-from retina_ray.data.arrivals import expect_order, iterate_shard
-from retina_ray.data.batches import BatchLoader
-from retina_ray.data.local import iterate
-from retina_ray.data.pipeline import IDLE_VARIABLE, stream
-from retina_ray.data.plan import RunPlan
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.train import async_validation, elastic, trainer
-from retina_ray.train.resources import Footprint, cluster_size, leave_a_cpu
+from retina_ray.data.loading.batch_loader import BatchLoader
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.loading.ray_stream import IDLE_VARIABLE, stream
+from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+from retina_ray.data.plan.run_plan import RunPlan
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.train.recovery import elastic
+from retina_ray.train.run import async_validation, trainer
+from retina_ray.train.run.resources import Footprint, cluster_size, leave_a_cpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 # Decoding tasks cannot import a test module: its loader travels by value.
@@ -178,7 +179,7 @@ def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
 
     def noted(loop, do_step):
-        from retina_ray.train import distributed
+        from retina_ray.train.engine import distributed
 
         group = len(starts(tmp_path))
         if group == 1 and loop.step == 6:
@@ -218,7 +219,7 @@ def test_two_workers_on_two_nodes_are_validated_beside_their_training(
     footprint.require(cluster_size())
 
     def mortal(loop, do_step):
-        from retina_ray.train import distributed
+        from retina_ray.train.engine import distributed
 
         (tmp_path / f"worker-{distributed.rank()}-{os.getpid()}").touch()
         if loop.step == 4 and distributed.rank() == 1 and not (tmp_path / "died").exists():

@@ -18,12 +18,12 @@ from faulty_runs import ONE, TWO, assert_same_end, injected, make_spec, run_alon
 from script_process import Script
 from wandb_server import WandbServer
 
-from retina_ray.train import trainer
-from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.failures import RunError
-from retina_ray.train.launch import resume_run
-from retina_ray.train.metrics_file import read_metrics
-from retina_ray.train.rollback import Rollbacks
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.recovery.failures import RunError
+from retina_ray.train.recovery.rollback import Rollbacks
+from retina_ray.train.run import trainer
+from retina_ray.train.run.launch import resume_run
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -148,7 +148,7 @@ def test_a_hung_worker_says_where_and_is_replaced(
     spec = make_spec(config(**settings), pictures, tmp_path)
 
     def hang(loop, do_step):
-        from retina_ray.train import distributed
+        from retina_ray.train.engine import distributed
 
         if loop.step == 8 and distributed.rank() == 1 and once(tmp_path / "hung"):
             time.sleep(3600)

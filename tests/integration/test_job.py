@@ -13,11 +13,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from builders import ROOT
 
 from retina_ray.sweep.report import read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 TOKEN = secrets.token_hex(32)
 RAY = str(Path(sys.executable).with_name("ray"))
 

@@ -11,7 +11,7 @@ from faulty_runs import ONE, assert_same_end, injected, make_spec, run_alone, st
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from retina_ray.train import trainer
+from retina_ray.train.run import trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

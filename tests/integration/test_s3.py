@@ -12,21 +12,22 @@ import torch
 from s3_server import BUCKET, S3Server, s3_environment
 
 from retina_ray.config import DataConfig
+from retina_ray.data.export import export_coco
 from retina_ray.data.importers.coco import import_coco
-from retina_ray.data.importers.export import export_coco
-from retina_ray.data.local import iterate
-from retina_ray.data.parallel import shard_mapper
-from retina_ray.data.patience import PATIENCE_VARIABLE
-from retina_ray.data.schema import DataError
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.train import loop, trainer
-from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.failures import RunError
-from retina_ray.train.launch import prepare_run, resume_run
-from retina_ray.train.metrics_file import read_metrics
-from retina_ray.train.resources import Footprint, connect
+from retina_ray.data.importers.ray_tasks import shard_mapper
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import DataError
+from retina_ray.storage.retry import PATIENCE_VARIABLE
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.engine import loop
+from retina_ray.train.recovery.failures import RunError
+from retina_ray.train.run import trainer
+from retina_ray.train.run.launch import prepare_run, resume_run
+from retina_ray.train.run.resources import Footprint, connect
+from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs
-from retina_ray.train.worker import run_worker
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 pytestmark = pytest.mark.ray
 # Workers cannot import a test module: its functions travel by value.

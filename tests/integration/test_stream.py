@@ -14,10 +14,9 @@ from ray.data import ExecutionResources
 from ray.remote_function import RemoteFunction
 
 from retina_ray.config import with_overrides
-from retina_ray.data.arrivals import expect_order, iterate_shard
-from retina_ray.data.batches import BatchLoader
-from retina_ray.data.local import iterate
-from retina_ray.data.pipeline import (
+from retina_ray.data.loading.batch_loader import BatchLoader
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.loading.ray_stream import (
     IDLE_VARIABLE,
     MAX_ROWS_PER_BLOCK,
     NUMBERS_PER_TASK,
@@ -28,8 +27,9 @@ from retina_ray.data.pipeline import (
     stream,
     task_cpus,
 )
-from retina_ray.data.plan import RunPlan
-from retina_ray.data.shards import PreparedDataset
+from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+from retina_ray.data.plan.run_plan import RunPlan
+from retina_ray.data.prepared.dataset import PreparedDataset
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,7 @@ from retina_ray.sweep.launch import finish_sweep, prepare_sweep
 from retina_ray.sweep.report import read_results
 from retina_ray.sweep.runner import run_sweep
 from retina_ray.sweep.space import Choice
-from retina_ray.train.metrics_file import read_metrics
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 pytestmark = pytest.mark.ray
 GOOD, IDLE, DIVERGING = 2e-3, 1e-9, 1e12

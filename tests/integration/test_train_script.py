@@ -5,8 +5,8 @@ import shlex
 import pytest
 from script_process import Script
 
-from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.metrics_file import read_metrics
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 pytestmark = pytest.mark.ray
 

@@ -17,16 +17,17 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from retina_ray.config import with_overrides
-from retina_ray.data.pipeline import task_cpus
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.inspection.run_head import bad_image_list
-from retina_ray.inspection.run_record import read_run
-from retina_ray.train import async_validation, loop, trainer
-from retina_ray.train.checkpoints import load_checkpoint
-from retina_ray.train.failures import HopelessRunError
-from retina_ray.train.metrics_file import read_metrics
-from retina_ray.train.resources import Footprint
+from retina_ray.data.loading.ray_stream import task_cpus
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.reports.run.head import bad_image_list
+from retina_ray.reports.run.record import read_run
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.engine import loop
+from retina_ray.train.recovery.failures import HopelessRunError
+from retina_ray.train.run import async_validation, trainer
+from retina_ray.train.run.resources import Footprint
 from retina_ray.train.spec import RunInputs
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 pytestmark = pytest.mark.ray
 # Workers cannot import a test module: its functions travel by value.
@@ -39,7 +40,7 @@ def test_a_ray_of_our_own_keeps_idle_processes(local_ray):
 
 def recording_worker(config):
     """The product's worker, leaving the weights and the rows that it saw beside the run."""
-    from retina_ray.train import distributed
+    from retina_ray.train.engine import distributed
 
     run = loop.TrainingLoop.run
 

@@ -15,8 +15,8 @@ from retina_ray.model import RetinaNetCriterion
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.matcher import Matcher
-from retina_ray.ops.rotated_anchors import RotatedAnchorGenerator
-from retina_ray.ops.rotated_coder import RotatedBoxCoder
+from retina_ray.ops.rotated.anchors import RotatedAnchorGenerator
+from retina_ray.ops.rotated.coder import RotatedBoxCoder
 from retina_ray.structures import HeadOutputs, Targets
 
 pytest.importorskip("detectron2", reason="detectron2 is not on the path")

@@ -20,7 +20,7 @@ from retina_ray.ops.best_anchor import BestAnchorMatcher
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.losses import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 from retina_ray.ops.matcher import Matcher
-from retina_ray.ops.rotated_coder import RotatedBoxCoder
+from retina_ray.ops.rotated.coder import RotatedBoxCoder
 from retina_ray.structures import HeadOutputs, Targets
 
 NAN, INF = float("nan"), float("inf")

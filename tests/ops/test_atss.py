@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from storage import LargestStorage
+from largest_storage import LargestStorage
 
 from retina_ray.ops import atss as atss_module
 from retina_ray.ops.anchors import AnchorGenerator

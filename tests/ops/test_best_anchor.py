@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from storage import LargestStorage
+from largest_storage import LargestStorage
 
 from retina_ray.ops import best_anchor as best_anchor_module
 from retina_ray.ops.best_anchor import AnchorClaims, BestAnchorMatcher

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from storage import LargestStorage
+from largest_storage import LargestStorage
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
 from retina_ray.ops import matcher as matcher_module

@@ -11,7 +11,7 @@ from torchvision.ops import nms
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.postprocess import select_detections
-from retina_ray.ops.rotated_coder import RotatedBoxCoder
+from retina_ray.ops.rotated.coder import RotatedBoxCoder
 from retina_ray.structures import HeadOutputs
 
 NAN = float("nan")

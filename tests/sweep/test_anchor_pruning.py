@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 
+from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import (
     AnchorConfig,
     ConfigError,
@@ -12,10 +13,9 @@ from retina_ray.config import (
     from_json,
     with_overrides,
 )
-from retina_ray.data.schema import Category, Record
-from retina_ray.data.shards import PreparedDataset, ShardWriter
-from retina_ray.inspection.anchors_fit import fit_anchors
-from retina_ray.sweep.anchors import anchors_depend_on_trial, prune_anchors
+from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.sweep.anchor_pruning import anchors_depend_on_trial, prune_anchors
 from retina_ray.sweep.launch import prepare_sweep
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import Choice, LogUniform, Uniform, check_space

@@ -20,8 +20,8 @@ from retina_ray.sweep.space import (
     first_points,
     to_tune,
 )
-from retina_ray.train.optim import build_optimizer
-from retina_ray.train.schedule import build_schedule
+from retina_ray.train.engine.optim import build_optimizer
+from retina_ray.train.engine.schedule import build_schedule
 
 SMALL = with_overrides(
     ExperimentConfig(),

@@ -14,9 +14,8 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
-from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy, ImportLog
-from retina_ray.data.dataset_info import shown_uri
-from retina_ray.data.image_files import MAX_PIXELS
+from retina_ray.data.images.files import MAX_PIXELS
+from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog
 from retina_ray.data.importers.coco_json import (
     has_rotated_boxes,
     load_json,
@@ -26,9 +25,10 @@ from retina_ray.data.importers.coco_json import (
 )
 from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
 from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.schema import DataError, Fault
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.sources import SourceFolder
+from retina_ray.data.importers.sources import SourceFolder
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import shown_uri
+from retina_ray.data.prepared.schema import DataError, Fault
 
 __all__ = ["import_coco", "read_coco"]
 
@@ -58,7 +58,7 @@ def import_coco(
         out_uri: folder of the prepared set: a local path or a URI.
         split: e.g. "train".
         name: of the data set.
-        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.checks`.
+        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.importers.box_checks`.
         on_bad_image: "error" or "drop": for images that cannot be used.
         max_size_px: re-encode larger images so that the longer side is at most this; boxes and
             areas are scaled with them. None: keep the files as they are.
@@ -67,7 +67,7 @@ def import_coco(
         overwrite: replace a set that is there already, once the new one is whole.
         on_progress: called with (images done, images in all).
         max_pixels: images whose headers claim more are refused before they are decoded.
-        map_shards: who writes the shards: this process, or `retina_ray.data.parallel`.
+        map_shards: who writes the shards: this process, or `retina_ray.data.importers.ray_tasks`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.

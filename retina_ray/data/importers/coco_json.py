@@ -14,18 +14,18 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from retina_ray.data.checks import (
+from retina_ray.data.importers.box_checks import (
     MALFORMED_BOX,
     ImportLog,
     RawBox,
     RawImage,
     repeated,
 )
-from retina_ray.data.dataset_info import shown_uri
-from retina_ray.data.record_checks import is_id
+from retina_ray.data.importers.sources import read_file
+from retina_ray.data.prepared.info import shown_uri
+from retina_ray.data.prepared.record_checks import is_id
+from retina_ray.data.prepared.schema import Category, DataError, Fault
 from retina_ray.data.rotated_boxes import enclosing_boxes
-from retina_ray.data.schema import Category, DataError, Fault
-from retina_ray.data.sources import read_file
 
 __all__ = ["has_rotated_boxes", "load_json", "read_annotations", "read_categories", "read_images"]
 

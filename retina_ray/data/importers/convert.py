@@ -2,7 +2,8 @@
 
 The images are cut into shards by their position, and each shard is written by one task: see
 `retina_ray.data.importers.write_shard`. Who runs the tasks is up to the caller: one process, as
-here by default, or the nodes of a Ray cluster (`retina_ray.data.parallel`). The bytes are the same.
+here by default, or the nodes of a Ray cluster (`retina_ray.data.importers.ray_tasks`). The bytes
+are the same.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from hashlib import sha256
 
 import pyarrow.fs as pafs
 
-from retina_ray.data.checks import ImportLog
-from retina_ray.data.dataset_info import INFO_FILE, open_filesystem, shown_uri
-from retina_ray.data.image_files import MAX_PIXELS
+from retina_ray.data.images.files import MAX_PIXELS
+from retina_ray.data.importers.box_checks import ImportLog
 from retina_ray.data.importers.raw import RawDataset
 from retina_ray.data.importers.shard_tasks import (
     ShardOptions,
@@ -27,13 +27,14 @@ from retina_ray.data.importers.shard_tasks import (
     read_finished,
     renamed_beside,
 )
+from retina_ray.data.importers.sources import SourceFolder
 from retina_ray.data.importers.write_shard import write_shard
-from retina_ray.data.record_checks import check_categories
-from retina_ray.data.schema import DataError
-from retina_ray.data.shard_writer import begin_beside, check_group_sizes, finish_dataset
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.sources import SourceFolder
-from retina_ray.data.wholeness import clean_up
+from retina_ray.data.prepared.completeness import clean_up
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import INFO_FILE, open_filesystem, shown_uri
+from retina_ray.data.prepared.record_checks import check_categories
+from retina_ray.data.prepared.schema import DataError
+from retina_ray.data.prepared.writer import begin_beside, check_group_sizes, finish_dataset
 
 __all__ = ["MapShards", "OnProgress", "map_in_process", "write_images"]
 

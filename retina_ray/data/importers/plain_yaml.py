@@ -13,9 +13,9 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from retina_ray.data.record_checks import is_id
-from retina_ray.data.schema import DataError
-from retina_ray.data.sources import read_file
+from retina_ray.data.importers.sources import read_file
+from retina_ray.data.prepared.record_checks import is_id
+from retina_ray.data.prepared.schema import DataError
 
 __all__ = ["load_plain_yaml"]
 

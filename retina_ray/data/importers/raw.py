@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retina_ray.data.checks import RawImage
-from retina_ray.data.schema import BoxType, Category
-from retina_ray.data.sources import SourceFolder
+from retina_ray.data.importers.box_checks import RawImage
+from retina_ray.data.importers.sources import SourceFolder
+from retina_ray.data.prepared.schema import BoxType, Category
 
 __all__ = ["RawDataset"]
 

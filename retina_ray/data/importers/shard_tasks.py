@@ -19,12 +19,12 @@ import cv2
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
-from retina_ray.data.dataset_info import FORMAT_VERSION, open_filesystem
-from retina_ray.data.schema import BoxType
-from retina_ray.data.shard_file import ShardContent, shard_name, write_whole
-from retina_ray.data.sources import SourceFolder
-from retina_ray.data.wholeness import IMPORT_FOLDER
+from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
+from retina_ray.data.importers.sources import SourceFolder
+from retina_ray.data.prepared.completeness import IMPORT_FOLDER
+from retina_ray.data.prepared.info import FORMAT_VERSION, open_filesystem
+from retina_ray.data.prepared.schema import BoxType
+from retina_ray.data.prepared.shard_file import ShardContent, shard_name, write_whole
 
 __all__ = [
     "ShardOptions",
@@ -49,8 +49,8 @@ class ShardOptions:
         folder: what the file names of the images are relative to.
         num_classes: K.
         box_type: "rotated": every raw box has a rotated one.
-        on_bad_box: see `retina_ray.data.checks`.
-        on_bad_image: see `retina_ray.data.checks`.
+        on_bad_box: see `retina_ray.data.importers.box_checks`.
+        on_bad_image: see `retina_ray.data.importers.box_checks`.
         max_size_px: make the longer side at most this; None: keep the files as they are.
         max_pixels: images of more pixels are refused.
         rows_per_group: images of a row group.

@@ -17,16 +17,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from retina_ray.data.checks import (
+from retina_ray.data.images.files import MAX_PIXELS
+from retina_ray.data.importers.box_checks import (
     BadBoxPolicy,
     BadImagePolicy,
     ImportLog,
     repeated,
 )
-from retina_ray.data.dataset_info import shown_uri
-from retina_ray.data.image_files import MAX_PIXELS
 from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
 from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.importers.sources import SourceFileError, SourceFolder
 from retina_ray.data.importers.voc_xml import (
     IMAGE_SUFFIXES,
     DifficultPolicy,
@@ -34,9 +34,9 @@ from retina_ray.data.importers.voc_xml import (
     read_image,
     read_object,
 )
-from retina_ray.data.schema import Category, DataError, Fault
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.sources import SourceFileError, SourceFolder
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import shown_uri
+from retina_ray.data.prepared.schema import Category, DataError, Fault
 
 __all__ = ["DifficultPolicy", "import_voc", "read_voc", "voc_class_names"]
 
@@ -73,7 +73,7 @@ def import_voc(
         difficult: objects marked so: "keep" trains and evaluates them as any other (detectron2's
             practice in training); "crowd" marks them iscrowd, so that neither training nor COCO
             evaluation counts them (near to VOC's own evaluation); "drop" leaves them out.
-        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.checks`.
+        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.importers.box_checks`.
         on_bad_image: "error" or "drop": for images that cannot be used.
         max_size_px: re-encode larger images so that the longer side is at most this; boxes and
             areas are scaled with them. None: keep the files as they are.
@@ -82,7 +82,7 @@ def import_voc(
         overwrite: replace a set that is there already, once the new one is whole.
         on_progress: called with (images done, images in all).
         max_pixels: images whose headers claim more are refused before they are decoded.
-        map_shards: who writes the shards: this process, or `retina_ray.data.parallel`.
+        map_shards: who writes the shards: this process, or `retina_ray.data.importers.ray_tasks`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.

@@ -8,7 +8,7 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from retina_ray.data.checks import (
+from retina_ray.data.importers.box_checks import (
     MALFORMED_BOX,
     UNKNOWN_CLASS,
     ZERO_SIZE,
@@ -16,7 +16,7 @@ from retina_ray.data.checks import (
     RawBox,
     RawImage,
 )
-from retina_ray.data.sources import SourceFileError, SourceFolder, map_ahead
+from retina_ray.data.importers.sources import SourceFileError, SourceFolder, map_ahead
 
 __all__ = ["IMAGE_SUFFIXES", "DifficultPolicy", "parse_all", "read_image", "read_object"]
 

@@ -12,20 +12,20 @@ from functools import partial
 import numpy as np
 import pyarrow.fs as pafs
 
-from retina_ray.data.checks import ImportLog, RawImage, check_boxes
-from retina_ray.data.dataset_info import open_filesystem
-from retina_ray.data.image_files import EncodedImage, load_image, read_image_file
+from retina_ray.data.images.files import EncodedImage, load_image, read_image_file
+from retina_ray.data.importers.box_checks import ImportLog, RawImage, check_boxes
 from retina_ray.data.importers.shard_tasks import (
     ShardOptions,
     ShardResult,
     ShardTask,
     note_finished,
 )
-from retina_ray.data.record_checks import record_faults
+from retina_ray.data.importers.sources import SourceFileError, map_ahead
+from retina_ray.data.prepared.info import open_filesystem
+from retina_ray.data.prepared.record_checks import record_faults
+from retina_ray.data.prepared.schema import BoxType, Fault, Record
+from retina_ray.data.prepared.shard_file import ShardFile
 from retina_ray.data.rotated_boxes import scale_rotated
-from retina_ray.data.schema import BoxType, Fault, Record
-from retina_ray.data.shard_file import ShardFile
-from retina_ray.data.sources import SourceFileError, map_ahead
 
 __all__ = ["write_shard"]
 

@@ -20,17 +20,17 @@ import os
 from dataclasses import dataclass
 from functools import partial
 
-from retina_ray.data.checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
-from retina_ray.data.dataset_info import shown_uri
-from retina_ray.data.image_files import MAX_PIXELS
-from retina_ray.data.image_headers import read_header
+from retina_ray.data.images.files import MAX_PIXELS
+from retina_ray.data.images.headers import read_header
+from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
 from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
 from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.importers.sources import SourceFileError, SourceFolder, map_ahead
 from retina_ray.data.importers.yolo_labels import LabelReader, labels_of
 from retina_ray.data.importers.yolo_yaml import list_images, read_data_yaml
-from retina_ray.data.schema import Category, Fault
-from retina_ray.data.shards import PreparedDataset
-from retina_ray.data.sources import SourceFileError, SourceFolder, map_ahead
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import shown_uri
+from retina_ray.data.prepared.schema import Category, Fault
 
 __all__ = ["import_yolo", "read_yolo"]
 
@@ -62,7 +62,7 @@ def import_yolo(
         split: "train", "val" or "test", as in the description and in the prepared set.
         root: where the data set lies; None: where the description's `path` says.
         name: of the data set.
-        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.checks`.
+        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.importers.box_checks`.
         on_bad_image: "error" or "drop": for images that cannot be used.
         max_size_px: re-encode larger images so that the longer side is at most this; boxes and
             areas are scaled with them. None: keep the files as they are.
@@ -71,7 +71,7 @@ def import_yolo(
         overwrite: replace a set that is there already, once the new one is whole.
         on_progress: called with (images done, images in all).
         max_pixels: images whose headers claim more are refused before they are decoded.
-        map_shards: who writes the shards: this process, or `retina_ray.data.parallel`.
+        map_shards: who writes the shards: this process, or `retina_ray.data.importers.ray_tasks`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.

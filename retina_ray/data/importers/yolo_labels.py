@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from retina_ray.data.checks import (
+from retina_ray.data.importers.box_checks import (
     MALFORMED_BOX,
     NOT_FINITE,
     UNKNOWN_CLASS,

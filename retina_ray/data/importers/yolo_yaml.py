@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from retina_ray.data.checks import ImportLog, repeated
-from retina_ray.data.dataset_info import join_uri, parent_uri, shown_uri
+from retina_ray.data.importers.box_checks import ImportLog, repeated
 from retina_ray.data.importers.plain_yaml import load_plain_yaml
-from retina_ray.data.schema import DataError, Fault
-from retina_ray.data.sources import SourceFileError, SourceFolder
+from retina_ray.data.importers.sources import SourceFileError, SourceFolder
+from retina_ray.data.prepared.info import join_uri, parent_uri, shown_uri
+from retina_ray.data.prepared.schema import DataError, Fault
 
 __all__ = ["IMAGE_SUFFIXES", "YoloDescription", "list_images", "read_data_yaml"]
 

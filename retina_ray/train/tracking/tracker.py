@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from retina_ray.config import TrackingConfig
-from retina_ray.train.metrics_file import MetricsFile
+from retina_ray.train.tracking.metrics_file import MetricsFile
 from retina_ray.train.tracking.tensorboard import open_tensorboard
 from retina_ray.train.tracking.wandb_run import open_wandb
 

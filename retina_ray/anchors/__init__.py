@@ -1,0 +1,1 @@
+"""Do the anchors of a config fit the boxes of a data set, and which would fit better?"""

@@ -1,0 +1,175 @@
+"""What a check found: every kind of dirt with its weight, its number and its cases.
+
+An *error* would stop an import or a training, or make its result wrong without a word. A *warning*
+is what somebody should know and may have meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from retina_ray.data.prepared.schema import Fault
+
+__all__ = ["KINDS", "MAX_LISTED", "Case", "Finding", "Findings", "Kind", "Severity"]
+
+Severity = Literal["error", "warning"]
+
+MAX_LISTED = 100_000
+"""Cases of a kind that are kept; more are counted only, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of dirt.
+
+    Attributes:
+        name: as it stands in `Fault.kind`.
+        severity: see the module's text.
+        advice: what it does to a training, and what to do.
+    """
+
+    name: str
+    severity: Severity
+    advice: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One place where a kind of dirt was found."""
+
+    split: str
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.split}: {self.fault}" if self.split else str(self.fault)
+
+
+@dataclass
+class Finding:
+    """All cases of one kind.
+
+    Attributes:
+        kind: of dirt.
+        count: how many there are.
+        cases: the first `MAX_LISTED` of them.
+    """
+
+    kind: Kind
+    count: int = 0
+    cases: list[Case] = field(default_factory=list)
+
+
+class Findings:
+    """Collects cases by kind, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, Finding] = {}
+
+    def add(self, split: str, faults: Iterable[Fault]) -> None:
+        """Note faults of a split; one of a kind that `KINDS` lacks counts as an error."""
+        for fault in faults:
+            finding = self._by_kind.get(fault.kind)
+            if finding is None:
+                kind = KINDS.get(fault.kind) or Kind(fault.kind, "error", "")
+                finding = self._by_kind[fault.kind] = Finding(kind)
+            finding.count += 1
+            if len(finding.cases) < MAX_LISTED:
+                finding.cases.append(Case(split, fault))
+
+    def sorted(self) -> list[Finding]:
+        """Errors first, then in the order of `KINDS`; kinds that it lacks come first."""
+        rank = {name: place for place, name in enumerate(KINDS)}
+        return sorted(
+            self._by_kind.values(),
+            key=lambda f: (f.kind.severity != "error", rank.get(f.kind.name, -1)),
+        )
+
+    def count(self, severity: Severity) -> int:
+        """How many cases of this weight there are."""
+        found = self._by_kind.values()
+        return sum(finding.count for finding in found if finding.kind.severity == severity)
+
+
+_BOXES = "import with --on-bad-box drop or clip, or mend the annotations"
+_IMAGES = "copy the files again, or import with --on-bad-image drop"
+_IDS = "ids must be unique and known: mend the annotations"
+_SHARDS = "copy the set again, or prepare it again"
+
+
+def _kinds() -> Iterable[Kind]:
+    """Everything that is looked for. The names of the first ones are those of the importers."""
+    for name in ("data set", "missing shard", "damaged shard", "unreadable shard"):
+        yield Kind(name, "error", _SHARDS if name != "data set" else "")
+    for name in ("shard with other columns", "shard that misplaces its pictures"):
+        yield Kind(name, "error", _SHARDS)
+    yield Kind("fingerprint differs", "error", f"the shards are not those described: {_SHARDS}")
+    yield Kind("counts differ", "error", f"dataset.json does not fit the shards: {_SHARDS}")
+    yield Kind("split without images", "error", "there is nothing to train on or to evaluate")
+    yield Kind("split without boxes", "error", "there is nothing to train on or to evaluate")
+    yield Kind(
+        "classes differ between splits",
+        "error",
+        "labels would mean other things: give all splits the same categories, ids and order",
+    )
+    for name in ("duplicate image id", "duplicate annotation id"):
+        yield Kind(name, "error", _IDS)
+    for name in ("annotation of an unknown image", "annotation of an unknown category"):
+        yield Kind(name, "error", _IDS)
+    for name in ("malformed box", "box is not finite", "box of zero or negative size"):
+        yield Kind(name, "error", _BOXES)
+    for name in ("box out of the image", "class is not in the list"):
+        yield Kind(name, "error", _BOXES)
+    for name in ("missing image", "unreadable image", "truncated image"):
+        yield Kind(name, "error", _IMAGES)
+    yield Kind(
+        "annotated size differs from the image",
+        "error",
+        "boxes may lie elsewhere: find the right copy, or import with --on-bad-image drop",
+    )
+    yield Kind(
+        "enormous image",
+        "error",
+        "importing refuses it: cut it into tiles, shrink it, or import with --max-pixels",
+    )
+    yield Kind(
+        "image in two splits",
+        "error",
+        "evaluating on what was trained on flatters: leave it out of one",
+    )
+    yield Kind(
+        "near-duplicate images across splits",
+        "warning",
+        "evaluating on what was nearly trained on flatters: keep alike images in one split",
+    )
+    yield Kind("image twice in a split", "warning", "it counts double: leave one out")
+    yield Kind("near-duplicate images", "warning", "they count double: leave some out if not meant")
+    yield Kind("duplicate box", "warning", "two boxes for one object: the loss counts it double")
+    yield Kind(
+        "box under a pixel at the training size",
+        "warning",
+        "it never reaches the loss at that size: train on larger images, or leave it out",
+    )
+    yield Kind(
+        "large image",
+        "warning",
+        "decoding takes long and much memory: import with --max-size, or cut it into tiles",
+    )
+    yield Kind("CMYK JPEG", "warning", "colours depend on the decoder: convert it to RGB")
+    yield Kind("more than 8 bits", "warning", "the lower bits are cut off: convert it on purpose")
+    yield Kind(
+        "EXIF orientation",
+        "warning",
+        "look whether its boxes fit: importing turns the image as EXIF says",
+    )
+    yield Kind("class without any box", "warning", "it cannot be learnt: leave it out of the list")
+    yield Kind(
+        "class missing from a split",
+        "warning",
+        "it is not trained, or not evaluated, there: its AP says nothing",
+    )
+
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _kinds()}
+"""By name, in the order in which they are shown."""

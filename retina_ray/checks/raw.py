@@ -1,0 +1,73 @@
+"""A split of a data set in its own format under check: COCO, Pascal VOC or YOLO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+from retina_ray.checks.images import ImageItem
+from retina_ray.data.images.files import read_image_file
+from retina_ray.data.importers.box_checks import CheckedBoxes, ImportLog, RawImage, check_boxes
+from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.prepared.schema import Category, Fault
+
+__all__ = ["RawReader", "RawSplit"]
+
+
+class RawReader(Protocol):
+    """Reads the annotations of a split, and notes the faults of their structure."""
+
+    def __call__(self, *, log: ImportLog) -> RawDataset:
+        """Read them."""
+        ...
+
+
+class RawSplit:
+    """The annotations of a split, read, with images that are not looked at yet.
+
+    Args:
+        name: of the split.
+        read: its reader.
+
+    Attributes:
+        name: of the split.
+        categories: in the order of the labels.
+        num_images: that the annotations name.
+        is_local: whether the images lie on a disk.
+        faults: of the structure of the annotations.
+
+    Raises:
+        DataError: the annotations cannot be read at all.
+    """
+
+    def __init__(self, name: str, read: RawReader) -> None:
+        log = _new_log()
+        self._raw = read(log=log)
+        self.name = name
+        self.categories: list[Category] = list(self._raw.categories)
+        self.num_images = len(self._raw.images)
+        self.is_local = self._raw.folder.is_local
+        self.faults: list[Fault] = log.faults
+
+    def items(self) -> Iterator[ImageItem]:
+        """Yield every image that the annotations name."""
+        for image in self._raw.images:
+            yield ImageItem(
+                file_name=image.file_name,
+                image_id=image.image_id,
+                height=image.height,
+                width=image.width,
+                read=partial(read_image_file, self._raw.folder, image.file_name),
+                boxes=partial(_usable_boxes, image),
+            )
+
+
+def _new_log() -> ImportLog:
+    """A log that keeps every fault: nothing is forgiven."""
+    return ImportLog(on_bad_box="error", on_bad_image="error")
+
+
+def _usable_boxes(image: RawImage, height: int, width: int) -> tuple[CheckedBoxes, list[Fault]]:
+    log = _new_log()
+    return check_boxes(image, height=height, width=width, log=log), log.faults

@@ -1,0 +1,58 @@
+"""`retina-ray data export DATASET --out FILE`: a prepared set as COCO's JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from retina_ray.cli.scripts import clean_exit
+from retina_ray.data.export import export_coco
+from retina_ray.data.prepared.dataset import PreparedDataset
+
+__all__ = ["export"]
+
+
+def export(
+    dataset: Annotated[str, typer.Argument(help="A prepared set: a folder or a URI.")],
+    out: Annotated[str, typer.Option(help="The JSON file to write: a path or a URI.")],
+    images: Annotated[
+        str | None, typer.Option(help="Write the images below this folder or URI, too.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files of other content.")] = False,
+) -> None:
+    """Write a prepared set as COCO's JSON, with its original ids.
+
+    An export that was killed goes on when it is called again.
+    """
+    console, progress_console = Console(), Console(stderr=True)
+    with clean_exit(console):
+        prepared = PreparedDataset.open(dataset)
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        hidden = images is None or not progress_console.is_terminal
+        with Progress(*columns, console=progress_console, disable=hidden) as progress:
+            task = progress.add_task("images", total=None)
+            exported = export_coco(
+                prepared,
+                out,
+                images_dir=images,
+                overwrite=overwrite,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        console.print(
+            f"{out}: {prepared.num_images} images, {exported.num_annotations} annotations, "
+            f"{prepared.num_classes} categories",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        if images is not None:
+            kept = f", {exported.num_kept} were there already" if exported.num_kept else ""
+            console.print(
+                f"images in {images}: {exported.num_written} written{kept}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,64 @@
+"""Several pictures in one: on a canvas side by side, or blended. Boxes go with their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from retina_ray.data.augment.transforms import Sample
+from retina_ray.data.rotated_boxes import are_rotated
+
+__all__ = ["FILL", "blend", "paste"]
+
+FILL = (124, 116, 104)
+"""RGB where a canvas shows no picture: ImageNet's mean, about zero to the model."""
+
+
+def paste(
+    samples: Sequence[Sample], places: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> Sample:
+    """Put pictures on a grey canvas.
+
+    Args:
+        samples: one at least; they must fit on the canvas. Later ones cover earlier ones.
+        places: of each sample, (x, y) of its upper left corner on the canvas.
+        size: (height, width) of the canvas.
+
+    Returns:
+        A sample of this size; the sample itself where one fills the canvas.
+    """
+    if len(samples) == 1 and samples[0].image.shape[:2] == tuple(size):
+        return samples[0]
+    height, width = size
+    row = np.tile(np.array(FILL, np.uint8), width)
+    canvas = np.empty((height, width * 3), np.uint8)
+    canvas[:] = row
+    canvas = canvas.reshape(height, width, 3)
+    boxes = []
+    for sample, (x, y) in zip(samples, places, strict=True):
+        picture = sample.image
+        canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+        shift = [x, y, 0, 0, 0] if are_rotated(sample.boxes) else [x, y, x, y]
+        boxes.append(sample.boxes + np.array(shift, np.float32))
+    return Sample(canvas, np.concatenate(boxes), np.concatenate([s.labels for s in samples]))
+
+
+def blend(a: Sample, b: Sample, share: float) -> Sample:
+    """Mix two pictures of one size (mixup for detection, arXiv:1902.04103); all boxes stay.
+
+    Args:
+        a: first sample.
+        b: second sample.
+        share: of the first in each pixel, 0 to 1.
+
+    Returns:
+        A sample of the same size, with the boxes of both.
+    """
+    image = cv2.addWeighted(a.image, share, b.image, 1 - share, 0)
+    return Sample(
+        np.asarray(image, np.uint8),
+        np.concatenate([a.boxes, b.boxes]),
+        np.concatenate([a.labels, b.labels]),
+    )

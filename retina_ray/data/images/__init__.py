@@ -1,0 +1,1 @@
+"""Encoded images: their headers, whether they are whole, their pixels."""

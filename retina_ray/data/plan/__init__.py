@@ -1,0 +1,1 @@
+"""The plan of a run: which images form which batch, settled before anything is read."""

@@ -1,0 +1,1 @@
+"""Rotated boxes: overlap, anchors, box coder and suppression."""

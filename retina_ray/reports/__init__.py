@@ -1,0 +1,1 @@
+"""Pages to look at: of a data set, of a run."""

@@ -1,0 +1,1 @@
+"""Checkpoints of runs: what they hold, where they lie, which of them count, and how they load."""

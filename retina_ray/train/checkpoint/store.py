@@ -1,0 +1,260 @@
+"""Where a run keeps its checkpoints: folders beside an index that is switched atomically.
+
+    checkpoints/
+      index.json            which folders count: the last ones and the best one
+      step-00000120/        see `retina_ray.train.checkpoint.format`
+
+A folder is written whole before the index names it, so a kill at any moment leaves the previous
+checkpoint loadable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pyarrow.fs as pafs
+
+from retina_ray.config import ConfigError
+from retina_ray.storage.files import filesystem, read_text, write_text
+from retina_ray.storage.retry import StorageError
+from retina_ray.train.checkpoint.format import (
+    META,
+    Checkpoint,
+    DamagedCheckpointError,
+    with_metrics,
+)
+from retina_ray.train.checkpoint.index import CheckpointIndex, Entry
+from retina_ray.train.checkpoint.transfer import put_checkpoint, read_checkpoint
+
+INDEX = "index.json"
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["CheckpointStore", "OvertakenError"]
+
+
+class OvertakenError(RuntimeError):
+    """Another process has taken the run over: this one may not add to its checkpoints."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, on a local disk or any `pyarrow.fs` URI."""
+
+    def __init__(self, uri: str, *, keep: int = 1) -> None:
+        """Open (and do not yet create) the folder `uri`.
+
+        Args:
+            uri: the folder.
+            keep: how many of the last checkpoints stay, beside the best one.
+        """
+        self.uri = uri
+        self.keep = keep
+        self._fs, self._root = filesystem(uri)
+
+    @property
+    def index(self) -> CheckpointIndex:
+        """Which checkpoints count at this moment.
+
+        Raises:
+            ConfigError: the index cannot be read.
+        """
+        try:
+            text = read_text(self.uri_of(INDEX))
+            return CheckpointIndex() if text is None else CheckpointIndex.from_json(text)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ConfigError(
+                f"{self.uri_of(INDEX)}: not an index of checkpoints ({error!r}); delete it and "
+                "give a checkpoint's folder beside it by name, e.g. to --init-from"
+            ) from error
+
+    @property
+    def last(self) -> str | None:
+        """URI of the newest checkpoint; None before the first."""
+        last = self.index.last
+        return None if last is None else self.uri_of(last.name)
+
+    @property
+    def last_step(self) -> int:
+        """Training steps that the newest checkpoint has done; 0 before the first."""
+        last = self.index.last
+        return 0 if last is None else last.step
+
+    @property
+    def best(self) -> str | None:
+        """URI of the checkpoint with the best metric; the last one while none has a metric."""
+        index = self.index
+        entry = index.best or index.last
+        return None if entry is None else self.uri_of(entry.name)
+
+    @property
+    def best_metric(self) -> float | None:
+        """Metric of the best checkpoint."""
+        best = self.index.best
+        return None if best is None else best.metric
+
+    def uri_of(self, name: str) -> str:
+        """URI of what is called so in this folder."""
+        return "/".join([self.uri.rstrip("/"), name])
+
+    def claim(self) -> CheckpointIndex:
+        """Become the one who adds to this run's checkpoints; who did so before may no more.
+
+        So a worker that was given up for lost, and is not, cannot spoil what its successor keeps.
+        What killed ones left half written is removed.
+        """
+        index = replace(self.index, writer=os.urandom(8).hex())
+        write_text(self.uri_of(INDEX), index.to_json())
+        self._drop_all_but(index.names)
+        return index
+
+    def save(self, checkpoint: Checkpoint, *, metric: float | None) -> str:
+        """Write a checkpoint, name it the last one (and the best one where it is), drop the others.
+
+        Args:
+            checkpoint: what to write; `state` must be there.
+            metric: what "best" means, higher is better; None or NaN is never the best.
+
+        Returns:
+            URI of the checkpoint.
+        """
+        index = self.index
+        entry = index.new_entry(checkpoint.meta.step, metric)
+        self.add(entry, checkpoint, index)
+        return self.uri_of(entry.name)
+
+    def add(
+        self,
+        entry: Entry,
+        checkpoint: Checkpoint,
+        index: CheckpointIndex,
+        *,
+        is_pending: bool = False,
+        before_switch: Callable[[], None] | None = None,
+    ) -> CheckpointIndex:
+        """Write a checkpoint under the name of an entry, and switch the index to it.
+
+        Args:
+            entry: from `index.new_entry`.
+            checkpoint: what to write.
+            index: as it was read, or as the last `add` left it.
+            is_pending: it is evaluated from now on, and stays until `index.settled`.
+            before_switch: done when the checkpoint is written and does not yet count.
+
+        Returns:
+            The new index.
+
+        Raises:
+            OvertakenError: another process has claimed the run.
+        """
+        new = index.with_entry(entry, keep=self.keep, is_pending=is_pending)
+        try:
+            put_checkpoint(self.uri_of(entry.name), checkpoint)
+            self._require_claim(index)
+            if before_switch is not None:
+                before_switch()
+                self._require_claim(index)
+            write_text(self.uri_of(INDEX), new.to_json())
+        except BaseException:
+            with contextlib.suppress(Exception):  # on a full disk its room is needed
+                if entry.name not in self.index.names:
+                    self._fs.delete_dir(f"{self._root}/{entry.name}")
+            with contextlib.suppress(OSError, StorageError, ConfigError):
+                self._require_claim(index)  # else its successor took away what was half written
+            raise
+        self._drop_all_but(new.names)
+        return new
+
+    def settle(
+        self, index: CheckpointIndex, metrics: Mapping[str, float], *, metric: float | None
+    ) -> CheckpointIndex:
+        """Record the evaluation of the pending checkpoint at the end of a run.
+
+        Args:
+            index: as the last `add` left it.
+            metrics: the figures.
+            metric: the one that makes a checkpoint the best one.
+
+        Returns:
+            The new index.
+
+        Raises:
+            OvertakenError: another process has claimed the run.
+            ValueError: no checkpoint is pending.
+        """
+        assert index.pending is not None
+        assert index.last is not None
+        self._require_claim(index)
+        for name in {index.pending.name, index.last.name}:
+            self.write_metrics(name, metrics, step=index.pending.step)
+        new = index.settled(metric)
+        write_text(self.uri_of(INDEX), new.to_json())
+        self._drop_all_but(new.names)
+        return new
+
+    def write_metrics(self, name: str, metrics: Mapping[str, float], *, step: int) -> None:
+        """Write the figures of an evaluation that came in later into a checkpoint.
+
+        Args:
+            name: of its folder.
+            metrics: the figures.
+            step: of the evaluation.
+
+        Raises:
+            ConfigError: what the checkpoint says of itself cannot be read.
+        """
+        uri = self.uri_of(f"{name}/{META}")
+        text = with_metrics(read_text(uri), metrics, step=step, uri=self.uri_of(name))
+        write_text(uri, text)
+
+    def go_back_to_whole(self) -> Checkpoint | None:
+        """Where the last checkpoint cannot be read, make the newest that can be the last one.
+
+        Nothing but time is lost by it: the steps in between are done again. Says so in the log.
+
+        Returns:
+            The checkpoint that is the last one then; None before the first.
+
+        Raises:
+            ConfigError: there are checkpoints, but none of them can be read.
+        """
+        index, faults = self.index, {}
+        for entry in index.entries:
+            try:
+                checkpoint = read_checkpoint(self.uri_of(entry.name))
+            except DamagedCheckpointError as error:
+                faults[entry.name] = str(error)
+                continue
+            if faults:
+                logger.warning(
+                    "%s. The run goes on from %s instead, and does the steps from %d on again",
+                    "; ".join(faults.values()),
+                    self.uri_of(entry.name),
+                    entry.step,
+                )
+                new = index.gone_back(entry, damaged=faults)
+                write_text(self.uri_of(INDEX), new.to_json())
+            return checkpoint
+        if faults:
+            raise ConfigError(
+                [("", fault) for fault in faults.values()]
+                + [("", f"{self.uri}: no checkpoint of this run can be read: start a new run")]
+            )
+        return None
+
+    def _require_claim(self, index: CheckpointIndex) -> None:
+        writer = self.index.writer
+        if writer not in ("", index.writer):  # "": the index is gone, and is written anew
+            raise OvertakenError(
+                f"{self.uri}: another process has taken this run over, and only one may carry it "
+                "on: this one ends without its last checkpoint"
+            )
+
+    def _drop_all_but(self, names: set[str]) -> None:
+        for info in self._fs.get_file_info(pafs.FileSelector(self._root)):
+            if info.type == pafs.FileType.Directory and info.base_name not in names:
+                with contextlib.suppress(OSError):
+                    self._fs.delete_dir(info.path)

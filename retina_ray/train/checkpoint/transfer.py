@@ -1,0 +1,90 @@
+"""One checkpoint's folder at its place: a local disk, or any `pyarrow.fs` URI."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from retina_ray.storage.files import copy_down, copy_up, filesystem, sync, write_text
+from retina_ray.train.checkpoint.format import META, STATE, Checkpoint, read_folder, write_folder
+
+_PARTIAL = ".partial-"
+
+__all__ = ["put_checkpoint", "read_checkpoint"]
+
+
+def put_checkpoint(uri: str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's folder whole, over what a killed process may have left there.
+
+    Raises:
+        OSError: no space, no permission; safetensors and torch have errors of their own for it.
+        StorageError: a remote storage did not answer.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        _put_local(Path(path), checkpoint)
+    else:
+        _put_remote(fs, path, uri, checkpoint)
+
+
+def _put_local(final: Path, checkpoint: Checkpoint) -> None:
+    """Write under a temporary name, then rename: half a folder never has a final name."""
+    partial = final.with_name(f"{_PARTIAL}{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_folder(partial, checkpoint)
+        shutil.rmtree(final, ignore_errors=True)  # of a process that was killed: not indexed
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync(final.parent)
+
+
+def _put_remote(fs: pafs.FileSystem, path: str, uri: str, checkpoint: Checkpoint) -> None:
+    """Send the files, `meta.json` last: without it a folder is no checkpoint."""
+    with contextlib.suppress(FileNotFoundError, OSError):
+        fs.delete_dir(path)
+    with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as temporary:
+        folder = Path(temporary)
+        write_folder(folder, checkpoint)
+        meta = (folder / META).read_text()
+        (folder / META).unlink()
+        fs.create_dir(path, recursive=True)
+        copy_up(folder, uri)
+    write_text(f"{uri}/{META}", meta)
+
+
+def read_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
+    """Read a checkpoint's folder; see `load_checkpoint`, which also takes a run's.
+
+    Args:
+        uri: the folder.
+        weights_only: leave optimizer and the like unread.
+
+    Raises:
+        CheckpointFormatError: of a newer version.
+        DamagedCheckpointError: it cannot be read.
+    """
+    with _local_copy(uri, skipped={STATE} if weights_only else set()) as folder:
+        return read_folder(folder, uri=uri, weights_only=weights_only)
+
+
+@contextlib.contextmanager
+def _local_copy(uri: str, *, skipped: set[str]) -> Iterator[Path]:
+    """The folder itself where it is local, else a temporary copy of all files but some."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as folder:
+        for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+            if info.type == pafs.FileType.File and info.base_name not in skipped:
+                copy_down(f"{uri}/{info.base_name}", Path(folder) / info.base_name)
+        yield Path(folder)

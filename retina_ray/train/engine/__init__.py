@@ -1,0 +1,1 @@
+"""One worker's training: loop, step, optimizer, schedule, validation. Nothing knows of Ray."""

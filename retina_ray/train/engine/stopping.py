@@ -1,0 +1,180 @@
+"""When a run ends before its plan does: a plateau, a time budget, or somebody who stops it.
+
+Every worker must come to the same end at the same step, so they make the decision together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import torch
+
+from retina_ray.config import TrainConfig
+from retina_ray.train.engine import distributed
+
+__all__ = ["Ended", "Ending", "Plateau", "TimeBudget", "agree_on_stop"]
+
+Ended = Literal["", "finished", "early stop", "time budget"]
+
+
+class Plateau:
+    """Counts the evaluations without a better AP ("early stopping").
+
+    Attributes:
+        best: the AP to beat; None before the first.
+        rounds_without_gain: evaluations since then.
+    """
+
+    def __init__(self, rounds: int | None, *, min_gain: float) -> None:
+        """Start counting.
+
+        Args:
+            rounds: evaluations without gain that are a plateau; None: nothing is.
+            min_gain: by how much an AP must exceed the best one to count as better. Only then is it
+                the new best, so many small gains add up to one.
+        """
+        self._rounds = rounds
+        self._min_gain = min_gain
+        self.best: float | None = None
+        self.rounds_without_gain = 0
+
+    def add(self, ap: float | None) -> None:
+        """Take the AP of an evaluation; none, or NaN, is no gain."""
+        ap = -math.inf if ap is None or math.isnan(ap) else ap
+        before = -math.inf if self.best is None else self.best + self._min_gain
+        if ap > before:
+            self.best = ap
+            self.rounds_without_gain = 0
+        else:
+            self.rounds_without_gain += 1
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the run should end."""
+        return self._rounds is not None and self.rounds_without_gain >= self._rounds
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs of it."""
+        return {"best": self.best, "rounds_without_gain": self.rounds_without_gain}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.best = state["best"]
+        self.rounds_without_gain = state["rounds_without_gain"]
+
+
+class TimeBudget:
+    """The time that a run has trained, evaluations included, over all its parts.
+
+    What a killed part did after its last checkpoint is done again, and counted once.
+    """
+
+    def __init__(self, max_hours: float | None) -> None:
+        """Set the budget; None for no end."""
+        self._max_s = math.inf if max_hours is None else max_hours * 3600
+        self._before_s = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Let the time run."""
+        self._started = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds so far."""
+        running = 0.0 if self._started is None else time.monotonic() - self._started
+        return self._before_s + running
+
+    @elapsed_s.setter
+    def elapsed_s(self, seconds: float) -> None:
+        self._before_s = seconds
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the run should end."""
+        return self.elapsed_s >= self._max_s
+
+
+class Ending:
+    """The ends that a run may come to before its plan's."""
+
+    def __init__(self, config: TrainConfig, *, num_steps: int, device: torch.device) -> None:
+        """Read the conditions.
+
+        Args:
+            config: the `train` section.
+            num_steps: of the plan; who has done them all has finished, whatever else is true.
+            device: of this worker.
+        """
+        self._plateau = Plateau(config.early_stop_rounds, min_gain=config.early_stop_min_gain)
+        self._budget = TimeBudget(config.max_hours)
+        self._num_steps = num_steps
+        self._device = device
+
+    @property
+    def elapsed_s(self) -> float:
+        """See `TimeBudget`."""
+        return self._budget.elapsed_s
+
+    def start(self) -> None:
+        """Let the time run."""
+        self._budget.start()
+
+    def add_round(self, metrics: dict[str, float]) -> None:
+        """Take the figures of an evaluation (rank 0, which alone has them and decides for all)."""
+        self._plateau.add(metrics.get("val/AP"))
+
+    def on_plateau(self, step: int) -> Ended:
+        """Whether the run ends after the evaluation at a step, on all workers alike."""
+        is_reached = distributed.maximum(int(self._plateau.is_reached), self._device)
+        return "early stop" if is_reached and step < self._num_steps else ""
+
+    def now(self, reason: str | None, *, step: int, round_is_due: bool) -> tuple[str | None, Ended]:
+        """Whether the run ends after a step, on all workers alike.
+
+        Args:
+            reason: why this worker should stop at once, if it should.
+            step: training steps done.
+            round_is_due: an evaluation comes next, which time that is spent still allows.
+
+        Returns:
+            The reason to stop at once, and the end that the time has brought.
+        """
+        is_over = self._budget.is_spent and not round_is_due and step < self._num_steps
+        reason, is_over = agree_on_stop(reason, is_over=is_over, device=self._device)
+        return reason, "time budget" if is_over else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs of it."""
+        return {"plateau": self._plateau.state_dict(), "elapsed_s": self.elapsed_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`; one of an earlier version has nothing of it."""
+        self._budget.elapsed_s = state.get("elapsed_s", 0.0)
+        if "plateau" in state:
+            self._plateau.load_state_dict(state["plateau"])
+
+
+def agree_on_stop(
+    reason: str | None, *, is_over: bool, device: torch.device
+) -> tuple[str | None, bool]:
+    """Make one decision of those of all workers; every worker must call it at the same step.
+
+    One number travels, on the device of the workers; with several GPUs that waits for them.
+
+    Args:
+        reason: why this worker should stop, if it should.
+        is_over: whether the time is spent; rank 0's clock counts.
+        device: of the process group.
+
+    Returns:
+        The reason of the first worker that has one, and whether the time is spent.
+    """
+    code = 2 if reason is not None else int(is_over and distributed.rank() == 0)
+    if distributed.is_active():
+        code = distributed.maximum(code, device)
+    if code < 2:
+        return None, code == 1
+    return next(one for one in distributed.all_objects(reason) if one is not None), False

@@ -1,0 +1,293 @@
+"""A prepared set that is not what its description says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from check_sources import jpeg, picture, saved
+
+from retina_ray.checks.check import check_dataset
+from retina_ray.checks.images import CheckSettings
+from retina_ray.data.prepared.byte_ranges import RANGES_KEY
+from retina_ray.data.prepared.dataset import ShardWriter
+from retina_ray.data.prepared.schema import Category, Record
+
+CATEGORIES = [Category(7, "cat"), Category(90, "dog")]
+
+
+def record(number: int, **more) -> Record:
+    fields = {
+        "image": jpeg(picture(number)),
+        "file_name": f"{number}.jpg",
+        "image_id": number,
+        "height": 48,
+        "width": 64,
+        "boxes": np.array([[1, 2, 11, 22], [30, 10, 50, 40]], np.float32),
+        "labels": np.array([0, 1], np.int32),
+        "iscrowd": np.zeros(2, np.bool_),
+        "area": np.array([200.0, 600.0]),
+        "annotation_id": np.array([10 * number, 10 * number + 1]),
+        **more,
+    }
+    return Record(**fields)
+
+
+def write(folder: Path, records, *, split="train", **options) -> Path:
+    options = {"rows_per_group": 2, "rows_per_shard": 4, **options}
+    with ShardWriter(folder, name="tiny", split=split, categories=CATEGORIES, **options) as writer:
+        for one in records:
+            writer.add(one)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Six images in two shards."""
+    return write(tmp_path / "set", [record(i) for i in range(1, 7)])
+
+
+def found(folder: Path, **settings):
+    report = check_dataset(folder, settings=CheckSettings(**settings))
+    return [
+        (finding.kind.severity, finding.kind.name, str(case))
+        for finding in report.findings
+        for case in finding.cases
+    ]
+
+
+def change_info(folder: Path, **changes) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_shard(folder: Path, name: str, change) -> None:
+    """Rewrite a shard with another table, and its size in the description."""
+    path = folder / name
+    groups = pq.ParquetFile(path).metadata.row_group(0).num_rows
+    table = change(pq.read_table(path))
+    pq.write_table(table, path, row_group_size=groups)
+    info = json.loads((folder / "dataset.json").read_text())
+    for shard in info["shards"]:
+        if shard["file"] == name:
+            shard["num_bytes"] = path.stat().st_size
+    change_info(folder, **info)
+
+
+def with_value(column: str, row: int, value):
+    """A change that replaces one value of a column."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value
+        place = table.schema.get_field_index(column)
+        field = table.schema.field(column)
+        return table.set_column(place, field, pa.array(values, field.type))
+
+    return change
+
+
+def shards(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.parquet"))
+
+
+def test_a_clean_set(folder):
+    assert found(folder) == []
+    report = check_dataset(folder)
+    assert report.layout == "prepared"
+    (split,) = report.splits
+    assert (split.num_images, split.num_boxes, split.class_counts) == (6, 12, {"cat": 6, "dog": 6})
+
+
+def test_a_clean_set_of_rotated_boxes(tmp_path):
+    turned = np.array([[20, 20, 10, 6, 30], [40, 30, 8, 8, 0]], np.float32)
+    folder = write(
+        tmp_path / "set", [record(i, rotated_boxes=turned) for i in (1, 2)], box_type="rotated"
+    )
+    assert found(folder) == []
+    # At 8 x 6 pixels, an eighth, the other one is 1 px wide and high.
+    tiny = found(folder, train_size_px=6, min_box_size_px=0.8)
+    assert [(kind, text.split(": ")[-1]) for _, kind, text in tiny] == [
+        ("box under a pixel at the training size", "1.2 x 0.75 px at 8 x 6, 10 x 6 px in the file")
+    ] * 2
+
+
+def test_rotated_boxes_on_one_place(tmp_path):
+    turned = [[20, 20, 10, 6, 30], [20, 20, 10, 6, 210], [20, 20, 10, 6, -30]]
+    one = record(
+        1,
+        boxes=np.array([[10, 10, 30, 30]] * 3, np.float32),
+        labels=np.zeros(3, np.int32),
+        iscrowd=np.zeros(3, np.bool_),
+        area=np.full(3, 60.0),
+        annotation_id=np.array([1, 2, 3]),
+        rotated_boxes=np.array(turned, np.float32),
+    )
+    folder = write(tmp_path / "set", [one], box_type="rotated")
+    duplicates = [text for _, kind, text in found(folder) if kind == "duplicate box"]
+    assert len(duplicates) == 1
+    assert "annotation 2: XYXY (10, 10, 30, 30) lies on annotation 1" in duplicates[0]
+
+
+def test_a_missing_shard_leaves_the_other_to_be_checked(folder):
+    first, _ = shards(folder)
+    (folder / first).unlink()
+    report = check_dataset(folder)
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "missing shard")
+    assert "is missing; copy or prepare it again" in message
+    assert report.splits[0].num_images == 2
+
+
+def test_a_shard_cut_short(folder):
+    first, _ = shards(folder)
+    data = (folder / first).read_bytes()
+    (folder / first).write_bytes(data[: len(data) // 2])
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "damaged shard")
+    assert f"has {len(data) // 2} bytes, expected {len(data)}: it was cut or changed" in message
+
+
+def test_a_shard_of_the_right_size_that_is_no_parquet(folder):
+    first, _ = shards(folder)
+    (folder / first).write_bytes(bytes((folder / first).stat().st_size))
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "unreadable shard")
+    assert message.endswith("; 4 images were not checked")
+
+
+def test_a_newer_version(folder):
+    change_info(folder, format_version=99)
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "data set")
+    assert "prepared in format 99, this version of retina_ray reads up to" in message
+
+
+def test_a_description_that_is_damaged(folder):
+    (folder / "dataset.json").write_text("{")
+    ((_, kind, message),) = found(folder)
+    assert kind == "data set"
+    assert "not the description of a prepared data set" in message
+
+
+def test_a_preparation_that_was_interrupted(folder):
+    (folder / "dataset.json").unlink()
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "data set")
+    assert "holds shards but no dataset.json: its preparation was interrupted" in message
+
+
+def test_a_shard_without_a_column(folder):
+    change_shard(folder, shards(folder)[0], lambda table: table.drop_columns(["area"]))
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "shard with other columns")
+    assert "not the columns of this version: area" in message
+
+
+def test_columns_besides_and_another_order_are_no_fault(folder):
+    """As a training sees it; this one holds dates that Python does not have."""
+
+    def change(table: pa.Table) -> pa.Table:
+        dates = pa.array([2**62] * len(table)).cast(pa.timestamp("us"))
+        return table.select(table.schema.names[::-1]).append_column("taken", dates)
+
+    change_shard(folder, shards(folder)[0], change)
+    assert found(folder) == []
+
+
+def test_content_that_was_changed(folder):
+    change_shard(folder, shards(folder)[0], with_value("file_name", 1, "other.jpg"))
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "fingerprint differs")
+    assert "the content has" in message
+
+
+def test_a_shard_that_says_of_its_pictures_what_is_not_so(folder):
+    """Another program wrote it again, and kept the footer's pairs."""
+    path = folder / shards(folder)[0]
+    pairs = pq.read_metadata(path).metadata
+    table = pq.read_table(path)
+    with pq.ParquetWriter(path, table.schema, compression="NONE") as writer:
+        writer.write_table(table, row_group_size=2)
+        writer.add_key_value_metadata({RANGES_KEY: pairs[RANGES_KEY.encode()]})
+    info = json.loads((folder / "dataset.json").read_text())
+    info["shards"][0]["num_bytes"] = path.stat().st_size
+    change_info(folder, **info)
+    ((severity, kind, message),) = found(folder)
+    assert (severity, kind) == ("error", "shard that misplaces its pictures")
+    assert f"{path.name}: picture 0 is not what its footer says, or not there" in message
+
+
+def test_counts_that_differ(folder):
+    change_info(folder, num_images=7, num_boxes=11, num_crowd=1, class_counts={"cat": 6, "dog": 5})
+    assert [(kind, text) for _, kind, text in found(folder)] == [
+        ("counts differ", f"train: dataset.json: {what} in dataset.json, the shards hold {count}")
+        for what, count in (
+            ("num_images is 7", 6),
+            ("num_boxes is 11", 12),
+            ("num_crowd is 1", 0),
+            ("class_counts of 'dog' is 5", 6),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind", "message"),
+    [
+        (
+            "boxes",
+            [[1, 2, 11, 22], [30, 10, float("nan"), 40]],
+            "bad box",
+            "2.jpg, image 2, annotation 21: XYXY (30, 10, nan, 40) is not a box within 64 x 48",
+        ),
+        (
+            "boxes",
+            [[1, 2, 11, 22], [30, 10, 70, 40]],
+            "bad box",
+            "2.jpg, image 2, annotation 21: XYXY (30, 10, 70, 40) is not a box within 64 x 48",
+        ),
+        ("labels", [0, 5], "label out of range", "annotation 21: label 5 is not in 0..1"),
+        ("labels", [0], "record", "columns of different lengths"),
+        ("annotation_id", [20, 20], "duplicate annotation id", "annotation 20: this id was added"),
+        ("image_id", 1, "duplicate image id", "2.jpg, image 1: this id was added before"),
+    ],
+)
+def test_records_that_break_the_rules(folder, column, value, kind, message):
+    change_shard(folder, shards(folder)[0], with_value(column, 1, value))
+    results = found(folder)
+    assert "fingerprint differs" in {kind for _, kind, _ in results}
+    ((severity, text),) = [(s, text) for s, k, text in results if k == kind]
+    assert severity == "error"
+    assert message in text
+
+
+def test_images_are_checked_as_they_are_stored(tmp_path):
+    lying = saved(picture(1), orientation=6)
+    records = [
+        record(1, image=lying),
+        record(2, image=jpeg(picture(2))[:-40]),
+        record(3, image=jpeg(picture(3, 96, 128))),
+    ]
+    results = {kind: text for _, kind, text in found(write(tmp_path / "set", records))}
+    assert set(results) == {
+        "truncated image",
+        "annotated size differs from the image",
+        "EXIF orientation",
+    }
+    assert "the set is trained on as stored, not turned" in results["EXIF orientation"]
+    assert "the file has 128 x 96" in results["annotated size differs from the image"]
+
+
+def test_splits_in_one_folder_are_checked_together(tmp_path):
+    write(tmp_path / "train", [record(1), record(2)])
+    write(tmp_path / "val", [record(2), record(3)], split="val")
+    (tmp_path / "other").mkdir()
+    assert found(tmp_path) == [
+        (
+            "error",
+            "image in two splits",
+            "val: 2.jpg, image 2: is byte by byte train: 2.jpg",
+        )
+    ]

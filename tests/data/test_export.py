@@ -1,0 +1,324 @@
+import json
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from builders import SHARED_DATA as SHARED
+from typer.testing import CliRunner
+
+from retina_ray.cli.data import data_app
+from retina_ray.data import export
+from retina_ray.data.export import Exported, export_coco
+from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.voc import import_voc
+from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.synthetic.prepare import make_shapes
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Ids with gaps and out of order, numbers that float32 does not hold, a crowd, no boxes."""
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for i, name in enumerate(["z.jpg", "sub/a.png", "b.jpg"]):
+        cv2.imwrite(str(images / name), np.full((30, 40, 3), 60 * i, np.uint8))
+    data = {
+        "images": [
+            {"id": 900, "file_name": "z.jpg", "height": 30, "width": 40},
+            {"id": 7, "file_name": "sub/a.png", "height": 30, "width": 40},
+            {"id": 2**40, "file_name": "b.jpg", "height": 30, "width": 40},
+        ],
+        "annotations": [
+            annotation(31, 900, 90, [0.1, 0.2, 10.3, 20.7], 123.456789012345, 0),
+            annotation(12, 900, 3, [1 / 3, 2 / 3, 4 / 3, 5 / 3], 1e-3, 1),
+            annotation(2**41, 2**40, 90, [35.0, 3.0, 5.01, 9.0], 40.0, 0),  # 0.01 px out: rounding
+        ],
+        "categories": [{"id": 3, "name": "ä"}, {"id": 90, "name": "a b"}],
+    }
+    (tmp_path / "in.json").write_text(json.dumps(data))
+    return tmp_path, data
+
+
+def annotation(id_, image_id, category_id, bbox, area, iscrowd):
+    return {
+        "id": id_,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": iscrowd,
+    }
+
+
+def prepared(json_file, images, out) -> PreparedDataset:
+    return import_coco(json_file, images, out, split="train", rows_per_group=2)
+
+
+def test_round_trip_keeps_everything_exactly(coco):
+    root, data = coco
+    first = prepared(root / "in.json", root / "images", root / "a")
+    done = export_coco(first, root / "out" / "b.json", images_dir=root / "out" / "img")
+    assert done == Exported(num_annotations=3, num_written=3, num_kept=0)
+    exported = json.loads((root / "out" / "b.json").read_text())
+    assert {key: exported[key] for key in data} == data
+    for name in ("z.jpg", "sub/a.png", "b.jpg"):
+        written = (root / "out" / "img" / name).read_bytes()
+        assert written == (root / "images" / name).read_bytes()
+    second = prepared(root / "out" / "b.json", root / "out" / "img", root / "c")
+    assert second.fingerprint == first.fingerprint
+    export_coco(second, root / "d.json")
+    again = json.loads((root / "d.json").read_text())
+    assert {key: again[key] for key in data} == data
+
+
+def test_nothing_is_replaced_unless_asked(coco):
+    root, _ = coco
+    first = prepared(root / "in.json", root / "images", root / "a")
+    (root / "out.json").write_text("mine")
+    with pytest.raises(DataError, match=r"out\.json: is there already, with other content; ask to"):
+        export_coco(first, root / "out.json")
+    images = root / "images"
+    (images / "z.jpg").write_bytes((images / "z.jpg").read_bytes()[:-1] + b"X")  # of its size
+    (images / "b.jpg").unlink()
+    (images / "b.jpg").mkdir()
+    before = tree(root)
+    with pytest.raises(DataError) as caught:
+        export_coco(first, root / "out.json", images_dir=images)
+    assert [(f.kind, f.file) for f in caught.value.faults] == [
+        ("file is there already", str(place))
+        for place in (root / "out.json", images / "z.jpg", images / "b.jpg")
+    ]
+    assert tree(root) == before
+    (images / "b.jpg").rmdir()
+    done = export_coco(first, root / "out.json", images_dir=images, overwrite=True)
+    assert done == Exported(num_annotations=3, num_written=3, num_kept=0)
+    assert len(json.loads((root / "out.json").read_text())["images"]) == 3
+    assert (images / "z.jpg").read_bytes() == first.read_images([(0, 0, 0)])[0]
+
+
+def test_a_file_in_place_of_the_folder_is_named(coco):
+    root, _ = coco
+    first = prepared(root / "in.json", root / "images", root / "a")
+    with pytest.raises(DataError) as caught:
+        export_coco(first, root / "b.json", images_dir=root / "in.json")
+    assert {f.file for f in caught.value.faults} >= {str(root / "in.json")}
+    assert {f.kind for f in caught.value.faults} == {"file is there already"}
+    assert not (root / "b.json").exists()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def record(i: int, name: str) -> Record:
+    return Record(
+        image=f"picture {i}".encode(),
+        file_name=name,
+        image_id=i,
+        height=9,
+        width=9,
+        boxes=np.array([[1, 1, 2, 2]], np.float32),
+        labels=np.array([0]),
+        iscrowd=np.array([False]),
+        area=np.array([1.0]),
+        annotation_id=np.array([i + 1]),
+    )
+
+
+def test_names_that_leave_the_folder_are_not_written(tmp_path):
+    with ShardWriter(tmp_path / "a", name="n", split="s", categories=[Category(1, "c")]) as writer:
+        for i, name in enumerate(["../x.jpg", "/tmp/x.jpg", "same.jpg", "same.jpg", "fine.jpg"]):
+            writer.add(record(i, name))
+    with pytest.raises(DataError) as caught:
+        export_coco(
+            PreparedDataset.open(tmp_path / "a"), tmp_path / "a.json", images_dir=tmp_path / "img"
+        )
+    assert [(f.kind, f.file) for f in caught.value.faults] == [
+        ("file name twice", "same.jpg"),
+        ("file name leaves the folder", "../x.jpg"),
+        ("file name leaves the folder", "/tmp/x.jpg"),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    done = export_coco(PreparedDataset.open(tmp_path / "a"), tmp_path / "a.json")
+    assert done == Exported(num_annotations=5, num_written=0, num_kept=0)
+
+
+NUM_IMAGES = 90  # more than are written at once
+
+
+@pytest.fixture
+def many(tmp_path) -> PreparedDataset:
+    with ShardWriter(
+        tmp_path / "a",
+        name="n",
+        split="s",
+        categories=[Category(1, "c")],
+        rows_per_group=7,
+        rows_per_shard=40,
+    ) as writer:
+        for i in range(NUM_IMAGES):
+            writer.add(record(i, f"{i % 3}/{i}.jpg"))
+    return PreparedDataset.open(tmp_path / "a")
+
+
+def failing_writer(num_good: int, error: BaseException):
+    """A writer that ends with an error in the middle of a file, once so many are whole."""
+    write_whole, numbers = export.write_whole, iter(range(10**6))
+
+    def write(filesystem, path, content):
+        if next(numbers) >= num_good:
+            Path(f"{path}.partial").write_bytes(content[: len(content) // 2])
+            raise error
+        write_whole(filesystem, path, content)
+
+    return write
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
+def test_a_killed_export_goes_on(many, tmp_path, monkeypatch, error):
+    def run(name, **options):
+        return export_coco(
+            many, tmp_path / name / "b.json", images_dir=tmp_path / name / "img", **options
+        )
+
+    assert run("whole") == Exported(NUM_IMAGES, num_written=NUM_IMAGES, num_kept=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_whole", failing_writer(40, error))
+        with pytest.raises(type(error)):
+            run("killed")
+    images = tmp_path / "killed" / "img"
+    left = {path: path.stat().st_mtime_ns for path in images.rglob("*.jpg")}
+    assert len(left) == 40
+    assert not (tmp_path / "killed" / "b.json").exists()
+    steps = []
+    done = run("killed", on_progress=lambda *numbers: steps.append(numbers))
+    assert done == Exported(NUM_IMAGES, num_written=NUM_IMAGES - 40, num_kept=40)
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert steps == [(number, NUM_IMAGES) for number in range(1, NUM_IMAGES + 1)]
+    found, expected = tree(tmp_path / "killed"), tree(tmp_path / "whole")
+    assert {k: v for k, v in found.items() if not k.endswith(".partial")} == expected
+
+
+def test_an_export_that_is_complete_changes_nothing(many, tmp_path):
+    out, images = tmp_path / "out" / "b.json", tmp_path / "out" / "img"
+    export_coco(many, out, images_dir=images)
+    times = {path: path.stat().st_mtime_ns for path in [out, *images.rglob("*.jpg")]}
+    done = export_coco(many, out, images_dir=images)
+    assert done == Exported(NUM_IMAGES, num_written=0, num_kept=NUM_IMAGES)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_an_interrupt_leaves_no_json_even_where_there_was_one(many, tmp_path, monkeypatch):
+    out, images = tmp_path / "out" / "b.json", tmp_path / "out" / "img"
+    export_coco(many, out, images_dir=images)
+    monkeypatch.setattr(export, "write_whole", failing_writer(40, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        export_coco(many, out, images_dir=images, overwrite=True)
+    assert not out.exists()
+
+
+def test_images_are_written_several_at_once(many, tmp_path, monkeypatch):
+    write_whole, both = export.write_whole, threading.Barrier(2, timeout=20)
+
+    def write(filesystem, path, content):
+        if "/img/" in path:
+            both.wait()
+        write_whole(filesystem, path, content)
+
+    monkeypatch.setattr(export, "write_whole", write)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    done = export_coco(many, tmp_path / "out" / "b.json", images_dir=tmp_path / "out" / "img")
+    assert done.num_written == NUM_IMAGES
+
+
+def test_damaged_images_are_named_at_once_and_nothing_looks_whole(many, tmp_path):
+    for shard in (tmp_path / "a").glob("*.parquet"):
+        data = shard.read_bytes()
+        for number in (b"picture 11", b"picture 64"):
+            data = data.replace(number, b"pictXre" + number[7:])
+        shard.write_bytes(data)
+    out, images = tmp_path / "out" / "b.json", tmp_path / "out" / "img"
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            export_coco(PreparedDataset.open(tmp_path / "a"), out, images_dir=images)
+        assert [(f.kind, f.file) for f in caught.value.faults] == [
+            ("damaged image", "2/11.jpg"),
+            ("damaged image", "1/64.jpg"),
+        ]
+        assert "shard-00001.parquet are not those that were written" in str(caught.value)
+        assert "prepare the data set again" in str(caught.value)
+        assert len(tree(images)) == NUM_IMAGES - 2
+        assert not out.exists()
+
+
+def test_rotated_boxes_come_back_as_five_numbers(tmp_path):
+    shapes = make_shapes(
+        tmp_path / "a", num_images=6, size_px=64, seed=1, split="train", rotated=True
+    )
+    export_coco(shapes, tmp_path / "b.json", images_dir=tmp_path / "img")
+    again = prepared(tmp_path / "b.json", tmp_path / "img", tmp_path / "c")
+    assert again.box_type == "rotated"
+    truth = shapes.ground_truth(box_type="rotated")
+    assert len(truth["annotations"]) > 3
+    assert again.ground_truth(box_type="rotated") == truth
+
+
+def test_export_to_a_uri(coco):
+    root, data = coco
+    first = prepared(root / "in.json", root / "images", root / "a")
+    export_coco(first, f"file://{root}/o/b.json", images_dir=f"file://{root}/o/img")
+    assert json.loads((root / "o" / "b.json").read_text())["annotations"] == data["annotations"]
+    assert sorted(p.name for p in (root / "o").rglob("*.*")) == [
+        "a.png",
+        "b.jpg",
+        "b.json",
+        "z.jpg",
+    ]
+
+
+@needs_shared
+def test_coco_tiny_survives_a_round_trip(tmp_path):
+    file = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"
+    first = prepared(file, SHARED / "coco_tiny" / "val2017", tmp_path / "a")
+    export_coco(first, tmp_path / "b.json", images_dir=tmp_path / "img")
+    second = prepared(tmp_path / "b.json", tmp_path / "img", tmp_path / "c")
+    assert second.fingerprint == first.fingerprint
+    original = {a["id"]: a for a in json.loads(file.read_text())["annotations"]}
+    exported = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert len(exported) == len(original) == 815
+    for one in exported:
+        assert one == {key: original[one["id"]][key] for key in one}
+
+
+@needs_shared
+def test_the_command(tmp_path):
+    bccd = SHARED / "bccd"
+    import_voc(bccd, tmp_path / "a", split="test", image_set="test")
+    command = ["export", str(tmp_path / "a"), "--out", str(tmp_path / "b.json")]
+    command += ["--images", str(tmp_path / "img")]
+    done = CliRunner().invoke(data_app, command)
+    assert done.exit_code == 0, done.output
+    assert "72 images, 945 annotations, 3 categories" in done.output
+    assert len(list((tmp_path / "img").iterdir())) == 72
+    again = prepared(tmp_path / "b.json", tmp_path / "img", tmp_path / "c")
+    assert again.info.class_counts == {"Platelets": 69, "RBC": 805, "WBC": 71}
+    (tmp_path / "b.json").unlink()
+    for image in sorted((tmp_path / "img").iterdir())[:30]:
+        image.unlink()
+    done = CliRunner().invoke(data_app, command)
+    assert done.exit_code == 0, done.output
+    assert "30 written, 42 were there already" in done.output
+    (tmp_path / "b.json").write_text("mine")
+    done = CliRunner().invoke(data_app, command)
+    assert done.exit_code == 2
+    assert "is there already" in done.output
+    assert (tmp_path / "b.json").read_text() == "mine"

@@ -1,0 +1,418 @@
+"""Shapes: M, R numbers of boxes, P pairs."""
+
+import math
+
+import cv2
+import pytest
+import torch
+
+from retina_ray.ops.boxes import box_iou
+from retina_ray.ops.rotated import boxes as rotated_boxes
+from retina_ray.ops.rotated.boxes import (
+    cos_sin_deg,
+    enclosing_boxes,
+    flip_rotated,
+    is_proper_rotated,
+    paired_rotated_intersection,
+    paired_rotated_iou,
+    rotated_corners,
+    rotated_from_aligned,
+    rotated_iou,
+    scale_rotated,
+    wrap_angle,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+def random_rotated(count, seed, *, low=1.0, high=1000.0, spread=300.0):
+    """Sides spread evenly over the orders of magnitude, angles over two turns either way."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.rand(count, 2, generator=generator) * spread
+    sides = low * (high / low) ** torch.rand(count, 2, generator=generator)
+    angles = (torch.rand(count, 1, generator=generator) * 2 - 1) * 720
+    return torch.cat((centers, sides, angles), 1)
+
+
+# The reference: clipping one polygon by the other's edges (Sutherland and Hodgman), in float64.
+
+
+def corners_of(box):
+    x, y, width, height, angle = (float(value) for value in box)
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    around = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    halves = [(i * width / 2, j * height / 2) for i, j in around]
+    return [(x + u * cos + v * sin, y - u * sin + v * cos) for u, v in halves]
+
+
+def clipped(polygon, start, end):
+    """The part of a polygon on the inner side of the line from start to end."""
+
+    def side(p):
+        return (end[0] - start[0]) * (p[1] - start[1]) - (end[1] - start[1]) * (p[0] - start[0])
+
+    result = []
+    for p, q in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+        side_p, side_q = side(p), side(q)
+        if side_p >= 0:
+            result.append(p)
+        if side_p * side_q < 0:
+            t = side_p / (side_p - side_q)
+            result.append((p[0] + t * (q[0] - p[0]), p[1] + t * (q[1] - p[1])))
+    return result
+
+
+def reference_intersection(a, b):
+    polygon, other = corners_of(a), corners_of(b)
+    for start, end in zip(other, other[1:] + other[:1], strict=True):
+        polygon = clipped(polygon, start, end)
+    ring = zip(polygon, polygon[1:] + polygon[:1], strict=True)
+    return 0.5 * sum(p[0] * q[1] - p[1] * q[0] for p, q in ring)
+
+
+def reference_iou(a, b):
+    shared = reference_intersection(a, b)
+    return shared / (float(a[2] * a[3]) + float(b[2] * b[3]) - shared)
+
+
+def reference_table(a, b):
+    a, b = a.double(), b.double()
+    return torch.tensor([[reference_iou(p, q) for q in b] for p in a], dtype=torch.float64)
+
+
+def reference_rows(a, b, function=reference_iou):
+    pairs = zip(a.double(), b.double(), strict=True)
+    return torch.tensor([function(p, q) for p, q in pairs], dtype=torch.float64)
+
+
+def test_the_reference_by_hand():
+    square, diamond = (0, 0, 2, 2, 0), (0, 0, 2, 2, 45)
+    # An octagon: the square without four corners of legs 2 - sqrt(2).
+    assert reference_intersection(square, diamond) == pytest.approx(4 - 2 * (2 - 2**0.5) ** 2)
+    assert reference_intersection(square, (1, 1, 2, 2, 0)) == 1
+    assert reference_intersection(square, (3, 0, 2, 2, 0)) == 0
+
+
+# Angles and corners
+
+
+def test_cosine_and_sine_are_exact_at_quarter_turns():
+    cos, sin = cos_sin_deg(torch.tensor([-720.0, -270, -180, -90, 0, 90, 180, 270, 360, 450]))
+    assert cos.tolist() == [1, 0, -1, 0, 1, 0, -1, 0, 1, 0]
+    assert sin.tolist() == [0, 1, 0, -1, 0, 1, 0, -1, 0, 1]
+    angles = torch.linspace(-1000, 1000, 4001)
+    cos, sin = cos_sin_deg(angles)
+    exact = torch.deg2rad(angles.double())
+    torch.testing.assert_close(cos.double(), exact.cos(), atol=2e-7, rtol=0)
+    torch.testing.assert_close(sin.double(), exact.sin(), atol=2e-7, rtol=0)
+
+
+def test_wrapped_angles():
+    angles = torch.tensor([0.0, 179.5, 180, -180, 190, 540, -190, -1e-6, 720.5])
+    assert wrap_angle(angles).tolist() == pytest.approx(
+        [0, 179.5, -180, -180, -170, -180, 170, -1e-6, 0.5]
+    )
+    assert wrap_angle(angles, 180).tolist() == pytest.approx(
+        [0, -0.5, 0, 0, 10, 0, -10, -1e-6, 0.5]
+    )
+    seam = torch.tensor([180.0, -180, 540, -540, 900])
+    near = torch.cat([seam, seam.nextafter(torch.tensor(1e3)), seam.nextafter(torch.tensor(-1e3))])
+    assert ((wrap_angle(near) >= -180) & (wrap_angle(near) < 180)).all()
+    assert wrap_angle(torch.tensor([NAN])).isnan().all()
+
+
+def test_the_angle_is_counter_clockwise_as_seen_on_the_image():
+    """The box of detectron2's documentation: centre (5, 3), 4 wide, 2 high."""
+    corners = rotated_corners(torch.tensor([[5.0, 3, 4, 2, 0], [5, 3, 4, 2, 90]]))
+    assert corners[0].tolist() == [[3, 2], [7, 2], [7, 4], [3, 4]]
+    assert corners[1].tolist() == [[4, 5], [4, 1], [6, 1], [6, 5]]
+    (thirty,) = rotated_corners(torch.tensor([[0.0, 0, 20, 1e-6, 30]]))
+    # The right end goes up, that is towards smaller y.
+    assert thirty[1].tolist() == pytest.approx([10 * 3**0.5 / 2, -5], abs=1e-5)
+
+
+def test_corners_and_enclosing_boxes_equal_the_reference():
+    boxes = random_rotated(100, 0)
+    corners = torch.tensor([corners_of(box) for box in boxes], dtype=torch.float64)
+    torch.testing.assert_close(rotated_corners(boxes).double(), corners, atol=1e-3, rtol=0)
+    around = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    torch.testing.assert_close(enclosing_boxes(boxes).double(), around, atol=1e-3, rtol=0)
+    torch.testing.assert_close(rotated_corners(boxes.double()), corners, atol=1e-9, rtol=0)
+    assert rotated_corners(boxes.view(4, 25, 5)).shape == (4, 25, 4, 2)
+    assert rotated_corners(boxes[:0]).shape == (0, 4, 2)
+    assert enclosing_boxes(boxes[:0]).shape == (0, 4)
+
+
+def test_aligned_boxes_and_back():
+    boxes = torch.tensor([[1.0, 2, 4, 10], [0, 0, 3, 1]])
+    rotated = rotated_from_aligned(boxes)
+    assert rotated.tolist() == [[2.5, 6, 3, 8, 0], [1.5, 0.5, 3, 1, 0]]
+    assert torch.equal(enclosing_boxes(rotated), boxes)
+    assert rotated_from_aligned(torch.zeros(2, 0, 4)).shape == (2, 0, 5)
+
+
+def test_proper_boxes():
+    boxes = torch.tensor(
+        [
+            [0.0, 0, 1, 1, 720],
+            [0, 0, 0, 1, 0],
+            [0, 0, 1, -1, 0],
+            [0, 0, 1, 1, NAN],
+            [0, INF, 1, 1, 0],
+        ]
+    )
+    assert is_proper_rotated(boxes).tolist() == [True, False, False, False, False]
+
+
+# Flips and scaling
+
+
+def test_flip_mirrors_the_corners():
+    boxes = random_rotated(50, 1)
+    mirrored = rotated_corners(boxes)
+    mirrored[..., 0] = 640 - mirrored[..., 0]
+    flipped = rotated_corners(flip_rotated(boxes, 640))
+    # Mirrored, the corners come in the order top right, top left, bottom left, bottom right.
+    torch.testing.assert_close(flipped[:, [1, 0, 3, 2]], mirrored, atol=1e-3, rtol=0)
+    twice = flip_rotated(flip_rotated(boxes, 640), 640)
+    torch.testing.assert_close(twice, boxes, atol=1e-4, rtol=0)
+
+
+def test_scaling_by_equal_factors_scales_the_corners():
+    boxes = random_rotated(50, 2)
+    scaled = rotated_corners(scale_rotated(boxes, 0.5, 0.5))
+    torch.testing.assert_close(scaled, rotated_corners(boxes) * 0.5, atol=1e-3, rtol=0)
+
+
+def test_scaling_by_unequal_factors_as_detectron2():
+    boxes = torch.tensor([[10.0, 20, 4, 6, 0], [10, 20, 4, 6, 90], [10, 20, 4, 6, 45]])
+    scaled = scale_rotated(boxes, 2, 3)
+    assert scaled[0].tolist() == [20, 60, 8, 18, 0]
+    assert scaled[1].tolist() == pytest.approx([20, 60, 12, 12, 90])
+    factor = ((2**2 + 3**2) / 2) ** 0.5
+    angle = math.degrees(math.atan2(2, 3))
+    assert scaled[2].tolist() == pytest.approx([20, 60, 4 * factor, 6 * factor, angle])
+    boxes = torch.tensor([[0, 0, 50, 60, 15], [0, 0, 40, 50, -53], [0, 0, 3, 2, 145.0]])
+    expected = []
+    for _, _, w, h, a in boxes.double().tolist():
+        cos, sin = math.cos(math.radians(a)), math.sin(math.radians(a))
+        sides = [w * math.hypot(0.7 * cos, 2 * sin), h * math.hypot(0.7 * sin, 2 * cos)]
+        expected.append([0, 0, *sides, math.degrees(math.atan2(0.7 * sin, 2 * cos))])
+    factors = torch.tensor(0.7), torch.tensor(2.0)
+    torch.testing.assert_close(scale_rotated(boxes, *factors), torch.tensor(expected))
+
+
+# Overlaps
+
+
+def test_iou_by_hand():
+    square = [0.0, 0, 2, 2, 0]
+    others = [
+        square,
+        [0, 0, 2, 2, 45],  # octagon
+        [0, 0, 1, 1, 30],  # contained
+        [0, 0, 8, 8, -77],  # contains
+        [1, 0, 2, 2, 90],  # half
+        [2, 0, 2, 2, 0],  # touches with an edge
+        [1 + 2**0.5, 0, 2, 2, 45],  # touches with a corner
+        [5, 5, 2, 2, 10],  # apart
+        [2.1, 2.1, 2, 2, 45],  # enclosing boxes meet, boxes do not
+        [0, 0, 40, 0.5, 0],  # a band through it
+    ]
+    octagon = 4 - 2 * (2 - 2**0.5) ** 2
+    expected = [1, octagon / (8 - octagon), 0.25, 4 / 64, 1 / 3, 0, 0, 0, 0, 1 / 23]
+    iou = rotated_iou(torch.tensor([square]), torch.tensor(others))
+    torch.testing.assert_close(iou, torch.tensor([expected]), atol=1e-6, rtol=0)
+    assert iou[0, 5] == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "spread"), [(1, 1000, 300), (1, 10, 10), (20, 300, 400), (300, 1000, 500)]
+)
+def test_iou_equals_the_reference_at_all_scales(low, high, spread):
+    a = random_rotated(40, 3, low=low, high=high, spread=spread)
+    b = random_rotated(40, 4, low=low, high=high, spread=spread)
+    expected = reference_table(a, b)
+    assert (expected > 0).double().mean() > 0.1
+    torch.testing.assert_close(rotated_iou(a, b).double(), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(rotated_iou(a.double(), b.double()), expected, atol=1e-9, rtol=0)
+
+
+def test_iou_of_similar_boxes_equals_the_reference():
+    """As an anchor and its box: nearly parallel edges that nearly coincide."""
+    generator = torch.Generator().manual_seed(5)
+    a = random_rotated(300, 5, low=8, high=800, spread=1000)
+    for noise in (1e-6, 1e-4, 1e-2, 1.0):
+        b = a + torch.randn(300, 5, generator=generator) * noise
+        iou = paired_rotated_iou(a, b).double()
+        torch.testing.assert_close(iou, reference_rows(a, b), atol=2e-5, rtol=0)
+
+
+def test_boxes_whose_edges_and_corners_coincide():
+    generator = torch.Generator().manual_seed(19)
+
+    def draw(low, high):
+        return torch.randint(low, high, (400, 1), generator=generator)
+
+    # Few numbers, so that edges often lie on one line and corners on edges.
+    a, b = (
+        torch.cat((draw(0, 4), draw(0, 4), draw(1, 5), draw(1, 5), 45 * draw(-8, 8)), 1).float()
+        for _ in range(2)
+    )
+    iou = paired_rotated_iou(a, b).double()
+    torch.testing.assert_close(iou, reference_rows(a, b), atol=1e-6, rtol=0)
+
+
+def test_thin_boxes():
+    a = random_rotated(200, 6, low=300, high=1000, spread=20)
+    a[:, 3] = 10 ** torch.linspace(-1, 0.5, 200)
+    b = a + torch.tensor([0.3, -0.2, 0, 0, 0.1]) * torch.linspace(-1, 1, 200)[:, None]
+    for other in (b, b.flip(0)):
+        expected = reference_rows(a, other)
+        iou = paired_rotated_iou(a, other).double()
+        # Float32 knows a corner 500 px away to 3e-5 px: 3e-4 of a width of 0.1 px.
+        torch.testing.assert_close(iou, expected, atol=1e-3, rtol=0)
+        wide = a[:, 3] >= 1
+        torch.testing.assert_close(iou[wide], expected[wide], atol=1e-4, rtol=0)
+
+
+def test_intersections_equal_opencv():
+    a = random_rotated(400, 7, low=10, high=100, spread=80)
+    b = random_rotated(400, 8, low=10, high=100, spread=80)
+    expected = []
+    for p, q in zip(a.tolist(), b.tolist(), strict=True):
+        # OpenCV's angles are clockwise on the image.
+        rect_p, rect_q = [((x, y), (w, h), -angle) for x, y, w, h, angle in (p, q)]
+        _, points = cv2.rotatedRectangleIntersection(rect_p, rect_q)
+        expected.append(0 if points is None else cv2.contourArea(cv2.convexHull(points)))
+    area = paired_rotated_intersection(a, b)
+    assert (area > 0).sum() > 150
+    torch.testing.assert_close(area, torch.tensor(expected), atol=0.02, rtol=1e-4)
+
+
+def test_intersection_is_the_reference_and_fits_the_iou():
+    a = random_rotated(200, 9, low=5, high=200, spread=100)
+    b = random_rotated(200, 10, low=5, high=200, spread=100)
+    area = paired_rotated_intersection(a, b)
+    expected = reference_rows(a, b, reference_intersection).float()
+    smaller = torch.minimum(a[:, 2] * a[:, 3], b[:, 2] * b[:, 3])
+    torch.testing.assert_close(area / smaller, expected / smaller, atol=2e-5, rtol=0)
+    union = a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - area
+    torch.testing.assert_close(area / union, paired_rotated_iou(a, b))
+
+
+@pytest.mark.parametrize("angle", [0.0, 90, -90, 180, -180, 270, 720])
+def test_iou_at_quarter_turns_equals_that_of_aligned_boxes(angle):
+    generator = torch.Generator().manual_seed(11)
+    corners = torch.rand(60, 2, generator=generator) * 200
+    boxes = torch.cat((corners, corners + 1 + torch.rand(60, 2, generator=generator) * 100), 1)
+    turned = rotated_from_aligned(boxes)
+    if angle % 180:
+        turned = turned[:, [0, 1, 3, 2, 4]]
+    turned[:, 4] = angle
+    aligned = rotated_from_aligned(boxes)
+    expected = box_iou(boxes, boxes)
+    for a, b in ((aligned, turned), (turned, aligned), (turned, turned)):
+        torch.testing.assert_close(rotated_iou(a, b), expected, atol=1e-5, rtol=0)
+
+
+def test_descriptions_of_one_rectangle_are_duplicates():
+    boxes = random_rotated(200, 12)
+    boxes[:, 4] = boxes[:, 4].round()  # so that adding 90 does not round
+    swapped = boxes[:, [0, 1, 3, 2, 4]] + torch.tensor([0.0, 0, 0, 0, 90])
+    for turn in (0.0, 180, -180, 360):
+        for same in (boxes, swapped):
+            same = same + torch.tensor([0.0, 0, 0, 0, turn])
+            iou = paired_rotated_iou(boxes, same)
+            torch.testing.assert_close(iou, torch.ones(200), atol=2e-6, rtol=0)
+    torch.testing.assert_close(rotated_iou(boxes, boxes).diagonal(), torch.ones(200))
+
+
+def test_iou_is_symmetric_and_does_not_change_under_flips_and_turns():
+    a, b = random_rotated(60, 13, low=5, high=300), random_rotated(70, 14, low=5, high=300)
+    iou = rotated_iou(a, b)
+    assert ((iou >= 0) & (iou <= 1)).all()
+    order_a, order_b = torch.randperm(60), torch.randperm(70)
+    assert torch.equal(rotated_iou(a[order_a], b[order_b]), iou[order_a][:, order_b])
+    torch.testing.assert_close(rotated_iou(b, a).t(), iou, atol=5e-6, rtol=0)
+    flipped = rotated_iou(flip_rotated(a, 300), flip_rotated(b, 300))
+    torch.testing.assert_close(flipped, iou, atol=5e-6, rtol=0)
+    scaled = rotated_iou(scale_rotated(a, 2, 2), scale_rotated(b, 2, 2))
+    torch.testing.assert_close(scaled, iou, atol=5e-6, rtol=0)
+    cos, sin = cos_sin_deg(torch.tensor(33.0))
+    turned = []
+    for boxes in (a, b):
+        x, y, angle = boxes[:, 0], boxes[:, 1], boxes[:, 4]
+        moved = (x * cos + y * sin, y * cos - x * sin, boxes[:, 2], boxes[:, 3], angle + 33)
+        turned.append(torch.stack(moved, 1))
+    torch.testing.assert_close(rotated_iou(*turned), iou, atol=5e-5, rtol=0)
+
+
+def test_a_small_box_far_from_the_origin():
+    """Digits that large coordinates cost are lost by the input, not by the computation."""
+    a = torch.tensor([[4096.0, 4096, 1, 2, 30]])
+    b = torch.tensor([[4096.25, 4096.5, 2, 1, 75]])
+    shifted = [box - torch.tensor([4096.0, 4096, 0, 0, 0]) for box in (a, b)]
+    assert torch.equal(rotated_iou(a, b), rotated_iou(*shifted))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [5.0, 5, 0, 5, 0],
+        [5, 5, 5, 0, 30],
+        [5, 5, -4, 5, 0],
+        [5, 5, -4, -4, 0],
+        [NAN, 5, 5, 5, 0],
+        [5, 5, 5, 5, NAN],
+        [5, 5, 5, 5, INF],
+        [5, 5, INF, 5, 0],
+        [INF, 5, 5, 5, 0],
+        [NAN] * 5,
+        [5, 5, 1e30, 1e30, 10],
+        [5, 5, 1e-30, 1e-30, 10],
+    ],
+)
+def test_overlap_with_bad_boxes_is_zero(bad):
+    good = [5.0, 5, 10, 10, 20]
+    pair, other = torch.tensor([bad, good]), torch.tensor([good, bad])
+    assert rotated_iou(pair, pair)[0].tolist() == [0, 0]
+    torch.testing.assert_close(rotated_iou(pair, pair)[1], torch.tensor([0.0, 1]))
+    assert paired_rotated_iou(pair, other).tolist() == [0, 0]
+    assert paired_rotated_iou(pair[:1], pair[:1]).tolist() == [0]
+    if bad[2] < 1e30:
+        assert paired_rotated_intersection(pair, other).tolist() == [0, 0]
+    assert paired_rotated_intersection(pair, other).isfinite().all()
+
+
+@pytest.mark.parametrize(("m", "r"), [(0, 3), (3, 0), (0, 0)])
+def test_iou_of_nothing(m, r):
+    assert rotated_iou(torch.zeros(m, 5), torch.zeros(r, 5)).shape == (m, r)
+    assert paired_rotated_iou(torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0,)
+    assert paired_rotated_intersection(torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0,)
+
+
+def test_blocks_do_not_show(monkeypatch):
+    a, b = random_rotated(30, 15), random_rotated(40, 16)
+    whole = rotated_iou(a, b)
+    monkeypatch.setattr(rotated_boxes, "_BLOCK_CPU", 7)
+    torch.testing.assert_close(rotated_iou(a, b), whole, atol=1e-6, rtol=0)
+
+
+def test_arguments_stay_and_half_precision_is_widened():
+    a, b = random_rotated(20, 17, high=100).half(), random_rotated(20, 18, high=100).half()
+    kept = a.clone(), b.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        iou = rotated_iou(a, b)
+    assert iou.dtype == paired_rotated_iou(a, b).dtype == torch.float32
+    assert torch.equal(iou, rotated_iou(a.float(), b.float()))
+    assert torch.equal(a, kept[0])
+    assert torch.equal(b, kept[1])
+    assert rotated_iou(a.double(), b.double()).dtype == torch.float64
+
+
+def test_all_but_the_table_run_without_data():
+    boxes = torch.zeros(6, 5, device="meta")
+    assert paired_rotated_iou(boxes, boxes).shape == (6,)
+    assert rotated_corners(boxes).shape == (6, 4, 2)
+    assert enclosing_boxes(scale_rotated(flip_rotated(boxes, 5), 2, 3)).device.type == "meta"

@@ -1,0 +1,472 @@
+"""The page of a data set says what is in it, shows what a worker gets, and needs nothing else."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from retina_ray.cli.app import app
+from retina_ray.config import ExperimentConfig, with_overrides
+from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.reports.dataset import plots as show_plots
+from retina_ray.reports.dataset.choice import choose_images, find_extremes
+from retina_ray.reports.dataset.figures import box_charts, training_sides
+from retina_ray.reports.dataset.overlay import Palette, overlay
+from retina_ray.reports.dataset.pictures import Album, training_shots
+from retina_ray.reports.dataset.report import show_dataset
+from retina_ray.reports.dataset.splits import open_splits, read_split
+
+SMALL = {"input.train_sizes_px": [32], "input.train_max_size_px": 64, "input.flip": "none"}
+NASTY = '<script>alert("x")</script>'
+runner = CliRunner()
+
+
+def make_record(i: int, boxes=(), labels=(), crowd=(), **changes) -> Record:
+    """Image i, 48 x 32 pixels, grey; boxes XYXY."""
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    picture = np.full((32, 48, 3), 40 + i, np.uint8)
+    fields = {
+        "image": cv2.imencode(".png", picture)[1].tobytes(),
+        "file_name": f"{i:03}.png",
+        "image_id": 500 + i,
+        "height": 32,
+        "width": 48,
+        "boxes": boxes,
+        "labels": np.array(labels, np.int32),
+        "iscrowd": np.array(crowd or [False] * len(boxes), bool),
+        "area": np.full(len(boxes), 1.0),
+        "annotation_id": 10 * i + np.arange(1, len(boxes) + 1),
+    }
+    return Record(**{**fields, **changes})
+
+
+RECORDS = (
+    make_record(0, [[2, 3, 12, 23], [0, 0, 48, 8]], [0, 1], [False, True]),
+    make_record(1),
+    make_record(2, [[4, 4, 8, 8], [20, 4, 44, 28], [0, 0, 48, 32]], [0, 0, 2]),
+    make_record(3, [[10, 10, 30, 20]], [0]),
+)
+
+
+def write_set(path: Path, records=RECORDS, *, names=("ant", "bee", "cow"), **options):
+    classes = [Category(id=i + 1, name=name) for i, name in enumerate(names)]
+    options = {"name": "tiny", "split": path.name, "rows_per_group": 2, **options}
+    with ShardWriter(path, categories=classes, **options) as writer:
+        for record in records:
+            writer.add(record)
+    return PreparedDataset.open(path)
+
+
+def small(**changes) -> ExperimentConfig:
+    return with_overrides(ExperimentConfig(), {**SMALL, **changes})
+
+
+class Page(HTMLParser):
+    """What a page consists of: its elements, its text, and the text of each table row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag: str, css: str | None = None) -> list[dict]:
+        return [
+            a
+            for t, a in self.tags
+            if t == tag and (css is None or css in (a.get("class") or "").split())
+        ]
+
+
+def row_of(html: str, name: str) -> list[str]:
+    cells = re.search(f"<tr><th>{name}</th>(.*?)</tr>", html)
+    assert cells, name
+    return re.findall("<td[^>]*>(.*?)</td>", cells[1])
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures take most of a page's time; tests of its other parts need none."""
+    empty = io.BytesIO()
+    Image.new("L", (1, 1)).save(empty, format="png")
+    monkeypatch.setattr(show_plots, "_png", lambda figure, canvas: empty.getvalue())
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    write_set(root / "val", RECORDS[2:])
+    write_set(root / "train")
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(splits) -> str:
+    return show_dataset(splits, config=small(), num_images=4)
+
+
+def test_counts_are_those_of_the_data(html):
+    assert re.search("<th>train</th><th>val</th>", html)
+    assert row_of(html, "images") == ["4", "2"]
+    assert row_of(html, "without boxes") == ["1", "0"]
+    assert row_of(html, "boxes") == ["5", "4"]
+    assert row_of(html, "crowd regions") == ["1", "0"]
+    assert row_of(html, "classes") == ["3", "3"]
+    assert row_of(html, "formats") == ["4 PNG", "2 PNG"]
+    assert "train: 4 boxes in 3 images" in html  # ant
+    assert "val: 3 boxes in 2 images" in html
+    assert "train: 0 boxes in 0 images" in html  # bee has a crowd region only
+    assert "train: mean 1.25, at most 3; 1 without boxes (25 %)" in html
+    assert "val: mean 2, at most 3; none empty" in html
+
+
+def test_nothing_is_loaded_from_elsewhere(html):
+    page = Page(html)
+    links = [value for _, attrs in page.tags for key, value in attrs.items()
+             if key in ("src", "href", "srcset")]  # fmt: skip
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith(("data:image/", "#"))] == []
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "@import" not in html
+    assert "url(" not in html
+    anchors = {attrs["id"] for attrs in page.all("section")}
+    assert {attrs["href"][1:] for attrs in page.all("a")} == anchors
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_embedded_pictures_can_be_decoded(html):
+    found = re.findall(r"data:image/(\w+);base64,([^\"]+)", html)
+    kinds = [kind for kind, _ in found]
+    assert kinds.count("jpeg") >= 4 * 4 + 1
+    assert kinds.count("png") >= 2 * 10  # a light and a dark one of each figure
+    for kind, text in found:
+        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+            assert picture.format == kind.upper()
+            picture.load()
+
+
+def test_the_same_seed_makes_the_same_page(splits, html):
+    assert show_dataset(splits, config=small(), num_images=4) == html
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_html_in_names_stays_text(tmp_path):
+    record = make_record(0, [[1, 1, 20, 20]], [0], file_name=f"{NASTY}.png")
+    write_set(tmp_path / "train", [record], names=(NASTY, "a&b"), name=NASTY, source=NASTY)
+    html = show_dataset(tmp_path, config=small(), num_images=1)
+    page = Page(html)
+    assert not page.all("script")
+    text = "".join(page.text)
+    assert f"{NASTY}.png" in text
+    assert "a&b" in text
+    assert text.count(NASTY) >= 5
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_boxes_are_drawn_where_they_are_stored(splits):
+    split = read_split("train", PreparedDataset.open(splits / "train"))
+    shot = Album(split).stored(0)
+    assert (shot.width, shot.height) == (48, 32)
+    one, region = shot.marks
+    assert one.corners.tolist() == [[2, 3], [12, 3], [12, 23], [2, 23]]
+    assert (one.label, one.crowd) == (0, False)
+    assert (region.label, region.crowd) == (1, True)
+    html = show_dataset(splits / "train", config=small(), num_images=4)
+    crowd = [p for p in Page(html).all("polygon", "crowd")]
+    assert {p["points"] for p in crowd} == {"0.0,0.0 48.0,0.0 48.0,8.0 0.0,8.0"}
+    assert "bee: 1 crowd region, dashed" in html
+
+
+def test_training_pictures_are_what_the_pipeline_makes(splits):
+    dataset = PreparedDataset.open(splits / "train")
+    config = small(**{"input.train_sizes_px": [64], "input.train_max_size_px": 96})
+    (one, empty) = training_shots(dataset, [0, 1], config, epochs=2)
+    assert [(shot.width, shot.height) for shot in one] == [(96, 64)] * 2
+    (mark,) = one[0].marks  # without the crowd region
+    assert mark.corners.tolist() == [[4, 6], [24, 6], [24, 46], [4, 46]]
+    assert [len(shot.marks) for shot in empty] == [0, 0]
+    assert one[0].caption.startswith("epoch 0")
+    assert one[1].caption.startswith("epoch 1")
+
+
+def test_flips_of_a_recipe_show(splits):
+    """Of eight epochs, some are flipped and some are not; the box follows."""
+    config = small(**{"input.flip": "horizontal"})
+    dataset = PreparedDataset.open(splits / "train")
+    (shots,) = training_shots(dataset, [0], config, epochs=8)
+    lefts = {shot.marks[0].corners[:, 0].min() for shot in shots}
+    assert lefts == {2.0, 36.0}
+
+
+def test_images_that_are_mixed_in_show(splits):
+    """The mosaic of an image without boxes has those of the images around it."""
+    config = small(**{"input.augment.mosaic_prob": 1.0, "input.augment.min_visible": 0.0})
+    dataset = PreparedDataset.open(splits / "train")
+    (shots,) = training_shots(dataset, [1], config, epochs=4)
+    assert max(len(shot.marks) for shot in shots) > 0
+
+
+def test_only_row_groups_that_are_shown_are_read(tmp_path, monkeypatch):
+    dataset = write_set(
+        tmp_path / "train", [make_record(i, [[1, 1, 9, 9]], [0]) for i in range(40)]
+    )
+    read = set()
+    read_images = PreparedDataset.read_images
+
+    def spy(self, places):
+        read.update(row_group for _, row_group, _ in places)
+        return read_images(self, places)
+
+    monkeypatch.setattr(PreparedDataset, "read_images", spy)
+    list(training_shots(dataset, [5, 30], small(), epochs=2))
+    assert read == {2, 15}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
+    whole = make_record(0, [[1, 1, 20, 20]], [0])
+    cut = make_record(1, [[1, 1, 20, 20]], [0])
+    cut = make_record(1, [[1, 1, 20, 20]], [0], image=cut.image[:40])
+    write_set(tmp_path / "train", [whole, cut])
+    html = show_dataset(tmp_path / "train", config=small(), num_images=2)
+    assert "cannot be decoded" in html
+    assert html.count("001.png: ") >= 3  # the three epochs of it
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_one_split_and_many_classes(tmp_path):
+    names = [f"class {i}" for i in range(130)]
+    records = [make_record(i, [[1, 1, 20, 20]], [i]) for i in range(130)]
+    write_set(tmp_path / "odd", records, names=names)
+    html = show_dataset(tmp_path / "odd", config=small(), num_images=3)
+    assert "10 more classes" in html
+    assert "3 of 130 images with 3 of 130 classes" in html
+    assert "Images of odd" in html
+
+
+def test_a_split_without_any_boxes(splits):
+    split = read_split("train", PreparedDataset.open(splits / "train"))
+    none = np.zeros(0, np.int64)
+    empty = replace(
+        split, image_of=none, boxes=np.zeros((0, 4), np.float32), labels=none, crowd=none > 0
+    )
+    for others in ([empty], [split, empty]):
+        notes = {chart.title: chart.notes for chart in box_charts(others, small())}
+        assert len(notes) >= 6
+        assert "train: mean 0, at most 0; 4 without boxes (100 %)" in notes["Boxes per image"]
+    assert find_extremes([empty]) == []
+    assert len(choose_images(empty, 2, seed=0)) == 2
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_no_images_leaves_the_figures(splits):
+    html = show_dataset(splits, config=small(), num_images=0)
+    assert "image/jpeg" not in html
+    assert "Boxes per image" in html
+    assert "not looked at" in html
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_splits_of_other_classes_are_told(tmp_path):
+    write_set(tmp_path / "train", RECORDS[3:])
+    write_set(tmp_path / "val", RECORDS[3:], names=("ant", "dog"))
+    html = show_dataset(tmp_path, config=small(), num_images=1)
+    assert "differ in their classes" in html
+    assert "no such class" in html
+
+
+def test_rotated_boxes(tmp_path):
+    make_shapes(tmp_path / "train", num_images=4, size_px=48, seed=1, split="train", rotated=True)
+    html = show_dataset(tmp_path / "train", num_images=4, config=None)
+    assert row_of(html, "kind of boxes") == ["rotated"]
+    assert "Turn of rotated boxes" in html
+    split = read_split("train", PreparedDataset.open(tmp_path / "train"))
+    box = int(split.single[0])
+    x, y, width, _, angle = split.boxes[box].astype(float)
+    corners = Album(split).stored(int(split.image_of[box])).marks[0].corners
+    assert corners.mean(axis=0) == pytest.approx([x, y], abs=1e-3)
+    top = corners[1] - corners[0]  # runs along the width, counter-clockwise where y is down
+    turn = np.deg2rad(angle)
+    assert top == pytest.approx([width * np.cos(turn), -width * np.sin(turn)], abs=1e-3)
+    aligned = small(**{"model.box_type": "aligned"})
+    (shots,) = training_shots(split.dataset, [int(split.image_of[box])], aligned, epochs=1)
+    assert len(shots[0].marks) == split.boxes_per_image[split.image_of[box]]
+
+
+# What is chosen
+
+
+def test_every_class_shows_and_the_seed_decides(tmp_path):
+    records = [make_record(i, [[1, 1, 9, 9]], [0]) for i in range(60)]
+    records[41] = make_record(41, [[1, 1, 9, 9]], [1])
+    records[7] = make_record(7, [[1, 1, 9, 9]], [2])
+    records[19] = make_record(19)
+    records[23] = make_record(23, [[1, 1, 9, 9]], [0], [True])
+    split = read_split("train", write_set(tmp_path / "train", records))
+    chosen = choose_images(split, 8, seed=0)
+    assert {41, 7, 19, 23} < set(chosen)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 8
+    assert choose_images(split, 8, seed=0) == chosen
+    assert choose_images(split, 8, seed=1) != chosen
+    assert len(choose_images(split, 100, seed=0)) == 60
+    assert choose_images(split, 0, seed=0) == []
+
+
+def test_few_images_show_as_many_classes_as_they_can(tmp_path):
+    records = [make_record(i, [[1, 1, 9, 9]], [i]) for i in range(6)]
+    records.append(make_record(6, [[1, 1, 9, 9]] * 4, [0, 1, 2, 3]))
+    names = "abcdef"
+    split = read_split("train", write_set(tmp_path / "train", records, names=names))
+    assert 6 in choose_images(split, 2, seed=3)
+
+
+def test_extremes(splits):
+    split = read_split("train", PreparedDataset.open(splits / "train"))
+    found = [(e.image, e.box, e.reason) for e in find_extremes([split])]
+    # Boxes: 0 10 x 20, 1 crowd, 2 4 x 4, 3 24 x 24, 4 48 x 32, 5 20 x 10.
+    assert found == [
+        (2, 2, "smallest: 4 x 4 px"),
+        (0, 0, "smallest: 10 x 20 px"),
+        (3, 5, "smallest: 20 x 10 px"),
+        (2, None, "most crowded: 3 boxes"),
+        (0, None, "most crowded: 1 box"),
+        (2, 4, "largest: 100 % of its image"),
+        (0, 0, "largest: 13 % of its image"),
+        (0, 0, "2 times as high as wide: 10 x 20 px"),
+        (3, 5, "2 times as wide as high: 20 x 10 px"),
+    ]
+
+
+def test_a_small_box_is_shown_in_a_crop(tmp_path):
+    picture = np.zeros((400, 600, 3), np.uint8)
+    image = cv2.imencode(".png", picture)[1].tobytes()
+    record = make_record(
+        0, [[590, 100, 598, 104]], [0], image=image, height=400, width=600
+    )  # 8 x 4
+    split = read_split("train", write_set(tmp_path / "train", [record]))
+    shot = Album(split).extreme(find_extremes([split])[0])
+    assert shot.cropped
+    assert (shot.width, shot.height) == (64, 64)
+    (mark,) = shot.marks  # the crop ends at the image's border: x 536 to 600, y 70 to 134
+    assert mark.corners.tolist() == [[54, 30], [62, 30], [62, 34], [54, 34]]
+
+
+def test_training_sides():
+    assert training_sides(small(**{"input.train_sizes_px": [32, 64]}).input) == (32.0, 64.0)
+    drawn = {"input.train_sizes_px": [32, 64], "input.train_size_sampling": "range"}
+    assert training_sides(small(**drawn).input) == (32.0, 40.0, 48.0, 56.0, 64.0)
+
+
+def test_splits_of_a_folder_come_in_order(tmp_path, splits):
+    assert list(open_splits(splits)) == ["train", "val"]
+    assert list(open_splits(splits.as_uri())) == ["train", "val"]
+    assert list(open_splits(splits / "val")) == ["val"]
+    for name in ("test", "extra", "train"):
+        write_set(tmp_path / name, RECORDS[3:])
+    assert list(open_splits(tmp_path)) == ["train", "test", "extra"]
+    half = write_set(tmp_path / "val")
+    (Path(half.uri) / "dataset.json").unlink()
+    with pytest.raises(DataError, match="interrupted"):
+        open_splits(tmp_path)
+
+
+def test_bad_boxes_do_not_stop_the_page(splits):
+    """Boxes without area or not finite are counted, and left out of figures and pictures."""
+    split = read_split("train", PreparedDataset.open(splits / "train"))
+    boxes = split.boxes.copy()
+    boxes[0], boxes[1], boxes[2] = [2, 3, np.inf, 23], np.nan, [4, 4, 4, 8]
+    bad = replace(split, boxes=boxes)
+    notes = {chart.title: chart.notes for chart in box_charts([bad], small())}
+    assert "train: 2 without area or not finite, not shown" in notes["Box size as stored"]
+    shot = Album(bad).stored(0)
+    assert overlay(shot, ["ant", "bee", "cow"], Palette({})).count("<polygon") == 0
+    for extreme in find_extremes([bad]):
+        assert Album(bad).extreme(extreme).jpeg
+
+
+# The command
+
+
+def call(*args) -> object:
+    return runner.invoke(app, ["data", "show", *map(str, args)])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_command_writes_the_page_in_one_step(splits, tmp_path):
+    out = tmp_path / "new folder" / "page.html"
+    settings = [f"--set={path}={value}" for path, value in SMALL.items()]
+    done = call(splits / "train", "--out", out, "--num-images", 2, *settings)
+    assert done.exit_code == 0, done.output
+    assert str(out) in done.output
+    assert "[32]" in out.read_text()
+    done = call(splits / "train", "--out", out, "--num-images", 1, *settings)
+    assert done.exit_code == 0
+    assert "1 of 4 images" in out.read_text()
+    assert [p.name for p in out.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
+    recipes = tmp_path / "mine.py"
+    recipes.write_text(
+        "from retina_ray.config import ExperimentConfig, InputConfig\n"
+        "def tiny():\n"
+        "    sizes = dict(train_sizes_px=(24,), train_max_size_px=36)\n"
+        "    return ExperimentConfig(input=InputConfig(**sizes))\n"
+        "RECIPES = {'tiny': tiny}\n"
+    )
+    out = tmp_path / "page.html"
+    args = (splits / "train", "--out", out, "--num-images", 1)
+    done = call(*args, "--recipe", "tiny", "--recipes", recipes, "--set", "input.flip=none")
+    assert done.exit_code == 0, done.output
+    assert "input.train_sizes_px = [24]" in out.read_text()
+    assert "input.flip = none" in out.read_text()
+    config = tmp_path / "config.json"
+    config.write_text(small().model_dump_json())
+    assert call(*args, "--recipe", config).exit_code == 0
+    assert "input.train_sizes_px = [32]" in out.read_text()
+    monkeypatch.chdir(tmp_path)
+    for wrong, words in (
+        (["--recipe", "tiny"], "--recipes"),
+        (["--recipe", "tin", "--recipes", recipes], "did you mean tiny"),
+        (["--recipe", "tiny", "--recipes", "none.py"], "no such file"),
+        (["--set", "input.flp=none"], "flp"),
+        (["--set", "model.box_type=rotated"], "no rotated boxes"),
+    ):
+        done = call(*args, *wrong)
+        assert done.exit_code == 2, wrong
+        assert words in done.output, done.output
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_command_says_what_is_wrong(splits, tmp_path):
+    for args, words in (
+        ((tmp_path / "nothing",), "no such folder"),
+        ((tmp_path,), "holds no dataset.json"),
+        ((splits, "--out", tmp_path), "is a folder"),
+        ((splits, "--out", "s3://bucket/page.html"), "a local file is needed"),
+        ((splits, "--num-images", -1), "num-images"),
+    ):
+        done = call(*args)
+        assert done.exit_code == 2, args
+        assert words in done.output, done.output
+        assert "Traceback" not in done.output

@@ -1,0 +1,334 @@
+"""The sweep report: order, honesty marks, files that can be read back, and odd sweeps."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from retina_ray.sweep.report import (
+    TrialRow,
+    rank,
+    read_results,
+    report_notes,
+    report_table,
+    write_report,
+)
+from retina_ray.sweep.report.rows import (
+    best_trial,
+    format_duration,
+    format_value,
+    repeats,
+    short_names,
+)
+
+NAN = math.nan
+
+
+def trial(name, ap=None, *, status="finished", epochs=12, params=None, seed=0, **options):
+    metrics = {} if ap is None else {"AP": ap, "AP50": 1.5 * ap}
+    history = [
+        {"epoch": e, "step": 10 * e, "AP": (ap or 0) * e / epochs, "AP50": 0.5, "loss": 2.0 / e}
+        for e in range(1, epochs + 1)
+    ]
+    return TrialRow(
+        trial_id=name,
+        params={"optimizer.lr": 0.01} if params is None else params,
+        status=status,
+        metrics=metrics,
+        best_epoch=epochs if metrics else 0,
+        epochs_run=epochs,
+        time_s=61.0,
+        history=history if metrics else [],
+        seed=seed,
+        **options,
+    )
+
+
+def mixed():
+    """A sweep with every kind of outcome."""
+    return [
+        trial("slow", 0.30, params={"optimizer.lr": 1e-4, "model.anchors.sizes": (32.0, 64.0)}),
+        trial(
+            "bad",
+            status="failed",
+            epochs=0,
+            reason="RuntimeError: loss is nan <b>\nat step 3",
+            params={"optimizer.lr": 0.5, "model.anchors.sizes": (16.0, 32.0)},
+        ),
+        trial(
+            "quick",
+            0.35,
+            status="stopped",
+            epochs=3,
+            reason="asha stopped it after epoch 3",
+            params={"optimizer.lr": 0.02, "model.anchors.sizes": None},
+        ),
+        trial("nan", NAN, params={"optimizer.lr": 0.03, "model.anchors.sizes": (16.0, 32.0)}),
+        trial(
+            "top",
+            0.45,
+            params={"optimizer.lr": 0.01, "model.anchors.sizes": (16.0, 32.0)},
+            checkpoint="/runs/top/step_120",
+        ),
+    ]
+
+
+def shown(renderable, width=160):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_best_ap_first_then_no_ap_then_failures():
+    rows = [
+        *mixed(),
+        trial("crashed late", 0.99, status="failed"),
+        trial("waits", status="pending"),
+    ]
+    order = [row.trial_id for row in rank(rows)]
+    assert order == ["top", "quick", "slow", "nan", "waits", "crashed late", "bad"]
+    assert best_trial(rows).trial_id == "top"
+    assert best_trial(rows[1:2]) is None
+
+
+def test_equal_aps_keep_their_order():
+    assert [r.trial_id for r in rank([trial("a", 0.2), trial("b", 0.2)])] == ["a", "b"]
+
+
+def test_short_names_stay_apart():
+    paths = ["loss.gamma", "schedule.gamma", "optimizer.lr", "gamma", "a.b.gamma", "x.b.gamma"]
+    paths += ["schedule.name", "model.anchors.scale"]
+    assert short_names(paths) == {
+        "loss.gamma": "loss.gamma",
+        "schedule.gamma": "schedule.gamma",
+        "optimizer.lr": "lr",
+        "schedule.name": "schedule.name",
+        "model.anchors.scale": "anchors.scale",
+        "gamma": "gamma",
+        "a.b.gamma": "a.b.gamma",
+        "x.b.gamma": "x.b.gamma",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.00123456, "0.00123"),
+        (1e-7, "1e-07"),
+        (1024.5, "1024.5"),
+        (True, "true"),
+        (3, "3"),
+        (None, "-"),
+        ("giou", "giou"),
+        ((32.0, 64.0, 101.25), "(32, 64, 101)"),
+        ({"milestones": (0.5, 0.75)}, "{milestones: (0.5, 0.75)}"),
+        ("x" * 40 + "end", "x" * 13 + "..." + "x" * 9 + "end"),
+    ],
+)
+def test_values_are_short(value, expected):
+    assert format_value(value) == expected
+
+
+def test_durations():
+    assert [format_duration(s) for s in (0, 45.4, 190, 7500, NAN)] == [
+        "0s",
+        "45s",
+        "3m 10s",
+        "2h 05m",
+        "-",
+    ]
+
+
+def test_the_table_marks_what_does_not_compare():
+    lines = shown(report_table(mixed())).splitlines()
+
+    def line(name):
+        return next(text.split() for text in lines if f" {name} " in text)
+
+    assert line("top")[:9] == ["1", "top", "45.0", "67.5", "12", "12", "1m", "01s", "finished"]
+    assert line("quick")[2] == "35.0*"
+    assert line("quick")[-1] == "-"  # the setting without effect
+    assert line("nan")[2:4] == ["-", "-"]
+    text = " ".join(" ".join(lines).split())
+    assert "* ran fewer than 12 epochs, the longest of this sweep (1 of 3 trials" in text
+    assert "failed: bad: RuntimeError: loss is nan <b> at step 3" in text
+    assert "(16, 32)" in text
+
+
+def test_a_narrow_console_keeps_the_figures():
+    params = {f"section.setting_number_{i}": (1.5, 2.5, 3.5) for i in range(9)}
+    text = shown(report_table([trial("a1b2_00000", 0.4567, params=params)]), width=80)
+    assert "45.7" in text
+    assert "68.5" in text
+    assert "finished" in text
+
+
+def test_markup_in_names_and_reasons_is_shown_as_it_is():
+    rows = [
+        trial("[bold]x", 0.1, params={"a.b": "[red]"}),
+        trial("y", status="failed", reason="[/]"),
+    ]
+    text = shown(report_table(rows))
+    assert "[bold]x" in text
+    assert "[red]" in text
+    assert "failed: y: [/]" in text
+
+
+def test_spread_over_seeds():
+    settings = {"loss.gamma": 2.0}
+    rows = [
+        trial("a", 0.40, params=settings, seed=0),
+        trial("b", 0.44, params=settings, seed=1),
+        trial("c", 0.42, params=settings, seed=2),
+        trial("again", 0.40, params=settings, seed=0),  # not another seed
+        trial("early", 0.10, params=settings, seed=3, status="stopped", epochs=2),
+        trial("other", 0.43, params={"loss.gamma": 1.0}),
+    ]
+    spread = repeats(rows)
+    assert set(spread) == {"a", "b", "c", "again"}
+    assert spread["a"].num_seeds == 3
+    assert spread["a"].mean == pytest.approx(0.42)
+    assert spread["a"].std == pytest.approx(0.02)  # sqrt((0.02**2 + 0.02**2) / 2)
+    text = shown(report_table(rows))
+    assert "42.0 ± 2.0 (n=3)" in text
+    assert any("spread by 2.0 AP points" in note for note in report_notes(rows))
+
+
+def test_a_swept_seed_groups_the_other_settings():
+    rows = [
+        trial(str(seed), ap, params={"loss.gamma": 2.0, "train.seed": seed})
+        for seed, ap in enumerate((0.1, 0.3))
+    ]
+    assert repeats(rows)["0"].mean == pytest.approx(0.2)
+
+
+def test_notes_do_not_claim_a_spread_that_was_not_measured():
+    notes = " ".join(report_notes(mixed(), num_val_images=80, num_val_boxes=301))
+    assert "does not show how much chance moves AP" in notes
+    assert "80 images and 301 boxes" in notes
+    assert "best evaluation" in notes
+    assert "±" not in notes
+    equally_long = " ".join(report_notes([trial("a", 0.1), trial("b", 0.2)]))
+    assert "fewer" not in equally_long
+
+
+def test_results_are_read_back_as_they_were(tmp_path):
+    rows = mixed()
+    rows[0].history.append({"epoch": 13, "AP": NAN, "loss": math.inf, "note": None})
+    paths = write_report(rows, tmp_path / "new", sweep_name="s", num_val_images=80)
+    json.loads(paths.results_json.read_text(), parse_constant=pytest.fail)  # strict JSON
+    read = read_results(paths.results_json)
+    assert repr(read) == repr(rank(rows))  # repr, because NaN is not equal to itself
+    assert read[0].params["model.anchors.sizes"] == (16.0, 32.0)
+    assert json.loads(paths.results_json.read_text())["num_val_images"] == 80
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path):
+    path = tmp_path / "other.json"
+    for content in ("{}", "[]", "not json", '{"trials": [{"params": {}}]}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"other\.json is not the results\.json"):
+            read_results(path)
+
+
+def test_csv_has_a_line_for_each_trial(tmp_path):
+    paths = write_report(mixed(), tmp_path, sweep_name="s")
+    with paths.results_csv.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["trial_id"] for line in lines] == ["top", "quick", "slow", "nan", "bad"]
+    assert lines[0]["rank"] == "1"
+    assert float(lines[0]["AP"]) == 0.45
+    assert float(lines[0]["optimizer.lr"]) == 0.01
+    assert json.loads(lines[0]["model.anchors.sizes"]) == [16.0, 32.0]
+    assert lines[0]["checkpoint"] == "/runs/top/step_120"
+    assert (lines[1]["model.anchors.sizes"], lines[4]["AP"]) == ("", "")
+
+
+def test_the_page_holds_everything_and_escapes_it(tmp_path):
+    command = "python train.py --init-from '/runs/top' && echo <done>"
+    paths = write_report(
+        mixed(),
+        tmp_path,
+        sweep_name="a <sweep>",
+        train_on_command=command,
+        num_val_images=80,
+        num_val_boxes=300,
+    )
+    page = paths.report.read_text()
+    assert "<title>a &lt;sweep&gt;</title>" in page
+    assert "echo &lt;done&gt;" in page
+    assert "Carry on with this sweep" not in page
+    assert "/runs/top/step_120" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "src=" not in page.replace('src="data:', "")  # needs no other file
+    assert "loss is nan &lt;b&gt; at step 3" in page
+    assert "asha stopped it after epoch 3" in page
+    assert "35.0*" in page
+    assert "80 images and 300 boxes" in page
+    assert page.index("<td>top</td>") < page.index("<td>quick</td>") < page.index("<td>bad</td>")
+
+
+LONG = {"model.anchors.sizes": tuple(float(i) for i in range(60)), "a.text": "word $x_1$ " * 30}
+ODD_SWEEPS = {
+    "no trials": [],
+    "one trial": [trial("a", 0.3)],
+    "one epoch": [trial("a", 0.3, epochs=1), trial("b", 0.2, epochs=1)],
+    "only failures": [trial(n, status="failed", epochs=0, reason="boom") for n in "ab"],
+    "only NaN": [trial("a", NAN)],
+    "all AP zero": [trial("a", 0.0), trial("b", 0.0)],
+    "nothing swept": [trial("a", 0.3, params={}), trial("b", 0.2, params={}, seed=1)],
+    "long values": [trial("_a", 0.3, params=LONG), trial("b", 0.2, params=LONG)],
+    "mixed types": [
+        trial(str(v), 0.3, params={"x.y": v}) for v in (1, 0.0, -2.5, True, "s", (1, (2, 3)), None)
+    ],
+    "no effect anywhere": [trial("a", 0.3, params={"x.y": None})],
+    "different settings": [trial("a", 0.3, params={"x": 1}), trial("b", 0.2, params={"y": 1e9})],
+    "many": [trial(f"t{i}", i / 100, params={"x.lr": 10.0**-i, "z": i % 9}) for i in range(40)],
+    "loss not finite": [
+        TrialRow("a", {"x": 1}, "failed", history=[{"epoch": 1, "AP": 0.1, "loss": NAN}]),
+    ],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ODD_SWEEPS)
+def test_odd_sweeps_are_reported(tmp_path, name):
+    rows = ODD_SWEEPS[name]
+    paths = write_report(rows, tmp_path, sweep_name=name)
+    for picture in (paths.learning_curves, paths.parameters):
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert picture.stat().st_size > 4000
+    assert repr(read_results(paths.results_json)) == repr(rank(rows))
+    assert shown(report_table(rows)).strip()
+
+
+def test_log_axes_where_the_space_is_log(tmp_path, monkeypatch):
+    from retina_ray.sweep.report import plots
+
+    scales = {}
+    draw = plots._draw_parameter
+
+    def spy(ax, rows, swept, *arguments):
+        draw(ax, rows, swept, *arguments)
+        scales[swept] = ax.get_xscale()
+
+    monkeypatch.setattr(plots, "_draw_parameter", spy)
+    rows = [trial(str(i), 0.1, params={"lr": 10.0**-i, "gamma": 1.0 + i}) for i in range(4)]
+    plots.plot_parameters(rows, tmp_path / "a.png")
+    assert scales == {"lr": "log", "gamma": "linear"}
+    plots.plot_parameters(rows, tmp_path / "a.png", log_params=["gamma"])
+    assert scales == {"lr": "linear", "gamma": "log"}
+
+
+def test_reporting_leaves_matplotlib_alone():
+    code = (
+        "import sys, retina_ray.sweep.report as r; assert 'matplotlib' not in sys.modules;"
+        "import tempfile; r.write_report([], tempfile.mkdtemp(), sweep_name='s');"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,666 @@
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from retina_ray.config import ConfigError, ExperimentConfig
+from retina_ray.train.checkpoint.async_saver import CheckpointError, CheckpointSaver, host_copy
+from retina_ray.train.checkpoint.index import CheckpointIndex
+from retina_ray.train.checkpoint.load import (
+    Checkpoint,
+    CheckpointFormatError,
+    CheckpointMeta,
+    CheckpointStore,
+    DamagedCheckpointError,
+    OvertakenError,
+    load_checkpoint,
+    load_meta,
+)
+from retina_ray.train.errors import NoRoomError
+
+
+def make(step, value=0.0, *, numbers=6):
+    """A checkpoint whose every part tells its value."""
+    moment = torch.full((numbers,), value + 2)
+    return Checkpoint(
+        model={"weight": torch.full((2, numbers // 2), value)},
+        state={
+            "optimizer": {"state": {0: {"step": torch.tensor(value), "exp_avg": moment}}},
+            "rng": torch.get_rng_state(),
+            "best": {"val/AP": value, "rounds": 3},
+        },
+        config=ExperimentConfig(),
+        meta=CheckpointMeta(
+            step=step, epoch=1, categories=[(7, "cat"), (9, "dog")], dataset_fingerprint="f"
+        ),
+        ema={"weight": torch.full((2, numbers // 2), value + 1)},
+    )
+
+
+def assert_value(checkpoint, value):
+    """All of it was written together."""
+    assert (checkpoint.model["weight"] == value).all()
+    assert (checkpoint.ema["weight"] == value + 1).all()
+    moments = checkpoint.state["optimizer"]["state"][0]
+    assert moments["step"] == value
+    assert (moments["exp_avg"] == value + 2).all()
+    assert checkpoint.state["best"] == {"val/AP": value, "rounds": 3}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(str(tmp_path / "checkpoints"))
+
+
+def folders(store):
+    return sorted(entry.name for entry in os.scandir(store.uri) if entry.is_dir())
+
+
+# What is kept
+
+
+def test_what_is_saved_is_loaded(store):
+    saved = make(5, 0.5)
+    saved = replace(saved, meta=replace(saved.meta, metrics={"val/AP": 0.25}, metrics_step=4))
+    loaded = load_checkpoint(store.save(saved, metric=0.1))
+    assert_value(loaded, 0.5)
+    assert torch.equal(loaded.state["rng"], saved.state["rng"])
+    assert loaded.config == saved.config
+    assert loaded.meta == saved.meta
+    assert load_checkpoint(store.last, weights_only=True).state is None
+    assert load_meta(store.uri) == saved.meta
+
+
+def test_the_average_is_what_counts_where_there_is_one(store):
+    with_average = load_checkpoint(store.save(make(1, 3.0), metric=None))
+    assert (with_average.weights["weight"] == 4.0).all()
+    without = load_checkpoint(store.save(replace(make(2, 3.0), ema=None), metric=None))
+    assert without.ema is None
+    assert (without.weights["weight"] == 3.0).all()
+
+
+def test_the_best_and_the_last_are_kept(store):
+    assert store.last is None
+    assert store.last_step == 0
+    assert store.best is None
+    for step, metric in ((1, 0.2), (2, 0.5), (3, 0.4), (4, None), (5, float("nan"))):
+        store.save(make(step), metric=metric)
+    assert store.last.endswith("step-00000005")
+    assert store.last_step == 5
+    assert store.best.endswith("step-00000002")
+    assert store.best_metric == 0.5
+    assert folders(store) == ["step-00000002", "step-00000005"]
+
+
+def test_so_many_of_the_last_are_kept(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=3)
+    for step, metric in ((1, 0.5), (2, None), (3, 0.4), (4, None), (5, 0.5)):
+        store.save(make(step, step), metric=metric)
+    assert folders(store) == [f"step-0000000{step}" for step in (1, 3, 4, 5)]
+    loaded = [load_checkpoint(f"{tmp_path}/{name}").meta.step for name in folders(store)]
+    assert loaded == [1, 3, 4, 5]
+
+
+def test_a_figure_that_is_not_a_number_is_never_the_best(store):
+    store.save(make(1), metric=float("nan"))
+    assert store.best == store.last
+    assert store.best_metric is None
+    store.save(make(2), metric=0.1)
+    store.save(make(3), metric=None)
+    assert store.best.endswith("step-00000002")
+    assert store.best_metric == 0.1
+
+
+def test_the_same_step_again_leaves_a_loadable_checkpoint(store):
+    for value in (1.0, 2.0, 3.0, 2.5):
+        store.save(make(3, value), metric=value / 10)
+        assert_value(load_checkpoint(store.last), value)
+    assert_value(load_checkpoint(store.best), 3.0)
+    assert len(folders(store)) == 2
+
+
+def test_a_run_that_goes_back_before_its_best_keeps_it(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=2)
+    for step, metric in ((10, 0.3), (20, 0.2), (30, 0.6)):
+        store.save(make(step, step), metric=metric)
+    damage(store.uri_of("step-00000030/state.pt"))
+    store.go_back_to_whole()
+    assert store.last_step == 20
+    assert store.best_metric == 0.2, "the best one is gone, and the first is no longer kept"
+    store.save(make(25, 25), metric=0.9)
+    damage(store.uri_of("step-00000020/state.pt"))
+    store.save(make(30, 30), metric=0.1)
+    damage(store.uri_of("step-00000030/state.pt"))
+    assert store.go_back_to_whole().meta.step == 25
+    # From here on as if the run had been resumed from before its best one.
+    index = store.index
+    early = index.gone_back(index.new_entry(22, None), damaged=())
+    for step in (23, 24, 26, 27, 28):
+        early = early.with_entry(early.new_entry(step, 0.5), keep=2)
+    assert [entry.step for entry in early.recent] == [27, 28]
+    assert early.best.step == 25
+    assert early.names == {"step-00000025", "step-00000027", "step-00000028"}
+
+
+def test_what_a_run_does_again_counts_once():
+    index = CheckpointIndex()
+    for step, metric in ((10, 0.3), (20, 0.6), (30, 0.2), (20, 0.4)):
+        index = index.with_entry(index.new_entry(step, metric), keep=3)
+    assert [entry.name for entry in index.recent] == ["step-00000010", "step-00000020-2"]
+    assert index.best.name == "step-00000020"
+    assert CheckpointIndex.from_json(index.to_json()) == index
+
+
+def test_a_runs_folder_and_its_checkpoints_folder_mean_the_last_one(store, tmp_path):
+    store.save(make(1, 1.0), metric=0.9)
+    store.save(make(2, 2.0), metric=0.1)
+    for uri in (str(tmp_path), str(tmp_path / "checkpoints"), store.last):
+        assert load_checkpoint(uri).meta.step == 2
+    assert load_checkpoint(store.best).meta.step == 1
+
+
+def test_nothing_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no checkpoint there"):
+        load_checkpoint(str(tmp_path / "nowhere"))
+
+
+def write_version_1(store, checkpoint, **index):
+    """The files as they were before there were checksums."""
+    name = f"step-{checkpoint.meta.step:08d}"
+    folder = store.uri_of(name)
+    os.makedirs(folder)
+    save_file(checkpoint.model, f"{folder}/model.safetensors")
+    torch.save(checkpoint.state, f"{folder}/state.pt")
+    with open(f"{folder}/config.json", "w") as file:
+        file.write(checkpoint.config.model_dump_json(indent=1))
+    tree = {**asdict(checkpoint.meta), "version": 1}
+    del tree["metrics_step"]
+    with open(f"{folder}/meta.json", "w") as file:
+        json.dump(tree, file, indent=1)
+    with open(store.uri_of("index.json"), "w") as file:
+        json.dump({"last": name, "last_step": checkpoint.meta.step, **index}, file, indent=1)
+    return folder
+
+
+def test_the_earlier_format_is_read_and_carried_on(store):
+    write_version_1(store, make(5, 5.0))
+    write_version_1(store, make(8, 8.0), best="step-00000005", best_metric=0.5)
+    old = load_checkpoint(store.last)
+    assert old.meta.step == 8
+    assert old.meta.version == 1
+    assert old.ema is None
+    assert (old.weights["weight"] == 8.0).all()
+    assert old.state["best"]["val/AP"] == 8.0
+    assert store.best_metric == 0.5
+    store.save(make(9, 9.0), metric=0.4)
+    assert folders(store) == ["step-00000005", "step-00000009"]
+    assert store.best.endswith("step-00000005")
+
+
+# Files that are not what was written
+
+
+def damage(path):
+    """Change one byte in the middle."""
+    with open(path, "r+b") as file:
+        content = bytearray(file.read())
+        content[len(content) // 2] ^= 1
+        file.seek(0)
+        file.write(content)
+
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+FILES = ["model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", [cut, damage, os.unlink])
+def test_a_file_that_was_cut_short_or_changed_is_named(store, file, harm):
+    uri = store.save(make(1), metric=0.1)
+    harm(f"{uri}/{file}")
+    with pytest.raises(DamagedCheckpointError) as caught:
+        load_checkpoint(uri)
+    message = str(caught.value)
+    assert message.startswith(f"{uri}: this checkpoint cannot be read (")
+    assert file in message
+    assert "no other checkpoint of this run can be read" in message
+    if file == "meta.json":
+        with pytest.raises(DamagedCheckpointError, match=file):
+            load_meta(uri)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.pt", "config.json", "meta.json"])
+def test_a_file_of_the_earlier_format_that_was_cut_short_is_refused(store, file):
+    cut(f"{write_version_1(store, make(1))}/{file}")
+    with pytest.raises(DamagedCheckpointError, match="cannot be read"):
+        load_checkpoint(store.last)
+
+
+def test_what_is_not_read_may_be_missing(store):
+    uri = store.save(make(1, 1.0), metric=0.1)
+    os.unlink(f"{uri}/state.pt")
+    assert (load_checkpoint(uri, weights_only=True).model["weight"] == 1.0).all()
+
+
+def test_the_error_names_one_that_can_be_read(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=3)
+    for step in (1, 2, 3):
+        store.save(make(step), metric=None)
+    damage(f"{store.last}/state.pt")
+    damage(store.uri_of("step-00000002/model.safetensors"))
+    with pytest.raises(ConfigError, match=r"step-00000001 of the same run can be read"):
+        load_checkpoint(store.last)
+
+
+def test_a_run_goes_back_to_the_newest_that_can_be_read(tmp_path, caplog):
+    store = CheckpointStore(str(tmp_path), keep=3)
+    for step, metric in ((1, 0.3), (2, 0.2), (3, 0.4)):
+        store.save(make(step, step), metric=metric)
+    assert_value(store.go_back_to_whole(), 3)
+    assert caplog.messages == []
+    cut(f"{store.last}/model.safetensors")
+    assert_value(store.go_back_to_whole(), 2)
+    (message,) = caplog.messages
+    assert "step-00000003: this checkpoint cannot be read (model.safetensors has" in message
+    assert "goes on from" in message
+    assert "step-00000002 instead" in message
+    assert store.last_step == 2
+    assert store.best_metric == 0.3, "the damaged one is no longer the best"
+    for step in (1, 2):
+        damage(store.uri_of(f"step-0000000{step}/state.pt"))
+    with pytest.raises(ConfigError, match="no checkpoint of this run can be read") as caught:
+        store.go_back_to_whole()
+    assert len(caught.value.faults) == 3, "each with its fault, and what to do"
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_checkpoint(store):
+    write_version_1(store, make(1))
+    folder = write_version_1(store, make(2), best="step-00000001", best_metric=0.5)
+    os.unlink(f"{folder}/config.json")
+    os.symlink("/proc/self/mem", f"{folder}/config.json")  # reading it is an I/O error
+    for read in (lambda: load_checkpoint(store.uri), store.go_back_to_whole):
+        with pytest.raises(ConfigError, match=r"cannot be had \(OSError: .*Input/output") as caught:
+            read()
+        assert not isinstance(caught.value, DamagedCheckpointError)
+    assert store.last_step == 2, "the run did not go back"
+
+
+def restamp(folder, **changes):
+    """Make meta.json agree with the files, as whoever wants to deceive would."""
+    path = f"{folder}/meta.json"
+    with open(path) as file:
+        tree = {**json.load(file), **changes}
+    for name in tree["files"]:
+        with open(f"{folder}/{name}", "rb") as file:
+            content = file.read()
+        digest = hashlib.sha256(content).hexdigest()
+        tree["files"][name] = {"bytes": len(content), "sha256": digest}
+    del tree["checksum"]
+    tree["checksum"] = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    with open(path, "w") as file:
+        json.dump(tree, file)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def zipped(bomb, path):
+    torch.save({"bomb": bomb}, path)
+
+
+def bare(bomb, path):
+    with open(path, "wb") as file:
+        pickle.dump(bomb, file)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (zipped, r"state\.pt holds (posix\.)?mkdir, .*it was not executed"),
+        (bare, r"state\.pt is .*not the archive that torch writes: it was not executed"),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_pickle_that_would_run_code_is_not_executed(store, tmp_path, write, said, version):
+    marker = tmp_path / "executed"
+    if version == 1:
+        uri = write_version_1(store, make(1))
+        write(Bomb(str(marker)), f"{uri}/state.pt")
+    else:
+        uri = store.save(make(1), metric=0.1)
+        write(Bomb(str(marker)), f"{uri}/state.pt")
+        with pytest.raises(ConfigError, match=r"state\.pt (has|was)"):
+            load_checkpoint(uri)
+        restamp(uri)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_checkpoint(uri)
+    assert "weights_only" not in str(caught.value), "no advice on how to execute it after all"
+    assert not marker.exists()
+    if write is zipped:
+        torch.load(f"{uri}/state.pt", weights_only=False)
+        assert marker.exists(), "the bomb is real"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (99, "format 99 is newer than this version of retina_ray reads"),
+        (0, "format 0 is none that retina_ray ever wrote"),
+        ("2", "format '2' is none"),
+    ],
+)
+def test_another_format_is_refused(store, version, said):
+    uri = store.save(make(1), metric=0.1)
+    restamp(uri, version=version)
+    with pytest.raises(CheckpointFormatError, match=said):
+        load_checkpoint(uri)
+    with pytest.raises(CheckpointFormatError, match=said):
+        store.go_back_to_whole()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"last": "x"}', b'{"recent": [1]}'])
+def test_an_index_that_is_none_is_named(store, content):
+    store.save(make(1), metric=0.1)
+    with open(store.uri_of("index.json"), "wb") as file:
+        file.write(content)
+    with pytest.raises(ConfigError, match=r"index\.json: not an index of checkpoints"):
+        load_checkpoint(store.uri)
+
+
+# In the background
+
+
+def test_the_copy_is_apart_from_what_goes_on_changing():
+    class Kind(dict):
+        pass
+
+    weight = torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tree = Kind(a=weight, b=[{"c": torch.zeros(2)}, (1, None)], d=weight, e="x")
+    tree.mark = 1
+    copied, arrived = host_copy(tree)
+    weight.fill_(7)
+    tree["b"][0]["c"].fill_(7)
+    tree["b"].append(3)
+    arrived()
+    assert isinstance(copied, Kind)
+    assert copied.mark == 1
+    assert (copied["a"] == 1).all()
+    assert copied["a"].stride() == weight.stride()
+    assert copied["a"].data_ptr() != copied["d"].data_ptr()
+    assert copied["b"] == [{"c": copied["b"][0]["c"]}, (1, None)]
+    assert (copied["b"][0]["c"] == 0).all()
+    assert copied["e"] == "x"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_copy_of_a_gpu_is_of_its_moment_and_waits_for_nothing():
+    weight = torch.ones(2**20, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2 * 10**9)  # about a second of work before the copy
+    start = time.monotonic()
+    copied, arrived = host_copy({"weight": weight})
+    weight.fill_(7)  # the next step
+    assert time.monotonic() - start < 0.5
+    arrived()
+    assert copied["weight"].is_pinned()
+    assert (copied["weight"] == 1).all()
+
+
+def test_a_checkpoint_counts_when_it_is_written_and_training_does_not_wait(store):
+    store.save(make(1, 1.0), metric=0.1)
+    saver, go, order = CheckpointSaver(store), threading.Event(), []
+
+    def record():
+        assert go.wait(10)
+        order.append(store.last_step)
+
+    second = make(2, 2.0)
+    uri = saver.save(second, metric=0.5, before_switch=record)
+    second.model["weight"].fill_(99)  # the next step
+    second.state["optimizer"]["state"][0]["exp_avg"].fill_(99)
+    assert store.last_step == 1, "still under way"
+    assert not saver.is_better(0.4), "what is under way counts already"
+    assert saver.is_better(0.6)
+    third = threading.Thread(target=lambda: saver.save(make(3, 3.0), metric=0.2))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive(), "only one is under way"
+    go.set()
+    third.join(10)
+    saver.close(has_failed=False)
+    assert order == [1], "the record before the index"
+    assert uri == store.best
+    assert_value(load_checkpoint(store.best), 2.0)
+    assert_value(load_checkpoint(store.last), 3.0)
+
+
+def test_an_error_in_the_background_is_raised_with_the_next_checkpoint(store, caplog):
+    saver = CheckpointSaver(store)
+    saver.save(make(1, 1.0), metric=0.1)
+    saver.wait()
+
+    def fail():
+        raise OSError(5, "Input/output error", "/disk/metrics.jsonl")
+
+    saver.save(make(2, 2.0), metric=0.2, before_switch=fail)
+    with pytest.raises(CheckpointError) as caught:
+        saver.save(make(3, 3.0), metric=0.3)
+    message = str(caught.value)
+    assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
+    assert "Input/output error: '/disk/metrics.jsonl'" in message
+    assert f"MiB are free in {store.uri}" in message
+    assert f"kept is {store.uri}/step-00000001 (step 1)" in message
+    assert "--resume" in message
+    assert folders(store) == ["step-00000001"]
+    assert not saver.is_better(0.05), "the failed one is not the best: the first still is"
+    assert saver.is_better(0.15)
+    # At the end of a run it is raised, or logged where the run's own error goes before.
+    saver.save(make(3, 3.0), metric=0.3, before_switch=fail)
+    saver.close(has_failed=True)
+    assert "step 3 could not be written" in caplog.text
+    saver.save(make(3, 3.0), metric=0.3, before_switch=fail)
+    with pytest.raises(CheckpointError, match="step 3"):
+        saver.close(has_failed=False)
+    saver.close(has_failed=False)
+    assert_value(load_checkpoint(store.last), 1.0)
+
+
+def test_who_was_given_up_for_lost_may_not_write_any_more(store):
+    lost = CheckpointSaver(store)
+    lost.save(make(1, 1.0), metric=0.1)
+    lost.wait()
+    successor = CheckpointSaver(store)
+    successor.save(make(2, 2.0), metric=0.2)
+    successor.wait()
+    uploads = []
+    lost.save(make(9, 9.0), metric=0.9, before_switch=lambda: uploads.append(1))
+    with pytest.raises(OvertakenError, match="another process has taken this run over"):
+        lost.wait()
+    assert uploads == []
+    assert store.last_step == 2
+    assert folders(store) == ["step-00000002"]
+    successor.save(make(3, 3.0), metric=0.3)
+    successor.close(has_failed=False)
+    assert_value(load_checkpoint(store.last), 3.0)
+
+
+# No room
+
+
+def test_no_room_on_the_disk(tmp_path):
+    """A file system of 2 MiB, as a full disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        run_out_of_room(
+            CheckpointStore(str(disk / "checkpoints")),
+            reason="No space left on device",
+            room="2 of 2 MiB are free",
+            remedy="beside those that are kept: make room",
+        )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_no_room_for_a_file(store):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**21, hard))
+    try:
+        run_out_of_room(
+            store,
+            reason="File too large",
+            room="MiB are free",
+            remedy="so a quota or a limit to the size of files is in the way: raise it",
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def run_out_of_room(store, *, reason, room, remedy):
+    saver = CheckpointSaver(store)
+    saver.save(make(1, 1.0), metric=0.1)
+    saver.wait()
+    large = make(2, 2.0, numbers=10**6)
+    for weights_fit, num_mib in ((False, 11), (True, 4)):  # 3 x 4 MB, 1 x 4 MB
+        if weights_fit:  # then it is torch that runs out, and hides the system's word
+            large = replace(large, model=make(2).model, ema=make(2).ema)
+        saver.save(large, metric=0.2)
+        with pytest.raises(NoRoomError, match=reason) as caught:
+            saver.wait()
+        message = str(caught.value)
+        assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
+        assert f"{room} in {store.uri}" in message
+        assert "step-00000001 (step 1)" in message
+        assert f"takes {num_mib} MiB, {remedy}, then carry on with --resume" in message
+        assert os.listdir(store.uri) != []
+        assert sorted(os.listdir(store.uri)) == ["index.json", "step-00000001"], "no leavings"
+        assert_value(load_checkpoint(store.last), 1.0)
+    saver.save(make(3, 3.0), metric=0.3)
+    saver.close(has_failed=False)
+    assert_value(load_checkpoint(store.last), 3.0)
+
+
+# Killed at any moment
+
+
+def test_the_index_is_never_seen_half_written(store):
+    store.save(make(1), metric=0.1)
+    done = threading.Event()
+
+    def write():
+        for _ in range(50):
+            store.claim()
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert store.last_step == 1
+    writer.join()
+
+
+def save_and_die(uri, step, at_operation):
+    """Save a checkpoint, and end at the so-manieth operation on a file of the run."""
+    seen = 0
+
+    def watch(event, arguments):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.mkdir") and uri in str(arguments[0]):
+            seen += 1
+            if seen == at_operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    saver = CheckpointSaver(CheckpointStore(uri, keep=2))
+    sys.addaudithook(watch)
+    saver.save(make(step, float(step)), metric=step / 1000)
+    saver.close(has_failed=False)
+
+
+def save_without_end(uri, one_is_there):
+    """Save one after the other."""
+    store = CheckpointStore(uri, keep=2)
+    saver, step = CheckpointSaver(store), store.last_step
+    while True:
+        for _ in range(2):
+            step += 1
+            saver.save(make(step, float(step), numbers=2**18), metric=-step)
+        one_is_there.set()
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Makes processes that have imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "retina_ray.train.checkpoint.async_saver"])
+    return context
+
+
+def assert_whole(store, steps):
+    """The last one, and all that the index names, are as they were saved."""
+    assert store.last_step in steps
+    assert_value(load_checkpoint(store.last), store.last_step)
+    for entry in store.index.entries:
+        assert_value(load_checkpoint(store.uri_of(entry.name)), entry.step)
+
+
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, processes):
+    store, outcomes = CheckpointStore(str(tmp_path), keep=2), []
+    store.save(make(1, 1.0), metric=0.1)
+    for operation in range(1, 100):
+        before, step = store.last_step, 10 * operation
+        process = processes.Process(target=save_and_die, args=(store.uri, step, operation))
+        process.start()
+        process.join(60)
+        assert_whole(store, {before, step})
+        outcomes.append(store.last_step == step)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert len(outcomes) > 15, "each of five files is opened more than twice"
+    assert outcomes == sorted(outcomes), "the old one until the index is switched, then the new one"
+    assert outcomes.count(True) > 1, "one died after the switch"
+    assert outcomes.count(False) > 10
+
+
+def test_a_kill_at_any_time_leaves_a_whole_checkpoint(tmp_path, processes):
+    store, seen = CheckpointStore(str(tmp_path)), 0
+    for milliseconds in range(0, 100, 17):
+        one_is_there = processes.Event()
+        process = processes.Process(target=save_without_end, args=(store.uri, one_is_there))
+        process.start()
+        assert one_is_there.wait(60)
+        process.join(milliseconds / 1000)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert_whole(store, range(seen + 1, 10**6))
+        assert load_checkpoint(store.best).meta.step == 1
+        seen = store.last_step
+    CheckpointSaver(store).close(has_failed=False)
+    assert set(folders(store)) == store.index.names, "the next one clears what was left half done"

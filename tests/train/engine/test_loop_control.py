@@ -1,0 +1,427 @@
+"""The loop by itself: exact resume, steps left out, stops, early ends, and no waiting."""
+
+import io
+import math
+import sys
+import threading
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from builders import small_config
+
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta
+from retina_ray.train.engine.loop import TrainingLoop
+from retina_ray.train.errors import NonFiniteLossError, RunStoppedError
+from retina_ray.train.spec import RunInputs
+
+CPU = torch.device("cpu")
+
+
+def read_back(state):
+    """What a file would give back, read as a checkpoint is."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@dataclass
+class MemoryHost:
+    """Keeps everything in memory; `scores` are the APs that the rounds get."""
+
+    scores: list = field(default_factory=lambda: [0.5] * 99)
+    stop_at: int | None = None  # the question, from 0, that is answered with a stop
+    logged: list = field(default_factory=list)
+    rounds: list = field(default_factory=list)
+    kept: dict = field(default_factory=dict)
+    asked: int = 0
+
+    def log_step(self, metrics, *, step):
+        paced = ("perf/images_per_s", "perf/data_wait_fraction")
+        self.logged.append((step, {k: v for k, v in metrics.items() if k not in paced}))
+
+    def saw_bad_images(self, bad):
+        raise AssertionError(bad)
+
+    def evaluated(self, result, *, step):
+        self.rounds.append((step, result))
+        return {"val/AP": self.scores[len(self.rounds) - 1]}
+
+    def round_ended(self, metrics, *, step, epoch, loop):
+        assert metrics["val/AP"] == self.scores[len(self.rounds) - 1]
+        self.checkpoint(step=step, epoch=epoch, loop=loop)
+
+    def checkpoint(self, *, step, epoch, loop):
+        assert step not in self.kept, "kept twice"
+        meta = CheckpointMeta(step, epoch, [], "")
+        model, ema = read_back((loop.model.state_dict(), loop.ema_state()))
+        self.kept[step] = Checkpoint(model, read_back(loop.state()), loop.config, meta, ema)
+
+    def stop_reason(self):
+        self.asked += 1
+        return "told so" if self.asked - 1 == self.stop_at else None
+
+
+@dataclass
+class Bench:
+    """Runs the loop over eight pictures: two a step, four steps an epoch, two epochs."""
+
+    data: object
+
+    def loop(self, host, *, checkpoint=None, skip=(), **overrides):
+        start = 0 if checkpoint is None else checkpoint.meta.step
+        config = small_config(
+            **{
+                "train.batch_size": 2,
+                "train.log_every_steps": 2,
+                "optimizer.name": "sgd",
+                "tracking.num_pictures": 0,
+                **overrides,
+            }
+        )
+        inputs = RunInputs.open(self.data.spec(config))
+        shape = replace(
+            inputs.shape(start),
+            rows_per_step=inputs.layout.rows_per_step,
+            skip_steps=frozenset(skip),
+        )
+        loop = TrainingLoop(config, shape, CPU, inputs.category_ids, host)
+        if checkpoint is not None:
+            loop.restore(checkpoint)
+        loop.rows = iterate(inputs.plan.worker_rows(0, start), inputs.loader)
+        return loop
+
+    def run(self, host, **options):
+        loop = self.loop(host, **options)
+        loop.run(loop.rows)
+        return loop
+
+
+@pytest.fixture
+def bench(harness):
+    return Bench(harness)
+
+
+def assert_equal(actual, expected, path=""):
+    """Trees of dicts, lists, numbers and tensors, bit for bit."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), path
+        for key, value in expected.items():
+            assert_equal(actual[key], value, f"{path}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(actual) == len(expected), path
+        for number, value in enumerate(expected):
+            assert_equal(actual[number], value, f"{path}/{number}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected), path
+    else:
+        assert actual == expected, path
+
+
+def whole_state(loop):
+    state = {k: v for k, v in loop.state().items() if k != "elapsed_s"}
+    return {"model": loop.model.state_dict(), "ema": loop.ema_state(), **state}
+
+
+# State and resume
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"train.ema_decay": 0.9, "model.backbone_norm": "bn", "optimizer.clip": "value"},
+        {"train.ema_decay": 0.9, "optimizer.name": "adamw", "train.accumulate": 2},
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_a_run_resumed_in_mid_epoch_ends_bit_for_bit_as_the_whole_one(bench, overrides):
+    overrides = {**overrides, "train.checkpoint_every_steps": 3}
+    whole = MemoryHost()
+    end = bench.run(whole, **overrides)
+    assert sorted(whole.kept) == [3, 4, 6, 8]
+    torch.manual_seed(99)  # what the generators hold is part of the state
+    resumed = MemoryHost()
+    again = bench.run(resumed, checkpoint=whole.kept[3], **overrides)
+    assert_equal(whole_state(again), whole_state(end))
+    assert resumed.logged == [line for line in whole.logged if line[0] > 3]
+    assert sorted(resumed.kept) == [4, 6, 8]
+    assert again.ended == end.ended == "finished"
+    assert again.elapsed_s > whole.kept[3].state["elapsed_s"] > 0
+
+
+def test_checkpoints_of_earlier_versions_are_carried_on(bench):
+    host = MemoryHost()
+    bench.run(host, **{"train.epochs": 1})
+    kept = host.kept[4]
+    old = {k: kept.state[k] for k in ("criterion", "optimizer", "schedule", "scaler")}
+    old["rng"] = kept.state["rng"][0]["cpu"]
+    loop = bench.run(MemoryHost(), checkpoint=replace(kept, state=old), **{"train.ema_decay": 0.5})
+    assert (loop.step, loop.ended) == (8, "finished")
+    assert loop.state()["ema"] == {"num_updates": 4}
+
+
+# The average
+
+
+def test_rounds_score_the_average_and_leave_the_weights_alone(bench):
+    plain, averaged = MemoryHost(), MemoryHost()
+    options = {"inference.score_threshold": 0.001, "inference.max_detections": 3}
+    bench.run(plain, **options)
+    loop = bench.run(averaged, **options, **{"train.ema_decay": 0.5})
+    for step in (4, 8):
+        assert_equal(averaged.kept[step].model, plain.kept[step].model)
+        assert_equal(averaged.kept[step].state["optimizer"], plain.kept[step].state["optimizer"])
+    assert plain.kept[8].ema is None
+    assert averaged.rounds[1][1].results != plain.rounds[1][1].results
+    # The same round, with the average for the weights of a run that keeps none.
+    other = MemoryHost()
+    checkpoint = replace(averaged.kept[8], model=averaged.kept[8].ema)
+    again = bench.loop(other, checkpoint=checkpoint, **options)
+    inputs = RunInputs.open(bench.data.spec(loop.config))
+    again.run(iterate(inputs.plan.worker_rows(0, 8, validate_first=True), inputs.loader))
+    assert other.rounds[0][1].results == averaged.rounds[1][1].results
+
+
+# Steps that are left out
+
+
+def test_a_step_that_is_left_out_moves_only_the_schedule(bench):
+    host = MemoryHost()
+    options = {"train.epochs": 1, "train.log_every_steps": 1, "train.checkpoint_every_steps": 1}
+    loop = bench.run(host, skip=[2], **options)
+    assert loop.step == 4
+    assert_equal(host.kept[3].model, host.kept[2].model)
+    assert_equal(host.kept[3].state["optimizer"]["state"], host.kept[2].state["optimizer"]["state"])
+    assert_equal(host.kept[3].state["criterion"], host.kept[2].state["criterion"])
+    rates = [metrics["train/lr"] for _, metrics in host.logged]
+    reference = MemoryHost()
+    bench.run(reference, **options)
+    assert rates == [metrics["train/lr"] for _, metrics in reference.logged]
+    told = [metrics.get("train/skipped_steps") for _, metrics in host.logged]
+    assert told == [None, None, 1.0, None]
+    assert "train/loss" not in host.logged[2][1]
+
+
+# What is not finite
+
+
+def spoil(loop, *steps):
+    """Let the box loss of these steps be NaN."""
+    losses = loop.learner.criterion.losses
+
+    def spoilt(*inputs):
+        terms = losses(*inputs)
+        if loop.step in steps:
+            terms["loss_box_reg"] = terms["loss_box_reg"] * math.nan
+        return terms
+
+    loop.learner.criterion.losses = spoilt
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step_and_images(bench):
+    host = MemoryHost()
+    # A smoothed normaliser counts the boxes of a step whose update is left out.
+    options = {"train.log_every_steps": 4, "loss.normalizer": "batch"}
+    loop = bench.loop(host, **options)
+    rows = list(loop.rows)
+    spoil(loop, 1, 2)
+    with pytest.raises(NonFiniteLossError, match=r"loss_box_reg became .* step 1 ") as caught:
+        loop.run(rows)
+    assert loop.step == 4, "noticed at the logging step"
+    error = caught.value
+    assert (error.step, error.terms) == (1, ("loss_box_reg",))
+    assert error.image_ids == tuple(rows[1].batch.image_ids)
+    assert error.lr == pytest.approx(
+        loop.learner.schedule.lr_lambdas[0](1) * loop.config.optimizer.lr
+    )
+    assert host.kept == {}
+    # The weights took part in no update of steps 1 and 2: as if those had been left out.
+    reference = bench.loop(MemoryHost(), skip=[1, 2], **options)
+    reference.run(rows[:4])
+    assert_equal(loop.model.state_dict(), reference.model.state_dict())
+
+
+def test_no_checkpoint_holds_what_is_not_finite(bench):
+    host = MemoryHost()
+    options = {"train.log_every_steps": 100, "train.checkpoint_every_steps": 3}
+    loop = bench.loop(host, **options)
+    spoil(loop, 5)
+    with pytest.raises(NonFiniteLossError, match="step 5 "):
+        loop.run(loop.rows)
+    assert sorted(host.kept) == [3, 4]
+
+
+# Stops
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "step", "is_due"), [(0, 0, False), (3, 3, False), (4, 4, True)]
+)
+def test_a_stop_keeps_a_checkpoint_first(bench, stop_at, step, is_due):
+    host = MemoryHost(stop_at=stop_at)
+    loop = bench.loop(host)
+    with pytest.raises(RunStoppedError, match="told so") as caught:
+        loop.run(loop.rows)
+    assert caught.value.reason == "told so"
+    assert loop.step == step
+    assert sorted(host.kept) == ([step] if step else [])
+    assert loop.round_is_due == is_due
+    if 0 < step < 4:
+        whole = bench.run(MemoryHost())
+        again = bench.run(MemoryHost(), checkpoint=host.kept[step])
+        assert_equal(whole_state(again), whole_state(whole))
+
+
+def test_a_stop_during_a_round_does_not_wait_for_its_end(bench):
+    host = MemoryHost(stop_at=5)  # asked at the start, after four steps, after a row of the round
+    loop = bench.loop(host, **{"train.eval_batch_size": 2})
+    with pytest.raises(RunStoppedError):
+        loop.run(loop.rows)
+    assert loop.round_is_due
+    assert sorted(host.kept) == [4]
+    assert host.rounds == []
+
+
+# Ends before the plan's
+
+
+def test_a_plateau_ends_the_run_and_a_resume_does_not_go_on(bench):
+    options = {"train.epochs": 4, "train.batch_size": 4, "train.early_stop_rounds": 2}
+    host = MemoryHost(scores=[0.2, 0.2, 0.1, 0.9])
+    loop = bench.run(host, **options)
+    assert (loop.ended, loop.step) == ("early stop", 6)
+    again = MemoryHost()
+    resumed = bench.run(again, checkpoint=host.kept[6], **options)
+    assert (resumed.ended, resumed.step, again.rounds) == ("early stop", 6, [])
+    between = bench.run(MemoryHost(scores=[0.2, 0.2]), checkpoint=host.kept[4], **options)
+    assert (between.ended, between.step) == ("early stop", 6)
+
+
+def test_a_plateau_in_the_last_round_is_the_end_of_the_plan(bench):
+    options = {"train.epochs": 2, "train.batch_size": 4, "train.early_stop_rounds": 1}
+    assert bench.run(MemoryHost(scores=[0.2, 0.2]), **options).ended == "finished"
+
+
+def test_the_time_ends_the_run_with_a_checkpoint_and_counts_over_resumes(bench):
+    host = MemoryHost()
+    kept = MemoryHost()
+    bench.run(kept, **{"train.checkpoint_every_steps": 1, "train.epochs": 1})
+    almost = replace(kept.kept[1], state={**kept.kept[1].state, "elapsed_s": 3600 - 1e-3})
+    loop = bench.run(host, checkpoint=almost, **{"train.max_hours": 1.0})
+    assert (loop.ended, loop.step, sorted(host.kept)) == ("time budget", 2, [2])
+    again = MemoryHost()
+    resumed = bench.run(again, checkpoint=host.kept[2], **{"train.max_hours": 1.0})
+    assert (resumed.ended, resumed.step, again.kept) == ("time budget", 2, {})
+    longer = bench.run(MemoryHost(), checkpoint=host.kept[2], **{"train.max_hours": 2.0})
+    assert longer.ended == "finished"
+
+
+def test_a_round_that_is_due_is_still_done_when_the_time_is_spent(bench):
+    kept = MemoryHost()
+    bench.run(kept, **{"train.checkpoint_every_steps": 3, "train.epochs": 1})
+    almost = replace(kept.kept[3], state={**kept.kept[3].state, "elapsed_s": 3600 - 1e-3})
+    host = MemoryHost()
+    loop = bench.run(host, checkpoint=almost, **{"train.max_hours": 1.0})
+    assert (loop.ended, loop.step) == ("time budget", 4)
+    assert [step for step, _ in host.rounds] == [4]
+
+
+# No waiting
+
+
+WAITS = ("item", "cpu", "numpy", "tolist")
+WAITS += ("__bool__", "__int__", "__float__", "__index__", "__array__")
+
+
+WITH_CPU_BRANCHES = ("retina_ray/ops/", "retina_ray/model/assignment.py")
+"""Where the code has branches for the CPU, which look at values because that costs nothing there.
+tests/model runs the other branches on a device without values."""
+
+
+class Waited(Exception):  # noqa: N818 - what the guard found
+    """A figure was read from the device in a step that should not wait."""
+
+
+class Guard:
+    """Refuses what would wait for a device, in this thread, while it is armed."""
+
+    def __init__(self, monkeypatch):
+        self.is_armed = False
+        self._thread = threading.get_ident()
+        for name in WAITS:
+            monkeypatch.setattr(torch.Tensor, name, self._refuse(name))
+        monkeypatch.setattr(torch.cuda, "synchronize", self._refuse_call)
+
+    def _refuse_call(self, *_):
+        raise Waited("torch.cuda.synchronize")
+
+    def _refuse(self, name):
+        original = getattr(torch.Tensor, name)
+
+        def guarded(tensor, *args, **kwargs):
+            frames, frame = [], sys._getframe(1)
+            while frame is not None:
+                frames.append(frame.f_code)
+                frame = frame.f_back
+            if self.is_armed and self._thread == threading.get_ident():
+                if not any(
+                    part in code.co_filename for code in frames for part in WITH_CPU_BRANCHES
+                ):
+                    raise Waited(f"Tensor.{name} in {frames[0].co_name}")
+            return original(tensor, *args, **kwargs)
+
+        return guarded
+
+    def watch(self, rows, loop):
+        """Hand out rows, armed from each training row on until the next one, but for logging."""
+        for row in rows:
+            logs = (loop.step + 1) % loop.config.train.log_every_steps == 0
+            self.is_armed = row.kind == "train" and not logs
+            try:
+                yield row
+            finally:
+                self.is_armed = False
+
+
+EVERYTHING = {
+    "train.log_every_steps": 3,
+    "train.ema_decay": 0.9,
+    "train.accumulate": 2,
+    "optimizer.clip": "norm",
+}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        EVERYTHING,
+        {**EVERYTHING, "optimizer.name": "adamw", "optimizer.clip": "value"},
+        {**EVERYTHING, "train.precision": "fp16", "loss.cls_loss": "quality_focal"},
+    ],
+    ids=["sgd", "adamw", "fp16"],
+)
+def test_no_step_but_those_that_log_waits_for_the_device(bench, monkeypatch, overrides):
+    host = MemoryHost()
+    loop = bench.loop(host, **{"train.epochs": 1, "schedule.warmup_steps": 0, **overrides})
+    guard = Guard(monkeypatch)
+    loop.run(guard.watch(loop.rows, loop))
+    assert [step for step, _ in host.logged] == [3]
+    assert loop.ended == "finished"
+
+
+def test_the_guard_sees_a_wait(bench, monkeypatch):
+    loop = bench.loop(MemoryHost(), **{"train.epochs": 1, **EVERYTHING})
+    make_step = loop._make_step
+
+    def reading(batches):
+        figures = make_step(batches)
+        assert figures.grad_norm > 0
+        return figures
+
+    reading.wrap = make_step.wrap
+    loop._make_step = reading
+    guard = Guard(monkeypatch)
+    with pytest.raises(Waited, match="__bool__ in reading"):
+        loop.run(guard.watch(loop.rows, loop))

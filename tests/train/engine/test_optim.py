@@ -1,0 +1,286 @@
+"""Parameter groups, the two optimizers and clipping, with numbers by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from retina_ray.config import ConfigError, ModelConfig, OptimizerConfig
+from retina_ray.model import RetinaNet
+from retina_ray.model.norms import FrozenBatchNorm2d, PerLevelBatchNorm2d, SyncBatchNorm2d
+from retina_ray.train.engine.optim import (
+    build_optimizer,
+    clip_gradients,
+    load_optimizer,
+    parameter_groups,
+    update_if_finite,
+)
+
+
+def _net() -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(2, 2, 1),
+            "bn": nn.BatchNorm2d(2),
+            "sync": SyncBatchNorm2d(2),
+            "gn": nn.GroupNorm(1, 2),
+            "level": PerLevelBatchNorm2d(2, num_levels=3),
+            "fixed": FrozenBatchNorm2d(2),
+            "free": nn.Conv2d(2, 2, 1, bias=False),
+        }
+    )
+
+
+def _hyperparameters(net, config):
+    groups = parameter_groups(net, config, lr=config.lr)
+    by_id = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    return {name: by_id[id(p)] for name, p in net.named_parameters() if id(p) in by_id}, groups
+
+
+NORMS = ("bn", "sync", "gn", "level")
+
+
+def test_groups_of_norms_and_biases():
+    config = OptimizerConfig(
+        lr=0.1,
+        weight_decay=0.5,
+        weight_decay_norm=0.25,
+        weight_decay_bias=0.125,
+        bias_lr_factor=2.0,
+    )
+    found, groups = _hyperparameters(_net(), config)
+    expected = {
+        "conv.weight": (0.1, 0.5),
+        "free.weight": (0.1, 0.5),
+        "conv.bias": (0.2, 0.125),
+        **{f"{name}.weight": (0.1, 0.25) for name in NORMS},
+        **{f"{name}.bias": (0.2, 0.125) for name in NORMS},  # the bias rule wins over the norm's
+    }
+    assert found == expected
+    assert len(groups) == 3
+
+
+@pytest.mark.parametrize("decay_bias", [None, 0.125])
+@pytest.mark.parametrize("bias_factor", [1.0, 2.0])
+def test_groups_of_a_whole_model_by_name(decay_bias, bias_factor):
+    model = RetinaNet.from_config(
+        ModelConfig(
+            backbone="resnet18",
+            backbone_norm="bn",
+            fpn_channels=32,
+            fpn_norm="gn",
+            head_norm="bn",
+            head_num_convs=1,
+            freeze_stages=2,
+        )
+    )
+    config = OptimizerConfig(
+        lr=0.1,
+        weight_decay=0.5,
+        weight_decay_norm=0.25,
+        weight_decay_bias=decay_bias,
+        bias_lr_factor=bias_factor,
+    )
+    found, groups = _hyperparameters(model, config)
+    expected = {}
+    for name in dict(model.named_parameters()):
+        if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1")):
+            continue
+        is_norm = any(part in name for part in (".bn", ".norm.", ".norms.", ".downsample.1."))
+        rate, decay = 0.1, 0.25 if is_norm else 0.5
+        if name.endswith(".bias"):  # each rule by itself: the factor leaves a norm's decay alone
+            rate = 0.1 * bias_factor
+            decay = decay if decay_bias is None else decay_bias
+        expected[name] = (rate, decay)
+    assert found == expected
+    assert len(groups) == len(set(expected.values()))
+    assert sum(name.endswith("norms.0.bias") for name in found) == 2  # shared by the levels
+
+
+def test_instance_and_layer_norms_are_norms():
+    net = nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.LayerNorm(2))
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, weight_decay_norm=0.25)
+    found, _ = _hyperparameters(net, config)
+    assert set(found.values()) == {(0.1, 0.25)}
+    assert len(found) == 4
+
+
+def test_biases_without_overrides_follow_their_module():
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, weight_decay_norm=0.25)
+    found, groups = _hyperparameters(_net(), config)
+    assert found["conv.bias"] == (0.1, 0.5)
+    assert found["bn.bias"] == (0.1, 0.25)
+    assert len(groups) == 2
+
+
+def test_equal_hyperparameters_make_one_group():
+    config = OptimizerConfig(weight_decay=0.5, weight_decay_norm=0.5)
+    net = _net()
+    _, groups = _hyperparameters(net, config)
+    assert len(groups) == 1
+    assert len(groups[0]["params"]) == len(list(net.parameters()))
+
+
+def test_frozen_and_shared_parameters():
+    net = _net()
+    net["conv"].requires_grad_(False)
+    net["again"] = net["free"]
+    found, groups = _hyperparameters(net, OptimizerConfig())
+    assert "conv.weight" not in found
+    assert "conv.bias" not in found
+    assert sum(p is net["free"].weight for g in groups for p in g["params"]) == 1
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="nothing can be trained"):
+        build_optimizer(_net().requires_grad_(False), OptimizerConfig(), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("lr_batch_size", "batch_size", "expected"), [(None, 4, 0.01), (16, 4, 0.0025), (16, 32, 0.02)]
+)
+def test_linear_rule(lr_batch_size, batch_size, expected):
+    config = OptimizerConfig(lr=0.01, lr_batch_size=lr_batch_size, bias_lr_factor=3.0)
+    optimizer = build_optimizer(nn.Conv2d(1, 1, 1), config, batch_size=batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([expected, 3 * expected])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_two_steps_of_sgd_by_hand(nesterov):
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    config = OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=0.25, nesterov=nesterov)
+    optimizer = build_optimizer(layer, config, batch_size=1)
+    weight, velocity = 2.0, 0.0
+    for gradient in (1.0, -3.0):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        d = gradient + 0.25 * weight
+        velocity = 0.5 * velocity + d
+        weight -= 0.1 * (d + 0.5 * velocity if nesterov else velocity)
+    assert layer.weight.item() == pytest.approx(weight)
+
+
+def test_adamw_takes_its_betas_and_decouples_the_decay():
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    config = OptimizerConfig(name="adamw", lr=0.1, betas=(0.8, 0.9), weight_decay=0.5)
+    optimizer = build_optimizer(layer, config, batch_size=1)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    layer.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    # 2 * (1 - lr * decay), then a step of lr: the first bias-corrected update is g / |g|.
+    assert layer.weight.item() == pytest.approx(2 * (1 - 0.05) - 0.1, rel=1e-5)
+
+
+def _with_gradients(*gradients) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(len(g))) for g in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.tensor(gradient)
+    return [*parameters, nn.Parameter(torch.zeros(2))]  # the last has no gradient
+
+
+def test_clip_by_value():
+    parameters = _with_gradients([3.0, -0.5], [-2.0])
+    config = OptimizerConfig(clip="value", clip_threshold=1.0)
+    norm = clip_gradients(iter(parameters), config)
+    assert norm.item() == pytest.approx(math.sqrt(9 + 0.25 + 4))
+    assert [p.grad.tolist() for p in parameters[:2]] == [[1.0, -0.5], [-1.0]]
+
+
+@pytest.mark.parametrize(("norm_type", "norm", "factor"), [(2.0, 5.0, 0.2), (1.0, 7.0, 1 / 7)])
+def test_clip_by_global_norm(norm_type, norm, factor):
+    parameters = _with_gradients([3.0, 0.0], [-4.0])
+    config = OptimizerConfig(clip="norm", clip_threshold=1.0, clip_norm_type=norm_type)
+    result = clip_gradients(parameters, config)
+    assert result.item() == pytest.approx(norm)
+    assert parameters[0].grad.tolist() == pytest.approx([3 * factor, 0], rel=1e-4)
+    assert parameters[1].grad.tolist() == pytest.approx([-4 * factor], rel=1e-4)
+
+
+def test_small_gradients_are_left_alone():
+    for clip in ("none", "value", "norm"):
+        parameters = _with_gradients([0.3], [-0.4])
+        clip_gradients(parameters, OptimizerConfig(clip=clip, clip_threshold=1.0))
+        assert parameters[0].grad.item() == pytest.approx(0.3)
+    parameters = _with_gradients([300.0])
+    assert clip_gradients(parameters, OptimizerConfig(clip="none")).item() == 300
+    assert parameters[0].grad.item() == 300
+
+
+@pytest.mark.parametrize("clip", ["none", "value", "norm"])
+@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_not_hidden_by_clipping(clip, fault):
+    parameters = _with_gradients([fault, 1.0], [1.0])
+    assert not clip_gradients(parameters, OptimizerConfig(clip=clip)).isfinite()
+
+
+# Updates that are passed over
+
+
+@pytest.fixture(params=["sgd", "adamw"])
+def config(request):
+    return OptimizerConfig(name=request.param, lr=0.1, momentum=0.5, weight_decay=0.25)
+
+
+def _steps(config, gradients):
+    """A weight of 2 after updates with these gradients, and its optimizer."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = build_optimizer(layer, config, batch_size=1)
+    for gradient in gradients:
+        layer.weight.grad = torch.full((1, 1), gradient)
+        update_if_finite(optimizer, layer.weight.grad.isfinite().all())
+    return layer.weight, optimizer
+
+
+@pytest.fixture
+def _memory_of_nan():
+    """New memory that nobody wrote to holds NaN, not what happens to be there."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_memory_of_nan")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_update_that_is_not_finite_leaves_no_trace(config, place):
+    gradients = [1.0, -3.0]
+    expected, without = _steps(config, gradients)
+    gradients.insert(place, math.nan)
+    weight, optimizer = _steps(config, gradients)
+    assert torch.equal(weight, expected)
+    for name, value in without.state[expected].items():
+        assert torch.equal(optimizer.state[weight][name], value), name
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_a_state_of_an_optimizer_that_was_not_fused_is_taken_over(config):
+    def plain(parameters):
+        if config.name == "sgd":
+            options = {"momentum": 0.5, "weight_decay": 0.25}
+            return torch.optim.SGD(parameters, lr=0.1, **options)
+        return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.25)
+
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = plain([layer.weight])
+    layer.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    assert not state["param_groups"][0]["fused"]
+
+    other = nn.Linear(1, 1, bias=False)
+    other.load_state_dict(layer.state_dict())
+    fused = build_optimizer(other, config, batch_size=1)
+    load_optimizer(fused, state)
+    assert fused.param_groups[0]["fused"]
+    for weight in (layer.weight, other.weight):
+        weight.grad = torch.full((1, 1), -3.0)
+    optimizer.step()
+    update_if_finite(fused, torch.tensor(True))
+    assert other.weight.item() == pytest.approx(layer.weight.item(), rel=1e-6)

@@ -1,0 +1,185 @@
+"""The schedule against detectron2's definitions, worked out by hand."""
+
+import io
+import math
+from itertools import product
+
+import pytest
+import torch
+
+from retina_ray.config import ConfigError, ScheduleConfig
+from retina_ray.train.engine.schedule import build_schedule, lr_factor, warmup_factor_at
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.001),
+        (1, 0.001 * 0.999 + 0.001),
+        (500, 0.001 * 0.5 + 0.5),
+        (999, 0.001 * 0.001 + 0.999),
+        (1000, 1.0),
+        (59_999, 1.0),
+        (60_000, 0.1),
+        (79_999, 0.1),
+        (80_000, 0.01),
+        (89_999, 0.01),
+    ],
+)
+def test_multistep_of_detectron2s_1x(step, expected):
+    assert lr_factor(step, 90_000, ScheduleConfig()) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.1),
+        (5, (0.1 * 0.5 + 0.5) * 0.5 * (1 + math.cos(math.pi * 0.05))),
+        (10, 0.5 * (1 + math.cos(math.pi * 0.1))),
+        (50, 0.5),
+        (75, 0.5 * (1 - math.sqrt(0.5))),
+        (100, 0.0),
+    ],
+)
+def test_cosine(step, expected):
+    config = ScheduleConfig(name="cosine", warmup_steps=10, warmup_factor=0.1)
+    assert lr_factor(step, 100, config) == pytest.approx(expected, abs=1e-12)
+
+
+def test_warmup_may_outlast_a_milestone():
+    config = ScheduleConfig(milestones=(0.1, 0.5), gamma=0.1, warmup_steps=40, warmup_factor=0.0)
+    factors = [lr_factor(step, 100, config) for step in (9, 10, 39, 40, 50)]
+    assert factors == pytest.approx([9 / 40, 0.1 * 10 / 40, 0.1 * 39 / 40, 0.1, 0.01])
+
+
+def test_constant_and_no_warmup():
+    def at(step, warmup_steps):
+        return warmup_factor_at(
+            step, warmup="constant", warmup_steps=warmup_steps, warmup_factor=0.3
+        )
+
+    assert [at(step, 2) for step in range(4)] == [0.3, 0.3, 1.0, 1.0]
+    assert at(0, 0) == 1.0
+
+
+def _plain(step, num_steps, *, name, warmup, length, factor, gamma, milestones):
+    """detectron2's WarmupMultiStepLR and WarmupCosineLR in their plainest form."""
+    if name == "cosine":
+        value = (1 + math.cos(math.pi * step / num_steps)) / 2
+    else:
+        value = 1.0
+        for milestone in milestones:
+            if step >= milestone:
+                value *= gamma
+    if step < length:
+        value *= factor if warmup == "constant" else factor + (1 - factor) * step / length
+    return value
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 20, 35, 39])
+@pytest.mark.parametrize("factor", [0.0, 0.001, 1.0])
+def test_every_step_of_both_schedules_with_both_warmups(length, factor):
+    # 10 and 30 of 40 steps: a warm-up of 20 outlasts the first milestone, one of 35 both.
+    for name, warmup in product(("multistep", "cosine"), ("linear", "constant")):
+        config = ScheduleConfig(
+            name=name,
+            milestones=(0.25, 0.75),
+            gamma=0.2,
+            warmup=warmup,
+            warmup_steps=length,
+            warmup_factor=factor,
+        )
+        options = {"name": name, "warmup": warmup, "length": length, "factor": factor}
+        expected = [_plain(s, 40, **options, gamma=0.2, milestones=(10, 30)) for s in range(40)]
+        assert [lr_factor(s, 40, config) for s in range(40)] == pytest.approx(expected, rel=1e-12)
+        optimizer = _optimizer()
+        rates = _rates(optimizer, build_schedule(optimizer, config, 40), 40)
+        assert [b for _, b in rates] == pytest.approx([2 * e for e in expected], rel=1e-12)
+
+
+def _composed(step, *, warmup, length, factor, after):
+    """detectron2's WarmupParamScheduler: a line from factor to what comes after, or a constant."""
+    if step >= length:
+        return after(step)
+    if warmup == "constant":
+        return factor * after(0)
+    return factor * after(0) * (1 - step / length) + after(length) * step / length
+
+
+@pytest.mark.parametrize("warmup", ["linear", "constant"])
+def test_detectron2s_newer_warmup_is_the_same_up_to_the_first_milestone(warmup):
+    config = ScheduleConfig(milestones=(0.25, 0.75), warmup=warmup, warmup_steps=10)
+
+    def steps(s):
+        return 0.1 ** ((s >= 10) + (s >= 30))
+
+    for length in (0, 1, 9):
+        shorter = config.model_copy(update={"warmup_steps": length})
+        options = {"warmup": warmup, "length": length, "factor": 0.001, "after": steps}
+        expected = [_composed(s, **options) for s in range(40)]
+        assert [lr_factor(s, 40, shorter) for s in range(40)] == pytest.approx(expected, rel=1e-12)
+
+    def cosine(s):
+        return (1 + math.cos(math.pi * s / 1000)) / 2
+
+    curved = ScheduleConfig(name="cosine", warmup="linear", warmup_steps=50)
+    options = {"warmup": "linear", "length": 50, "factor": 0.001, "after": cosine}
+    apart = [lr_factor(s, 1000, curved) - _composed(s, **options) for s in range(1000)]
+    assert min(apart) > -1e-12
+    assert 0.002 < max(apart) < 0.0024
+
+
+def test_milestones_are_rounded_to_steps():
+    config = ScheduleConfig(milestones=(0.25, 0.74), gamma=0.5, warmup_steps=0)
+    # 0.25 * 7 = 1.75 -> 2, 0.74 * 7 = 5.18 -> 5
+    factors = [lr_factor(step, 7, config) for step in range(7)]
+    assert factors == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def _optimizer() -> torch.optim.SGD:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 2.0)]
+    return torch.optim.SGD(groups, lr=1.0)
+
+
+def _rates(optimizer, schedule, num_steps):
+    rates = []
+    for _ in range(num_steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_scheduler_sets_the_rate_of_every_group_from_the_first_step():
+    config = ScheduleConfig(milestones=(0.5,), warmup_steps=2, warmup_factor=0.5)
+    optimizer = _optimizer()
+    rates = _rates(optimizer, build_schedule(optimizer, config, 6), 6)
+    factors = [0.5, 0.75, 1, 0.1, 0.1, 0.1]
+    assert rates == [pytest.approx([f, 2 * f]) for f in factors]
+
+
+def test_resumed_run_has_the_same_rates():
+    config = ScheduleConfig(name="cosine", warmup_steps=3)
+    optimizer = _optimizer()
+    whole = _rates(optimizer, build_schedule(optimizer, config, 10), 10)
+
+    optimizer = _optimizer()
+    schedule = build_schedule(optimizer, config, 10)
+    first = _rates(optimizer, schedule, 4)
+    file = io.BytesIO()
+    torch.save({"o": optimizer.state_dict(), "s": schedule.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    optimizer = _optimizer()
+    schedule = build_schedule(optimizer, config, 10)
+    optimizer.load_state_dict(state["o"])
+    schedule.load_state_dict(state["s"])
+    assert first + _rates(optimizer, schedule, 6) == whole
+
+
+@pytest.mark.parametrize("num_steps", [1, 10])
+def test_warmup_that_fills_the_run_is_refused(num_steps):
+    with pytest.raises(ConfigError, match=f"only {num_steps}: set it below {num_steps}") as error:
+        build_schedule(_optimizer(), ScheduleConfig(warmup_steps=10), num_steps)
+    assert error.value.faults[0][0] == "schedule.warmup_steps"
+    assert "10 steps of warm-up" in str(error.value)

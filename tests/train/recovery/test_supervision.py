@@ -1,0 +1,430 @@
+"""What a run's driver does with what its workers leave to it; the workers here are this process."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from builders import Harness, small_config
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerStatus
+
+from retina_ray.data.loading.local_stream import iterate
+from retina_ray.model import RetinaNetCriterion
+from retina_ray.storage.disk_space import is_no_room
+from retina_ray.train.checkpoint.async_saver import CheckpointError
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.engine.loop import TrainingLoop
+from retina_ray.train.errors import (
+    HopelessRunError,
+    NonFiniteLossError,
+    NoRoomError,
+    RunError,
+    RunTerminatedError,
+)
+from retina_ray.train.recovery import preemption
+from retina_ray.train.recovery.failures import FailureNote, Note
+from retina_ray.train.recovery.preemption import STOP, EndOnSigterm, SigtermCallback, StopSigns
+from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, skipped_steps
+from retina_ray.train.recovery.supervision import NoUselessRestart, supervise, telling_the_driver
+from retina_ray.train.run.worker import run_worker
+from retina_ray.train.spec import RunInputs
+from retina_ray.train.tracking.metrics_file import read_metrics
+
+BROKEN = NonFiniteStep(3, "NonFiniteLossError: it broke", ("loss_cls",), {}, (1, 2), 0.1)
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch):
+    monkeypatch.setattr(preemption, "_POLL_S", 0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, eight_pictures):
+    """The run that nothing happens to."""
+    torch.set_num_threads(1)
+    spec = Harness(tmp_path_factory.mktemp("whole"), eight_pictures).spec(small_config())
+    attempt_of(spec)()
+    return spec
+
+
+def attempt_of(spec, starts=None):
+    """What the driver of `spec` calls: one group of workers, to its end."""
+
+    def attempt():
+        inputs, start = RunInputs.open(spec), spec.start_step()
+        if starts is not None:
+            starts.append(start)
+        with telling_the_driver(spec.run_uri), StopSigns(spec.run_uri) as signs:
+            run_worker(
+                spec,
+                inputs,
+                iterate(inputs.plan.worker_rows(0, start), inputs.loader),
+                start_step=start,
+                device=torch.device("cpu"),
+                report=lambda metrics, uri: None,
+                stop_reason=signs.reason,
+            )
+
+    return attempt
+
+
+def before_each_step(monkeypatch, action):
+    step = TrainingLoop._train_step
+
+    def stepped(self, rows):
+        action(self)
+        return step(self, rows)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", stepped)
+
+
+def poison(monkeypatch, steps):
+    """The box loss of these steps is NaN, whenever they are done."""
+    now, compute = [], RetinaNetCriterion.losses
+    before_each_step(monkeypatch, lambda loop: now.append(loop.step))
+
+    def losses(*parts, **more):
+        result = compute(*parts, **more)
+        return {n: v * (math.nan if now[-1] in steps else 1) for n, v in result.items()}
+
+    monkeypatch.setattr(RetinaNetCriterion, "losses", losses)
+
+
+def weights(spec):
+    return load_checkpoint(spec.checkpoints.last).model
+
+
+def assert_equal_weights(one, other):
+    theirs = weights(other)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one).items())
+
+
+def steps_of(spec):
+    lines = read_metrics(Path(spec.run_uri) / "metrics.jsonl")
+    return [line["step"] for line in lines if "train/loss" in line["metrics"]]
+
+
+# A loss that is not finite
+
+
+def test_a_run_goes_back_and_leaves_the_step_out(harness, monkeypatch):
+    spec = harness.spec(small_config())  # two epochs of two steps, a checkpoint after each
+    poison(monkeypatch, {2})
+    starts = []
+    supervise(spec, attempt_of(spec, starts))
+    assert starts == [0, 2]
+    (rollback,) = Rollbacks(spec.run_uri).all()
+    assert (rollback.step, rollback.back_to) == (2, 2)
+    assert set(rollback.terms) == {"loss_cls", "loss_box_reg"}
+    assert rollback.values["loss_cls"] is None
+    assert rollback.lr == pytest.approx(small_config().optimizer.lr, rel=0.9)
+    assert skipped_steps(spec.run_uri) == (2,)
+    assert steps_of(spec) == [1, 2, 4]
+    assert FailureNote(spec.run_uri).read() is None
+
+    twin = harness.spec(small_config(), "twin")
+    Rollbacks(twin.run_uri).add(rollback)
+    attempt_of(twin)()
+    assert_equal_weights(spec, twin)
+
+
+def test_the_batch_is_there_to_look_at(harness, monkeypatch):
+    spec = harness.spec(small_config())
+    poison(monkeypatch, {1})
+    supervise(spec, attempt_of(spec))
+    folder = Path(spec.run_uri) / "non_finite" / "step-00000001"
+    shown = json.loads((folder / "batch.json").read_text())
+    (rollback,) = Rollbacks(spec.run_uri).all()
+    assert rollback.back_to == 0
+    assert [image["image_id"] for image in shown["images"]] == list(rollback.image_ids)
+    assert shown["terms"] == list(rollback.terms)
+    inputs = RunInputs.open(spec)
+    names = dict(
+        zip(
+            *(inputs.train.annotations().column(c).to_pylist() for c in ("image_id", "file_name")),
+            strict=True,
+        )
+    )
+    (row,) = inputs.plan.table.filter(
+        (inputs.plan.table["step"].to_numpy() == 1)
+        & (inputs.plan.table["kind"].to_numpy() == "train")
+    ).to_pylist()
+    batch = inputs.loader.load(row).to_pylist()[0]
+    assert [image["image_id"] for image in shown["images"]] == batch["image_ids"]
+    assert [len(image["boxes"]) for image in shown["images"]] == batch["box_counts"]
+    for image in shown["images"]:
+        assert image["file_name"] == names[image["image_id"]]
+        assert len(image["labels"]) == len(image["classes"]) == len(image["boxes"])
+        picture = cv2.imread(str(folder / image["picture"]))
+        factor = math.ceil(384 / max(image["height"], image["width"]))
+        assert picture.shape == (image["height"] * factor, image["width"] * factor, 3)
+
+
+def test_too_many_roll_backs_end_the_run(harness, monkeypatch):
+    spec = harness.spec(small_config(**{"train.max_rollbacks": 1}))
+    poison(monkeypatch, {1, 2})
+    starts = []
+    with pytest.raises(HopelessRunError, match=r"train\.max_rollbacks") as caught:
+        supervise(spec, attempt_of(spec, starts))
+    assert starts == [0, 0]
+    assert "NonFiniteLossError: " in str(caught.value)
+    assert "step-00000002" in str(caught.value)
+    assert [one.step for one in Rollbacks(spec.run_uri).all()] == [1]
+    assert "NonFiniteLossError" in FailureNote(spec.run_uri).read()
+    # The count is of the run's life, not of this start.
+    again = []
+    with pytest.raises(HopelessRunError):
+        supervise(spec, attempt_of(spec, again))
+    assert len(again) == 1
+
+
+def test_none_allowed_and_trials_fail_at_once(harness, monkeypatch):
+    poison(monkeypatch, {1})
+    for name, changes in (("none", {}), ("trial", {"group": "sweep"})):
+        config = small_config(**({} if changes else {"train.max_rollbacks": 0}))
+        spec = harness.spec(config, name, **changes)
+        starts = []
+        with pytest.raises(HopelessRunError, match="NonFiniteLossError"):
+            supervise(spec, attempt_of(spec, starts))
+        assert len(starts) == 1
+        assert Rollbacks(spec.run_uri).all() == []
+        assert (Path(spec.run_uri) / "non_finite").exists() == (name == "none")
+
+
+def test_a_batch_that_cannot_be_shown_stops_nothing(harness, monkeypatch, caplog):
+    spec = harness.spec(small_config())
+    (Path(spec.run_uri) / "non_finite").parent.mkdir(parents=True)
+    (Path(spec.run_uri) / "non_finite").write_text("a file in the way")
+    poison(monkeypatch, {1})
+    supervise(spec, attempt_of(spec))
+    assert "the batch of step 1 cannot be shown" in caplog.text
+    assert spec.checkpoints.last_step == 4
+
+
+def test_a_step_survives_being_written_down(harness):
+    rollbacks = Rollbacks(str(harness.root / "run"))
+    assert rollbacks.all() == []
+    assert skipped_steps(str(harness.root / "run")) == ()
+    for step in (5, 3):
+        rollbacks.add(replace(BROKEN, step=step))
+    assert rollbacks.all() == [replace(BROKEN, step=5), BROKEN]
+    assert skipped_steps(str(harness.root / "run")) == (3, 5)
+
+
+# Told to end
+
+
+def test_a_note_in_the_folder_ends_the_run_in_order(harness, whole, monkeypatch):
+    spec = harness.spec(small_config())
+
+    def tell(loop):
+        if loop.step == 2 and threading.current_thread() is threading.main_thread():
+            Note(spec.run_uri, STOP).write("the cluster closes at noon")
+            time.sleep(0.3)
+
+    with monkeypatch.context() as patch:
+        before_each_step(patch, tell)
+        with pytest.raises(RunTerminatedError, match="the cluster closes at noon"):
+            supervise(spec, attempt_of(spec))
+    assert spec.checkpoints.last_step == 3
+    assert read_metrics(Path(spec.run_uri) / "metrics.jsonl")[-1]["status"] == "stopped"
+    supervise(spec, attempt_of(spec))  # the note of before counts no more
+    assert_equal_weights(spec, whole)
+
+
+def test_sigterm_to_the_driver_ends_the_run_in_order(harness, monkeypatch):
+    spec = harness.spec(small_config())
+    before = signal.getsignal(signal.SIGTERM)
+
+    def tell(loop):
+        if loop.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0)
+
+    before_each_step(monkeypatch, tell)
+    with pytest.raises(RunTerminatedError, match="SIGTERM"):
+        supervise(spec, attempt_of(spec))
+    assert spec.checkpoints.last_step == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Note(spec.run_uri, STOP).read() is None
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_workers_that_do_not_end_are_left(harness, ctrl_c):
+    """Also where a shell started the process in the background, so that it ignores Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        leave_them(harness)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave_them(harness):
+    uri = str(harness.root / "run")
+    for signals, grace_s in ((1, 0.3), (2, 60)):
+        start = time.monotonic()
+        with EndOnSigterm(uri, grace_s=grace_s) as asked, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            time.sleep(20)
+        assert asked.asked
+        assert time.monotonic() - start < 10
+
+
+def test_elsewhere_than_in_the_main_thread_nothing_is_set(harness):
+    def work():
+        with EndOnSigterm(str(harness.root / "run")) as asked:
+            seen.append((asked.asked, signal.getsignal(signal.SIGTERM)))
+
+    seen = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+
+
+# Preempted
+
+
+def test_a_preempted_run_goes_on(harness, whole, monkeypatch):
+    spec = harness.spec(small_config())
+    starts, attempt = [], attempt_of(spec)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def group():
+        SigtermCallback().after_init_train_context()
+        starts.append(spec.start_step())
+        attempt()
+
+    def tell(loop):
+        if loop.step == 0 and starts == [0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with monkeypatch.context() as patch:
+            before_each_step(patch, tell)
+            supervise(spec, group)
+    finally:
+        preemption._sigterm.clear()
+        signal.signal(signal.SIGTERM, before)
+    assert starts == [0, 1]
+    assert_equal_weights(spec, whole)
+
+
+def test_a_second_sigterm_ends_a_worker():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        SigtermCallback().after_init_train_context()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption._sigterm.is_set()
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        preemption._sigterm.clear()
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_runs_own_end_is_no_preemption(harness):
+    spec, calls = harness.spec(small_config()), []
+
+    def attempt():
+        calls.append(1)
+        Note(spec.run_uri, "stopped.txt").write("nothing is gained any more")
+
+    supervise(spec, attempt)
+    assert calls == [1]
+
+
+def test_stacks_of_hung_workers_are_pointed_to(harness):
+    spec = harness.spec(small_config())
+
+    def attempt():
+        Note(spec.run_uri, "hung/now-rank0.txt").write("stacks")
+        raise RunError("the actor died")
+
+    with pytest.raises(RunError, match=r"the actor died\nstacks .*run/hung"):
+        supervise(spec, attempt)
+
+
+# No room on the disk
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of 64 KiB without any room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    (folder / "run").mkdir()
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_what_finds_no_room_is_named(full_disk):
+    run = full_disk / "run"
+
+    def work():
+        with telling_the_driver(str(run)):
+            (run / "metrics.jsonl").write_text("a line")
+
+    def break_down():
+        with telling_the_driver(str(run)):
+            raise NonFiniteLossError("it broke", step=1)  # whose note finds no room
+
+    for part in (work, break_down):
+        with pytest.raises(NoRoomError) as caught:
+            part()
+        message = str(caught.value)
+        assert "No space left on device" in message
+        assert f"(0 of 0 MiB are free in {run}; " in message
+        assert "make room, then carry on with --resume" in message
+
+
+def test_another_error_of_the_system_stays_what_it_is(harness):
+    uri = str(harness.root / "run")
+    with pytest.raises(FileNotFoundError), telling_the_driver(uri):
+        open(f"{uri}/nothing").read()
+    assert is_no_room(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert not is_no_room(OSError(errno.EIO, "Input/output error"))
+
+
+def polled(*errors):
+    """What Ray Train's controller learns of its workers; None: still at work."""
+    statuses = [
+        WorkerStatus(
+            running=error is None,
+            # As it comes from the worker's process, without what it came from.
+            error=error and UserExceptionWithTraceback(pickle.loads(pickle.dumps(error)), "trace"),
+        )
+        for error in errors
+    ]
+    return WorkerGroupPollStatus(dict(enumerate(statuses)))
+
+
+def test_no_restart_where_one_worker_found_no_room():
+    callback = NoUselessRestart()
+    with pytest.raises(NoRoomError, match="the disk is full"):
+        callback.after_worker_group_poll_status(polled(NoRoomError("the disk is full"), None))
+    for others in ((None, None), (None, CheckpointError("a gap")), (OSError(5, "a gap"), None)):
+        callback.after_worker_group_poll_status(polled(*others))

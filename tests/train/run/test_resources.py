@@ -1,0 +1,65 @@
+import pytest
+
+from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.train.run.resources import ClusterSize, Footprint
+
+BASE = ExperimentConfig()
+
+
+def footprint(cluster, **overrides):
+    return Footprint.of(with_overrides(BASE, overrides), cluster)
+
+
+def test_gpus_are_taken_where_there_are_enough():
+    two = {"train.num_workers": 2}
+    assert footprint(ClusterSize(16, 2), **two).use_gpu
+    assert not footprint(ClusterSize(16, 1), **two).use_gpu
+    assert not footprint(ClusterSize(16, 8), **two, **{"train.use_gpu": False}).use_gpu
+
+
+def test_a_run_needs_its_workers_and_a_cpu_for_decoding():
+    need = footprint(ClusterSize(64, 0), **{"train.num_workers": 4, "train.cpus_per_worker": 3.0})
+    assert need.cpus == 13
+    assert need.fits(ClusterSize(12.9, 0)) == 0
+    assert need.fits(ClusterSize(26, 0)) == 2
+    assert need.per_worker() == {"CPU": 3.0}
+
+
+def test_four_one_cpu_runs_on_four_cpus_are_not_let_loose():
+    """They would hold all the CPUs and wait for their data for ever."""
+    assert footprint(ClusterSize(4, 0)).fits(ClusterSize(4, 0)) == 2
+
+
+def test_gpus_limit_the_number_of_runs():
+    need = footprint(ClusterSize(64, 5), **{"train.num_workers": 2})
+    assert need.fits(ClusterSize(64, 5)) == 2
+    assert need.per_worker() == {"CPU": 1.0, "GPU": 1.0}
+
+
+def test_what_can_never_run_is_refused_with_the_arithmetic():
+    wish = {"train.num_workers": 8, "train.cpus_per_worker": 2.0, "train.use_gpu": True}
+    small = ClusterSize(8, 2)
+    with pytest.raises(ConfigError) as caught:
+        footprint(small, **wish).require(small)
+    cpus, gpus = (message for _, message in caught.value.faults)
+    assert "more workers than the cluster can ever hold" in cpus
+    assert "8 x 2 CPUs + 1 for decoding = 17 CPUs" in cpus
+    assert "may grow to, 8:" in cpus
+    assert "8 need a GPU each" in gpus
+    footprint(ClusterSize(17, 8), **wish).require(ClusterSize(17, 8))
+
+
+def test_an_elastic_run_needs_room_for_its_least_workers_only():
+    wish = {"train.num_workers": 8, "train.min_workers": 2, "train.cpus_per_worker": 2.0}
+    need = footprint(ClusterSize(64, 2), **wish)
+    assert need.use_gpu, "two GPUs are enough to start"
+    assert not footprint(ClusterSize(64, 1), **wish).use_gpu
+    need.require(ClusterSize(5, 2))
+    with pytest.raises(ConfigError) as caught:
+        need.require(ClusterSize(4, 1))
+    (path, cpus), (_, gpus) = caught.value.faults
+    assert path == "train.min_workers"
+    assert "2 x 2 CPUs + 1 for decoding = 5 CPUs" in cpus
+    assert "2 need a GPU each" in gpus
+    # Runs that could grow are not crowded: one at a time where there is no room for two whole ones.
+    assert [need.fits(ClusterSize(64, gpus)) for gpus in (1, 2, 7, 8, 17)] == [0, 1, 1, 1, 2]

@@ -1,0 +1,311 @@
+"""Tracking: the local record, and what W&B wrote to its own file, read back."""
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from wandb_file import finished_records, history
+
+from retina_ray.config import TrackingConfig
+from retina_ray.evaluation import Picture
+from retina_ray.structures import Detections
+from retina_ray.train.tracking import open_tracker, wandb_mode, wandb_run
+from retina_ray.train.tracking.metrics_file import read_metrics
+
+wandb = pytest.importorskip("wandb")
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    """No test reaches W&B's servers, whatever account this machine has."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def start(run_dir, *, config=None, run_id="run1", **options):
+    arguments = {"name": "a name", "group": "a sweep", "experiment": {"loss": {"gamma": 1.5}}}
+    return open_tracker(
+        config or TrackingConfig(tensorboard="off"),
+        run_dir=run_dir,
+        run_id=run_id,
+        **(arguments | options),
+    )
+
+
+def wandb_files(run_dir):
+    return sorted(Path(run_dir).glob("wandb/*run-*/*.wandb"))
+
+
+def picture(caption="x.jpg"):
+    return Picture(
+        image=np.full((60, 80, 3), 200, np.uint8),
+        truth_boxes=torch.tensor([[10.0, 10, 40, 50], [0, 0, 5, 5]]),
+        truth_labels=torch.tensor([1, 0]),
+        detections=Detections(
+            torch.tensor([[12.0, 10, 41, 50], [math.nan, 0, 1, 1]]),
+            torch.tensor([0.75, 0.5]),
+            torch.tensor([1, 0]),
+        ),
+        class_names=["cat", "dog"],
+        caption=caption,
+    )
+
+
+def test_both_records_hold_what_was_logged(tmp_path, capfd):
+    tracker = start(tmp_path)
+    tracker.log({"train/loss_cls": torch.tensor(0.5), "perf/images_per_s": 12}, step=20)
+    tracker.log({"val/AP": np.float32(0.25), "val/APs": math.nan, "x": math.inf}, step=40)
+    tracker.finish("finished")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == [20, 40, 40]
+    assert lines[0]["metrics"] == {"train/loss_cls": 0.5, "perf/images_per_s": 12.0}
+    assert lines[1]["metrics"] == {"val/AP": 0.25, "val/APs": None, "x": None}
+    assert lines[2]["status"] == "finished"
+    assert all(line["time"] > 1.7e9 for line in lines)
+
+    (path,) = wandb_files(tmp_path)
+    records = finished_records(path)
+    run = next(r.run for r in records if r.HasField("run"))
+    assert (run.run_id, run.display_name, run.run_group) == ("run1", "a name", "a sweep")
+    assert run.project == "retina_ray"
+    config = {u.key: json.loads(u.value_json) for u in run.config.update}
+    assert config["loss"] == {"gamma": 1.5}
+    rows = history(records)
+    assert rows[0] | {"train/step": 20, "train/loss_cls": 0.5} == rows[0]
+    assert rows[1] | {"train/step": 40, "val/AP": 0.25} == rows[1]
+    assert math.isnan(float(rows[1]["val/APs"]))
+    axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records
+            if r.HasField("metric")}  # fmt: skip
+    assert axes["*"] == "train/step"
+    assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
+
+
+def test_pictures_go_to_a_sheet_and_to_overlays(tmp_path):
+    tracker = start(tmp_path)
+    tracker.log_pictures([picture("a.jpg"), picture("b.jpg")], step=7)
+    tracker.log_pictures([], step=8)
+    tracker.finish("finished")
+    (sheet,) = (tmp_path / "pictures").iterdir()
+    assert sheet.name == "step_00000007.png"
+    assert cv2.imread(str(sheet)).shape[1] > 2 * 384
+    (path,) = wandb_files(tmp_path)
+    (row,) = history(finished_records(path))
+    assert row["train/step"] == 7
+    assert row["val/pictures"]["count"] == 2
+    assert row["val/pictures"]["captions"] == ["a.jpg", "b.jpg"]
+    boxes = row["val/pictures"]["all_boxes"][0]
+    files = path.parent / "files"
+    truth = json.loads((files / boxes["ground_truth"]["path"]).read_text())["box_data"]
+    found = json.loads((files / boxes["predictions"]["path"]).read_text())["box_data"]
+    assert [(b["class_id"], b["box_caption"]) for b in truth] == [(1, "dog"), (0, "cat")]
+    assert truth[0]["position"] == {"minX": 10.0, "minY": 10.0, "maxX": 40.0, "maxY": 50.0}
+    assert [b["box_caption"] for b in found] == ["dog 0.75"]  # the NaN box is left out
+    assert found[0]["scores"] == {"score": 0.75}
+
+
+def test_two_runs_in_one_process_stay_apart(tmp_path):
+    first, second = start(tmp_path / "1", run_id="one"), start(tmp_path / "2", run_id="two")
+    second.log({"val/AP": 0.2}, step=1)
+    first.log({"val/AP": 0.1}, step=1)
+    first.finish("finished")
+    second.log({"val/AP": 0.3}, step=2)
+    second.finish("failed")
+    values, exits = [], []
+    for folder in ("1", "2"):
+        (path,) = wandb_files(tmp_path / folder)
+        records = finished_records(path)
+        values.append([row["val/AP"] for row in history(records)])
+        exits += [r.exit.exit_code for r in records if r.HasField("exit")]
+    assert values == [[0.1], [0.2, 0.3]]
+    assert exits == [0, 1]
+
+
+def test_a_resumed_run_continues_after_its_checkpoint(tmp_path):
+    tracker = start(tmp_path)
+    for step in (10, 20, 30):
+        tracker.log({"loss": step / 10}, step=step)
+    # Killed: wandb's service goes with its process, no word of the end, and a line is cut off.
+    tracker._places[0].run.finish()
+    tracker._file.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "met')
+    tracker = start(tmp_path, resume=True, resume_step=20)
+    tracker.log({"loss": 9.0}, step=30)
+    tracker.finish("stopped")
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["metrics"].get("loss")) for line in lines] == [
+        (10, 1.0),
+        (20, 2.0),
+        (30, 9.0),
+        (30, None),
+    ]
+    assert {path.name for path in wandb_files(tmp_path)} == {"run-run1.wandb"}
+
+
+def test_a_new_run_does_not_overwrite_an_old_record(tmp_path):
+    for value in (1.0, 2.0, 3.0):
+        tracker = start(tmp_path, config=TrackingConfig(wandb="disabled"))
+        tracker.log({"x": value}, step=1)
+        tracker.finish("finished")
+    for name, value in (("metrics.1", 1.0), ("metrics.2", 2.0), ("metrics", 3.0)):
+        assert read_metrics(tmp_path / f"{name}.jsonl")[0]["metrics"] == {"x": value}
+
+
+def test_the_record_is_on_disk_before_the_run_ends(tmp_path):
+    tracker = start(tmp_path, config=TrackingConfig(wandb="disabled"))
+    tracker.log({"x": 1.0}, step=1)
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["metrics"] == {"x": 1.0}
+    tracker.finish("finished")
+
+
+def test_finishing_twice_keeps_the_first_status(tmp_path):
+    tracker = start(tmp_path)
+    tracker.finish("failed")
+    tracker.finish("finished")
+    assert [line["status"] for line in read_metrics(tmp_path / "metrics.jsonl")] == ["failed"]
+
+
+def test_disabled_starts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("wandb.init was called"))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    tracker = start(tmp_path, config=TrackingConfig(wandb="disabled"))
+    tracker.log({"x": 1.0}, step=1)
+    tracker.log_pictures([picture()], step=1)
+    tracker.finish("finished")
+    assert not (tmp_path / "wandb").exists()
+    assert list((tmp_path / "pictures").iterdir())
+
+
+def fail(*_, **__):
+    raise wandb.errors.CommError("no network")
+
+
+def test_a_wandb_that_cannot_start_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(wandb, "init", fail)
+    tracker = start(tmp_path)
+    for step in range(3):
+        tracker.log({"x": float(step)}, step=step)
+    tracker.log_pictures([picture()], step=3)
+    tracker.finish("finished")
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2]
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "no network" in message
+
+
+def test_a_wandb_that_fails_in_the_middle_is_said_once(tmp_path, monkeypatch, caplog):
+    tracker = start(tmp_path)
+    tracker.log({"x": 0.0}, step=0)
+    monkeypatch.setattr(wandb.Run, "log", fail)
+    tracker.log({"x": 1.0}, step=1)
+    tracker.log({"x": 2.0}, step=2)
+    tracker.finish("finished")
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2]
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "no network" in message
+    (path,) = wandb_files(tmp_path)
+    assert len(history(finished_records(path))) == 1
+
+
+def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path, monkeypatch, caplog):
+    real_init = wandb.init
+
+    def init(**options):
+        return fail() if options["mode"] == "online" else real_init(**options)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    tracker = start(tmp_path)
+    tracker.log({"x": 1.0}, step=1)
+    tracker.finish("finished")
+    (path,) = wandb_files(tmp_path)
+    assert history(finished_records(path))[0]["x"] == 1.0
+    assert "wandb sync --id run1" in caplog.text
+
+
+def test_a_wandb_that_never_answers_is_left_to_itself(tmp_path, monkeypatch, caplog):
+    never = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: never.wait())
+    monkeypatch.setattr(wandb_run, "_INIT_TIMEOUT_S", 0.05)
+    tracker = start(tmp_path)
+    tracker.log({"x": 1.0}, step=1)
+    tracker.finish("finished")
+    never.set()
+    assert "no answer within 0.1 s" in caplog.text
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["metrics"] == {"x": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("choice", "environment", "key", "expected"),
+    [
+        ("auto", None, False, "offline"),
+        ("auto", None, True, "online"),
+        ("online", None, False, "online"),
+        ("offline", None, True, "offline"),
+        ("online", "offline", True, "offline"),
+        ("auto", "dryrun", True, "offline"),
+        ("offline", "online", False, "online"),
+        ("auto", "disabled", True, "disabled"),
+        ("disabled", "online", True, "disabled"),
+        ("auto", "nonsense", True, "online"),
+    ],
+)
+def test_mode(monkeypatch, choice, environment, key, expected):
+    monkeypatch.delenv("WANDB_MODE")
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert wandb_mode.resolve_mode(choice) == expected
+
+
+def test_a_key_in_netrc_is_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    host = wandb.setup().settings.base_url.split("://")[1]
+    path = tmp_path / "netrc"
+    path.write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+    path.chmod(0o600)
+    assert wandb_mode.resolve_mode("auto") == "offline"
+    monkeypatch.setenv("NETRC", str(path))
+    assert wandb_mode.resolve_mode("auto") == "online"
+    assert wandb_mode._in_netrc(f"https://{host}")  # the way for other versions of wandb
+    assert not wandb_mode._in_netrc("https://elsewhere.example")
+
+
+def test_importing_the_module_does_not_import_wandb():
+    code = "import sys, retina_ray.train.tracking; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rotated_boxes_are_drawn_into_the_picture(tmp_path):
+    turned = Picture(
+        image=np.full((60, 80, 3), 200, np.uint8),
+        truth_boxes=torch.tensor([[40.0, 30, 20, 10, 30]]),
+        truth_labels=torch.tensor([1]),
+        detections=Detections(
+            torch.tensor([[41.0, 30, 20, 10, 25]]), torch.tensor([0.75]), torch.tensor([1])
+        ),
+        class_names=["cat", "dog"],
+        caption="turned.jpg",
+    )
+    tracker = start(tmp_path)
+    tracker.log_pictures([turned], step=7)
+    tracker.finish("finished")
+    (path,) = wandb_files(tmp_path)
+    (row,) = history(finished_records(path))
+    assert row["val/pictures"]["captions"] == ["turned.jpg"]
+    assert not row["val/pictures"].get("all_boxes")
+    (image,) = (path.parent / "files" / "media" / "images").rglob("*.jpg")
+    assert cv2.imread(str(image)).shape == turned.draw().shape
