@@ -33,8 +33,6 @@ from retina_ray.train.engine.optim import build_optimizer, clip_gradients, updat
 from retina_ray.train.engine.schedule import build_schedule
 from retina_ray.train.engine.step import TrainingStep
 
-__all__ = ["NAMES", "Contestant", "Name", "Ours", "Torchvision", "contestant", "torchvision_model"]
-
 Name = Literal["ours", "torchvision"]
 NAMES: tuple[Name, ...] = ("ours", "torchvision")
 

@@ -19,11 +19,10 @@ from contestants import Contestant, Name, contestant
 from retina_ray.config import ExperimentConfig
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.evaluation.coco import evaluate_coco, to_results
+from retina_ray.evaluation.coco import evaluate_coco
+from retina_ray.evaluation.results import to_results
 from retina_ray.structures import Batch
 from retina_ray.train.spec import RunInputs
-
-__all__ = ["Job", "Run", "Score", "run_all"]
 
 RUNS_FILE = "runs.jsonl"
 

@@ -31,8 +31,6 @@ from retina_ray.model.weights import load_torchvision_retinanet
 from retina_ray.structures import Batch, Detections, ImageBatch, Targets
 from retina_ray.train.spec import RunInputs
 
-__all__ = ["SUBJECTS", "Subject", "agreement", "prepared"]
-
 
 @dataclass(frozen=True)
 class Subject:

@@ -26,20 +26,6 @@ from typing import Annotated
 import torch
 import typer
 
-__all__ = [
-    "DeviceOption",
-    "OutOption",
-    "QuickOption",
-    "Spread",
-    "ThreadsOption",
-    "in_turn",
-    "load",
-    "peak_mib",
-    "ratios",
-    "seconds",
-    "set_up",
-]
-
 MIB = 2**20
 
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Of torch on a CPU.")]

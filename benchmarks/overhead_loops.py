@@ -37,8 +37,6 @@ from retina_ray.train.engine.schedule import build_schedule
 from retina_ray.train.engine.validation import RoundResult
 from retina_ray.train.spec import RunInputs, RunSpec
 
-__all__ = ["STORE_BYTES", "WARM_UP", "Measured", "Round", "through_ray", "without_ray"]
-
 WARM_UP = 2
 """Rounds of each loop that are not timed."""
 

@@ -17,8 +17,6 @@ from measure import load
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Page"]
-
 
 class Page:
     """Prints figures as they come, and keeps them for a markdown file."""

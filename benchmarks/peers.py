@@ -19,8 +19,6 @@ from torchvision.ops import box_iou
 
 from retina_ray.structures import Detections, HeadOutputs, Targets
 
-__all__ = ["Detectron2", "Torchvision", "rows_of_anchors"]
-
 
 def rows_of_anchors(levels: list[Tensor], per_anchor: int) -> list[Tensor]:
     """Per level (N, A * D, H, W) as (N, H * W * A, D), copied: as both peers' forwards begin."""

@@ -15,8 +15,6 @@ from retina_ray.config import ModelConfig
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.structures import HeadOutputs, Targets
 
-__all__ = ["Scene", "anchors_of", "random_outputs", "random_targets"]
-
 _STRIDES = (8, 16, 32, 64, 128)
 _ANCHORS = 9
 # Of the classes' logits at the start of a training: a score of 0.01.

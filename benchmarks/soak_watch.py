@@ -20,8 +20,6 @@ from retina_ray.train.run.trainer import fit
 from retina_ray.train.spec import RunSpec
 from retina_ray.train.tracking.metrics_file import read_metrics
 
-__all__ = ["MARK", "Killer", "Watched", "own_processes"]
-
 MARK = "RETINA_RAY_SOAK"
 """Environment variable by which the processes of this soak are found."""
 

@@ -41,7 +41,8 @@ from retina_ray.config import (
     SyntheticConfig,
     with_overrides,
 )
-from retina_ray.train.spec import RunInputs, RunSpec, resolve
+from retina_ray.train.run.resolve import resolve
+from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.tracking.metrics_file import read_metrics
 
 IMPORTED_S = time.time() - psutil.Process().create_time()

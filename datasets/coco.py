@@ -19,7 +19,7 @@ from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.importers.ray_tasks import shard_mapper
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import join_uri
+from retina_ray.storage.uris import join_uri
 
 
 def main(

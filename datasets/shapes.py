@@ -14,8 +14,8 @@ from summary import prepare_splits
 
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import join_uri
 from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.storage.uris import join_uri
 
 
 def main(

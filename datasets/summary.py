@@ -17,13 +17,11 @@ from rich.table import Table
 
 from retina_ray.data.importers.box_checks import BOX_FAULTS
 from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.prepared.completeness import delete_dataset
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import INFO_FILE, join_uri, open_filesystem, shown_uri
-from retina_ray.data.prepared.schema import DataError, Fault
-from retina_ray.data.prepared.writer import delete_dataset
-from retina_ray.storage.retry import StorageError
-
-__all__ = ["prepare_splits"]
+from retina_ray.data.prepared.info import INFO_FILE
+from retina_ray.errors import DataError, Fault, StorageError
+from retina_ray.storage.uris import join_uri, open_filesystem, shown_uri
 
 _EXIT_BAD_DATA = 2
 _EXIT_STOPPED = 1

@@ -17,9 +17,10 @@ from retina_ray.data.images.files import MAX_PIXELS
 from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.importers.ray_tasks import shard_mapper
-from retina_ray.data.importers.voc import DifficultPolicy, import_voc
+from retina_ray.data.importers.voc import import_voc
+from retina_ray.data.importers.voc_xml import DifficultPolicy
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import join_uri
+from retina_ray.storage.uris import join_uri
 
 
 def main(

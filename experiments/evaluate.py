@@ -16,12 +16,13 @@ from rich.progress import Progress
 from retina_ray.cli import clean_exit
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.evaluation.backends import require_backend
-from retina_ray.evaluation.coco import evaluate_coco, write_results
+from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.evaluation.predictions_file import (
     PREDICTIONS_FILE,
     PredictionsOrigin,
     predictions_to_parquet,
 )
+from retina_ray.evaluation.results import write_results
 from retina_ray.evaluation.tables import metrics_table
 from retina_ray.inference.predict import Predictor
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from retina_ray.cli import clean_exit
 from retina_ray.config import ConfigError
 from retina_ray.data.images.files import MAX_PIXELS, decode_upright
-from retina_ray.data.importers.sources import SourceFileError
+from retina_ray.errors import SourceFileError
 from retina_ray.evaluation.pictures import Picture, write_png
 from retina_ray.inference.predict import Predictor
 from retina_ray.structures import Detections

@@ -18,7 +18,7 @@ from rich.console import Console
 from retina_ray.cli import clean_exit, load_config, run_name, storage_uri
 from retina_ray.cli.run import report_of_run
 from retina_ray.config import ConfigError
-from retina_ray.train.recovery.failures import HopelessRunError, RunError
+from retina_ray.train.errors import HopelessRunError, RunError
 from retina_ray.train.run.launch import prepare_run, resume_run, run
 
 SCRIPTS = Path(__file__).parent.name

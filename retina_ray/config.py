@@ -13,27 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retina_ray.overrides import ConfigError, faults_of, from_json, with_overrides
-
-__all__ = [
-    "AnchorConfig",
-    "AugmentConfig",
-    "ConfigError",
-    "DataConfig",
-    "ExperimentConfig",
-    "InferenceConfig",
-    "InputConfig",
-    "LossConfig",
-    "MatcherConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ScheduleConfig",
-    "SyntheticConfig",
-    "TrackingConfig",
-    "TrainConfig",
-    "from_json",
-    "with_overrides",
-]
+from retina_ray.errors import ConfigError as ConfigError
+from retina_ray.overrides import faults_of
+from retina_ray.overrides import from_json as from_json
+from retina_ray.overrides import with_overrides as with_overrides
 
 # Strict: true is no 1, "3" is no 3 and 2.0 is no 2. Taken still: an int for a float, a list for a
 # tuple, as JSON has them.

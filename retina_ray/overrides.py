@@ -10,36 +10,13 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from retina_ray.errors import ConfigError
+
 Config = TypeVar("Config", bound=BaseModel)
 
-__all__ = [
-    "ConfigError",
-    "config_paths",
-    "faults_of",
-    "from_json",
-    "parse_assignments",
-    "with_overrides",
-]
 
 _UNKNOWN = "unknown setting"
 _PYTHON_SPELLING = {"True": True, "False": False, "None": None}
-
-
-class ConfigError(ValueError):
-    """One or more faults of a configuration.
-
-    Attributes:
-        faults: (path, message) of each fault; the path is dotted, e.g. `loss.focal_gamma`.
-    """
-
-    def __init__(self, faults: Iterable[tuple[str, str]] | str) -> None:
-        """Take a list of (path, message), or one message that belongs to no path."""
-        self.faults = [("", faults)] if isinstance(faults, str) else list(faults)
-        super().__init__("\n".join(f"{p}: {m}" if p else m for p, m in self.faults))
-
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[tuple[str, str]]]]:
-        """Keep the faults apart when the error travels from a worker to the driver."""
-        return type(self), (self.faults,)
 
 
 def config_paths(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Clusters", "cluster_shapes", "shape_iou"]
-
 Floats = NDArray[np.float64]
 
 NUM_STARTS = 5

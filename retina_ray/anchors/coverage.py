@@ -24,15 +24,6 @@ from retina_ray.model.assignment import make_matcher
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.boxes import box_area, paired_iou
 
-__all__ = [
-    "AnchorReport",
-    "Coverage",
-    "describe_anchors",
-    "match_threshold",
-    "one_thread",
-    "require_aligned",
-]
-
 SMALL_PX, MEDIUM_PX = 32.0, 96.0
 """Sides of the squares that part COCO's small, medium and large objects."""
 

@@ -20,8 +20,6 @@ from retina_ray.anchors.training_boxes import TrainingBoxes
 from retina_ray.config import AnchorConfig, ModelConfig
 from retina_ray.ops.boxes import box_area
 
-__all__ = ["BestOverlaps", "grid_size"]
-
 # Twelve hundred steps an octave: far finer than any two sizes that a user means to be different.
 _STEPS_PER_OCTAVE = 1200
 

@@ -26,17 +26,6 @@ from retina_ray.anchors.training_boxes import TrainingBoxes
 from retina_ray.config import AnchorConfig, ExperimentConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
 
-__all__ = [
-    "TOLERANCE",
-    "AnchorJudge",
-    "Fit",
-    "Proposals",
-    "assignments",
-    "fit_anchors",
-    "propose_anchors",
-    "ratio_sets",
-]
-
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.005

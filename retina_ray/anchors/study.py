@@ -19,8 +19,6 @@ from retina_ray.anchors.training_boxes import TrainingBoxes
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
 
-__all__ = ["AnchorStudy", "study_anchors"]
-
 NUM_CLUSTERS = 6
 """Clusters of width and height that are shown."""
 

@@ -15,8 +15,6 @@ from retina_ray.anchors.search import SCALES, TOLERANCE, Fit, Proposals
 from retina_ray.anchors.study import AnchorStudy
 from retina_ray.config import AnchorConfig
 
-__all__ = ["study_tables"]
-
 MAX_CLASS_ROWS = 20
 
 HARD_TO_REACH = 0.8

@@ -15,9 +15,8 @@ from torch import Tensor
 from retina_ray.config import AugmentConfig, InputConfig
 from retina_ray.data.augment.transforms import place_boxes, shortest_edge_size
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError, nested_rows
-
-__all__ = ["TrainingBoxes"]
+from retina_ray.data.prepared.schema import nested_rows
+from retina_ray.errors import DataError
 
 NUM_LENGTHS_OF_RANGE = 5
 """Lengths, evenly spaced and both ends included, that stand for a range of training sizes."""

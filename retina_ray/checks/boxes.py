@@ -14,8 +14,6 @@ from retina_ray.data.augment.transforms import shortest_edge_size
 from retina_ray.data.importers.box_checks import CheckedBoxes
 from retina_ray.data.rotated_boxes import scale_rotated, shorter_sides
 
-__all__ = ["DUPLICATE_BOX", "DUPLICATE_IOU", "TINY_BOX", "repeated_boxes", "tiny_boxes"]
-
 DUPLICATE_BOX = "duplicate box"
 TINY_BOX = "box under a pixel at the training size"
 

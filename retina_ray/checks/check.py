@@ -19,10 +19,9 @@ from retina_ray.checks.formats import LayoutName, find_layout
 from retina_ray.checks.images import CheckSettings, check_image
 from retina_ray.checks.prepared import PreparedSplit
 from retina_ray.checks.raw import RawSplit
-from retina_ray.data.importers.sources import map_ahead
-from retina_ray.data.prepared.schema import Category, DataError, Fault
-
-__all__ = ["CheckReport", "OnImage", "SplitSummary", "check_dataset"]
+from retina_ray.data.prepared.schema import Category
+from retina_ray.errors import DataError, Fault
+from retina_ray.storage.source_folder import map_ahead
 
 OnImage = Callable[[str, int, int], None]
 """Called with (split, images done, images of the split)."""

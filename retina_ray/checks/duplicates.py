@@ -21,10 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.checks.images import ImageResult
-from retina_ray.data.images.probe import MAX_HASH_BITS, MAX_LOOK_DISTANCE, look_distances
-from retina_ray.data.prepared.schema import Fault
-
-__all__ = ["Looks", "close_pairs"]
+from retina_ray.data.images.perceptual_hash import MAX_HASH_BITS, MAX_LOOK_DISTANCE, look_distances
+from retina_ray.errors import Fault
 
 _NUM_BANDS, _BAND_BITS, _SLACK_BITS = 4, 16, 2
 _MASKS = sorted(a | b for a, b in combinations_with_replacement([1 << i for i in range(16)], 2))

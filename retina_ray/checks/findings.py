@@ -10,9 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retina_ray.data.prepared.schema import Fault
-
-__all__ = ["KINDS", "MAX_LISTED", "Case", "Finding", "Findings", "Kind", "Severity"]
+from retina_ray.errors import Fault
 
 Severity = Literal["error", "warning"]
 

@@ -22,15 +22,14 @@ from retina_ray.checks.raw import RawSplit
 from retina_ray.data.importers.box_checks import ImportLog
 from retina_ray.data.importers.coco import read_coco
 from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.importers.sources import SourceFolder
 from retina_ray.data.importers.voc import read_voc, voc_class_names
 from retina_ray.data.importers.yolo import read_yolo
 from retina_ray.data.importers.yolo_yaml import read_data_yaml
-from retina_ray.data.prepared.info import INFO_FILE, open_filesystem, shown_uri
-from retina_ray.data.prepared.schema import DataError
-from retina_ray.data.prepared.writer import list_shards
-
-__all__ = ["CocoFile", "Layout", "LayoutName", "find_layout"]
+from retina_ray.data.prepared.completeness import list_shards
+from retina_ray.data.prepared.info import INFO_FILE
+from retina_ray.errors import DataError
+from retina_ray.storage.source_folder import SourceFolder
+from retina_ray.storage.uris import open_filesystem, shown_uri
 
 LayoutName = Literal["prepared", "coco", "voc", "yolo"]
 

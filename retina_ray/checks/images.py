@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from retina_ray.checks.boxes import DUPLICATE_BOX, TINY_BOX, repeated_boxes, tiny_boxes
 from retina_ray.config import InputConfig
 from retina_ray.data.images.files import ENORMOUS
-from retina_ray.data.images.probe import ImageProbe, Look, probe_image
+from retina_ray.data.images.perceptual_hash import Look
+from retina_ray.data.images.probe import ImageProbe, probe_image
 from retina_ray.data.importers.box_checks import CheckedBoxes
-from retina_ray.data.importers.sources import SourceFileError
-from retina_ray.data.prepared.schema import Fault
-
-__all__ = ["CheckSettings", "ImageItem", "ImageResult", "check_image"]
+from retina_ray.errors import Fault, SourceFileError
 
 LARGE_PIXELS = 50_000_000
 

@@ -9,8 +9,6 @@ from typing import Any
 from retina_ray.checks.check import CheckReport
 from retina_ray.checks.findings import Case, Finding
 
-__all__ = ["REPORT_VERSION", "report_json"]
-
 REPORT_VERSION = 2
 """Raised when a name disappears or changes its meaning; new names may come without."""
 

@@ -11,21 +11,13 @@ import numpy as np
 from retina_ray.checks.images import ImageItem
 from retina_ray.data.importers.box_checks import CheckedBoxes
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo, open_filesystem
+from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
 from retina_ray.data.prepared.record_checks import record_faults
-from retina_ray.data.prepared.schema import (
-    BoxType,
-    Category,
-    DataError,
-    Fault,
-    Record,
-    record_from_row,
-    shard_schema,
-)
+from retina_ray.data.prepared.schema import BoxType, Category, Record, record_from_row, shard_schema
 from retina_ray.data.prepared.shard_file import ContentHash
 from retina_ray.data.prepared.shard_reader import OTHER_COLUMNS
-
-__all__ = ["WRONG_RANGES", "PreparedSplit"]
+from retina_ray.errors import DataError, Fault
+from retina_ray.storage.uris import open_filesystem
 
 WRONG_RANGES = "shard that misplaces its pictures"
 

@@ -8,11 +8,10 @@ from typing import Protocol
 
 from retina_ray.checks.images import ImageItem
 from retina_ray.data.images.files import read_image_file
-from retina_ray.data.importers.box_checks import CheckedBoxes, ImportLog, RawImage, check_boxes
-from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.prepared.schema import Category, Fault
-
-__all__ = ["RawReader", "RawSplit"]
+from retina_ray.data.importers.box_checks import CheckedBoxes, ImportLog, check_boxes
+from retina_ray.data.importers.raw import RawDataset, RawImage
+from retina_ray.data.prepared.schema import Category
+from retina_ray.errors import Fault
 
 
 class RawReader(Protocol):

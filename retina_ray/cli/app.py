@@ -7,8 +7,6 @@ import typer
 from retina_ray.cli.data import data_app
 from retina_ray.cli.run import run_app
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="retina-ray",
     help="Train RetinaNet detectors, and experiment with them at scale, on Ray.",

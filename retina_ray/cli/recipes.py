@@ -13,8 +13,6 @@ import typer
 from retina_ray.cli.scripts import load_config
 from retina_ray.config import ConfigError, ExperimentConfig
 
-__all__ = ["RECIPES_FILE", "RecipesOption", "config_of_recipe", "find_recipes"]
-
 RECIPES_FILE = Path("experiments/recipes.py")
 """Where recipes are looked for, from the current folder."""
 

@@ -15,15 +15,13 @@ from rich.console import Console
 
 from retina_ray.cli.scripts import clean_exit, storage_uri
 from retina_ray.config import ConfigError
-from retina_ray.data.prepared.info import join_uri, shown_uri
-from retina_ray.data.prepared.schema import DataError
-from retina_ray.storage.files import copy_down, is_uri, write_bytes
-from retina_ray.storage.retry import StorageError
+from retina_ray.errors import DataError, StorageError
+from retina_ray.storage.files import copy_down, write_bytes
+from retina_ray.storage.uris import is_uri, join_uri, shown_uri
 
 if TYPE_CHECKING:
     from retina_ray.reports.run.report import RunReport
 
-__all__ = ["report_of_run", "run_app"]
 
 _FILES = (
     "run.json",

@@ -16,9 +16,8 @@ import typer
 from rich.console import Console
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json, with_overrides
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError, StorageError
 from retina_ray.overrides import parse_assignments
-from retina_ray.storage.retry import StorageError
 from retina_ray.train.errors import RunError, RunTerminatedError
 
 Named = TypeVar("Named")
@@ -33,8 +32,6 @@ INTERRUPTED = 130
 
 TERMINATED = 143
 """Exit code of a run that SIGTERM ended in order, as a shell gives it."""
-
-__all__ = ["clean_exit", "load_config", "named", "run_name", "storage_uri"]
 
 
 def load_config(

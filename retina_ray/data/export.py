@@ -23,13 +23,11 @@ import pyarrow.fs as pafs
 
 from retina_ray.data.importers.box_checks import repeated
 from retina_ray.data.importers.convert import OnProgress
-from retina_ray.data.importers.sources import SourceFileError, check_file_name, map_ahead
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import open_filesystem, shown_uri
-from retina_ray.data.prepared.schema import DataError, Fault
 from retina_ray.data.prepared.shard_file import write_whole
-
-__all__ = ["Exported", "export_coco"]
+from retina_ray.errors import DataError, Fault, SourceFileError
+from retina_ray.storage.source_folder import check_file_name, map_ahead
+from retina_ray.storage.uris import open_filesystem, shown_uri
 
 Result = TypeVar("Result")
 

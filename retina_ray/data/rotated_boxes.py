@@ -10,17 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "are_rotated",
-    "cut_enclosing_boxes",
-    "enclosing_boxes",
-    "flip_rotated",
-    "least_turned",
-    "scale_rotated",
-    "shorter_sides",
-    "turn_rotated",
-]
-
 Boxes = NDArray[np.float32]
 
 

@@ -1,7 +1,8 @@
 """Scoring detections as COCO does, and drawing them."""
 
-from retina_ray.evaluation.coco import CocoMetrics, evaluate_coco, to_results, write_results
+from retina_ray.evaluation.coco import CocoMetrics, evaluate_coco
 from retina_ray.evaluation.pictures import Picture, contact_sheet, draw_boxes
+from retina_ray.evaluation.results import to_results, write_results
 from retina_ray.evaluation.tables import metrics_table
 
 __all__ = [

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from retina_ray.config import ConfigError
 
-__all__ = ["Backend", "backend_classes", "require_backend", "resolve_backend"]
-
 Backend = Literal["auto", "pycocotools", "faster-coco-eval"]
 """`auto`: faster-coco-eval where it is installed."""
 

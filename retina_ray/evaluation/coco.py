@@ -24,17 +24,6 @@ import numpy as np
 from retina_ray.config import ConfigError
 from retina_ray.evaluation.backends import Backend, backend_classes, resolve_backend
 from retina_ray.evaluation.coco_checks import box_faults, ground_truth_faults, result_faults
-from retina_ray.evaluation.results import to_results, write_results
-
-__all__ = [
-    "FIGURES",
-    "Backend",
-    "CocoMetrics",
-    "evaluate_coco",
-    "metric_names",
-    "to_results",
-    "write_results",
-]
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _AP50, _AP75 = 0, 5  # rows of the IoU thresholds 0.50, 0.55, ..., 0.95

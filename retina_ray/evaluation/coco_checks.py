@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["box_faults", "ground_truth_faults", "result_faults"]
-
 _MAX_NAMED = 5  # how many faulty entries a line spells out
 
 

@@ -15,8 +15,6 @@ import numpy as np
 from retina_ray.evaluation.errors import ErrorAnalysis, Verdict
 from retina_ray.evaluation.matching import Floats, Ints, Scene, box_overlaps
 
-__all__ = ["ImageScores", "confusion_matrix", "score_images"]
-
 
 def confusion_matrix(scene: Scene, *, score_threshold: float, iou: float = 0.5) -> Ints:
     """Count what each true box was taken for, and each detection taken from.

@@ -18,16 +18,6 @@ from numpy.typing import NDArray
 
 from retina_ray.evaluation.matching import Bools, Floats, Ints, Matching
 
-__all__ = [
-    "RECALL_POINTS",
-    "Threshold",
-    "best_threshold",
-    "best_thresholds",
-    "class_precisions",
-    "mean_precision",
-    "precision_at_recalls",
-]
-
 RECALL_POINTS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 
 

@@ -34,8 +34,6 @@ from numpy.typing import NDArray
 from retina_ray.evaluation.curves import mean_precision
 from retina_ray.evaluation.matching import Bools, Ints, Matching, Scene, match
 
-__all__ = ["BACKGROUND_IOU", "FOREGROUND_IOU", "ErrorAnalysis", "Verdict", "find_errors"]
-
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 
 

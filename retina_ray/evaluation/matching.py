@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from retina_ray.evaluation.coco_checks import box_faults, ground_truth_faults, result_faults
 
-__all__ = ["Matching", "Scene", "box_overlaps", "match", "scene_of"]
-
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

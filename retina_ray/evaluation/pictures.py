@@ -23,8 +23,6 @@ import torch
 from retina_ray.ops.rotated.boxes import rotated_corners
 from retina_ray.structures import Detections
 
-__all__ = ["Picture", "contact_sheet", "draw_boxes", "write_png"]
-
 Colour = tuple[int, int, int]
 
 _WHITE: Colour = (255, 255, 255)

@@ -20,14 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = [
-    "PREDICTIONS_FILE",
-    "PredictionsOrigin",
-    "predictions_from_parquet",
-    "predictions_origin",
-    "predictions_to_parquet",
-]
-
 PREDICTIONS_FILE = "predictions.parquet"
 """Its name in a run's folder."""
 

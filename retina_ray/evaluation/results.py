@@ -15,8 +15,6 @@ import torch
 from retina_ray.ops.rotated.boxes import scale_rotated
 from retina_ray.structures import Detections
 
-__all__ = ["to_results", "write_results"]
-
 
 def to_results(
     detections: Detections,

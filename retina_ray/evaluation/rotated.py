@@ -17,8 +17,6 @@ from pycocotools.cocoeval import COCOeval
 
 from retina_ray.ops.rotated.boxes import paired_rotated_intersection, rotated_iou
 
-__all__ = ["RotatedEvaluation", "overlaps"]
-
 
 class RotatedEvaluation(COCOeval):
     """`COCOeval` for boxes of five numbers; all but the overlap is inherited."""

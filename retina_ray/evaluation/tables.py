@@ -10,8 +10,6 @@ from rich.table import Table
 
 from retina_ray.evaluation.coco import FIGURES, CocoMetrics
 
-__all__ = ["metrics_table"]
-
 _MEANING = {
     "AP": "IoU 0.50:0.95",
     "AP50": "IoU 0.50",

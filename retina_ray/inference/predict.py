@@ -17,10 +17,9 @@ from retina_ray.model.coders import make_coder
 from retina_ray.ops.postprocess import select_detections
 from retina_ray.ops.rotated.boxes import scale_rotated
 from retina_ray.structures import Detections, ImageBatch
-from retina_ray.train.checkpoint.load import CheckpointMeta, load_checkpoint
+from retina_ray.train.checkpoint.format import CheckpointMeta
+from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine.validation import RoundResult, predict_dataset
-
-__all__ = ["Predictor"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from retina_ray.ops.matcher import Matcher, MatchResult
 from retina_ray.ops.rotated.boxes import is_proper_rotated, rotated_iou
 from retina_ray.structures import Targets
 
-__all__ = ["Assigner", "Assignment", "assign", "make_matcher"]
-
 
 class Assigner(Protocol):
     """What compares boxes with the anchors of a pyramid: `Matcher`, and its alternatives."""

@@ -15,8 +15,6 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from retina_ray.model.norms import NormName, make_norm
 
-__all__ = ["ResNetBackbone"]
-
 _FAMILIES = ("resnet", "resnext", "wide_resnet")
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from retina_ray.model.assignment import Assignment
 from retina_ray.structures import HeadOutputs
 
-__all__ = ["BoxPairs", "all_rows", "positive_rows"]
-
 
 @dataclass(frozen=True)
 class BoxPairs:

@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.model.assignment import Assigner, Assignment, assign, make_matcher
 from retina_ray.model.box_pairs import BoxPairs, all_rows, positive_rows
-from retina_ray.model.coders import Coder, make_coder
+from retina_ray.model.coders import make_coder
 from retina_ray.ops.boxes import paired_iou
 from retina_ray.ops.class_terms import ClassLoss
 from retina_ray.ops.focal import pyramid_class_loss
 from retina_ray.ops.losses import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
+from retina_ray.ops.postprocess import Coder
 from retina_ray.ops.rotated.boxes import paired_rotated_iou
 from retina_ray.structures import HeadOutputs, Targets
-
-__all__ = ["RetinaNetCriterion"]
 
 BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
 Normalizer = Literal["ema", "batch"]

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from retina_ray.model.norms import NormName, make_norm
 
-__all__ = ["FPN", "ConvNorm"]
-
 TOP_BACKBONE_LEVEL = 5
 
 

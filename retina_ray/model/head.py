@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from retina_ray.model.norms import NormName, PerLevelBatchNorm2d, make_norm
 
-__all__ = ["RetinaNetHead"]
-
 
 class RetinaNetHead(nn.Module):
     """Class scores and box deltas for every anchor (Focal Loss paper, section 4).

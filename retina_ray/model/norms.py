@@ -13,16 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-__all__ = [
-    "BatchNormName",
-    "FrozenBatchNorm2d",
-    "GroupNorm",
-    "NormName",
-    "PerLevelBatchNorm2d",
-    "SyncBatchNorm2d",
-    "make_norm",
-]
-
 BatchNormName = Literal["bn", "sync_bn"]
 NormName = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 

@@ -19,8 +19,6 @@ from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.rotated.anchors import RotatedAnchorGenerator
 from retina_ray.structures import HeadOutputs, ImageBatch
 
-__all__ = ["RetinaNet"]
-
 logger = logging.getLogger(__name__)
 
 

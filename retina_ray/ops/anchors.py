@@ -15,7 +15,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from retina_ray.config import ModelConfig
 
-__all__ = ["AnchorGenerator", "level_sizes"]
 
 # Grids kept: 64 are a dozen image sizes of five levels, some tens of MB at 800 x 1333 pixels.
 _MAX_CACHED_GRIDS = 64

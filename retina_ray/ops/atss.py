@@ -16,8 +16,6 @@ from retina_ray.ops.best_anchor import AnchorClaims
 from retina_ray.ops.boxes import at_least_float32, paired_iou
 from retina_ray.ops.matcher import MatchResult
 
-__all__ = ["AtssMatcher"]
-
 # A positive anchor's centre lies this far inside its box, in pixels (the authors' code; the paper
 # says "inside").
 _MIN_INSIDE_PX = 0.01

@@ -13,8 +13,6 @@ from torch import Tensor
 from retina_ray.ops.boxes import at_least_float32, box_iou, is_proper
 from retina_ray.ops.matcher import MatchResult
 
-__all__ = ["AnchorClaims", "BestAnchorMatcher"]
-
 # IoUs computed at once: on a CPU a few rows that stay in its cache, on a GPU enough to fill it.
 _BLOCK_CPU = 2**20
 _BLOCK_GPU = 2**24

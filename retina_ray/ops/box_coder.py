@@ -10,8 +10,6 @@ from torch import Tensor
 
 from retina_ray.ops.boxes import at_least_float32
 
-__all__ = ["BoxCoder"]
-
 
 class BoxCoder:
     """Turns boxes into deltas (dx, dy, dw, dh) from reference boxes, and back.

@@ -16,17 +16,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "at_least_float32",
-    "box_area",
-    "box_iou",
-    "clip_boxes",
-    "is_proper",
-    "paired_iou",
-    "paired_overlap",
-    "scale_boxes",
-]
-
 Size = Sequence[float] | Tensor
 
 

@@ -28,15 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "ClassLoss",
-    "Number",
-    "background_factors",
-    "background_weight",
-    "every_term",
-    "own_term",
-]
-
 ClassLoss = Literal["focal", "quality_focal", "varifocal"]
 
 Number = float | Tensor

@@ -31,8 +31,6 @@ from retina_ray.ops.focal_compiled import (
     room_for_variants,
 )
 
-__all__ = ["pyramid_class_loss", "pyramid_focal_loss"]
-
 
 def pyramid_focal_loss(
     logits: Sequence[Tensor],

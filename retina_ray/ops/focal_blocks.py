@@ -21,8 +21,6 @@ from retina_ray.ops.class_terms import (
     own_term,
 )
 
-__all__ = ["Terms", "gradient_dtype", "level_loss", "value_dtype"]
-
 # Logits a block: on a CPU a handful of temporaries that stay in its cache, on a GPU (16 MiB each)
 # enough to fill it.
 _BLOCK_CPU = 2**17

@@ -18,8 +18,6 @@ from retina_ray.ops.boxes import at_least_float32
 from retina_ray.ops.class_terms import ClassLoss, Number, every_term
 from retina_ray.ops.focal_blocks import Terms, gradient_dtype, level_loss, value_dtype
 
-__all__ = ["SMALLEST_COMPILED", "compiled_level_loss", "room_for_variants"]
-
 logger = logging.getLogger(__name__)
 
 SMALLEST_COMPILED = 2**15

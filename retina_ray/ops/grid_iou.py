@@ -20,16 +20,6 @@ from torch import Tensor
 
 from retina_ray.ops.boxes import at_least_float32, box_area, is_proper
 
-__all__ = [
-    "GridAxes",
-    "GridOverlap",
-    "grid_axes",
-    "grid_overlap",
-    "in_row_order",
-    "is_grid",
-    "usable_boxes",
-]
-
 
 @dataclass(frozen=True)
 class GridAxes:

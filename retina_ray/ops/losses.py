@@ -17,16 +17,6 @@ from torch import Tensor
 
 from retina_ray.ops.boxes import at_least_float32, paired_overlap
 
-__all__ = [
-    "ciou_loss",
-    "diou_loss",
-    "giou_loss",
-    "quality_focal_loss",
-    "sigmoid_focal_loss",
-    "smooth_l1_loss",
-    "varifocal_loss",
-]
-
 # Smallest divisor, in square pixels (IoU losses) or pixels (aspect ratio). Only pairs without any
 # extent are below it, so all others get the exact formula.
 _EPS = 1e-7

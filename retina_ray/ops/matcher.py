@@ -21,8 +21,6 @@ from retina_ray.ops.grid_iou import (
     usable_boxes,
 )
 
-__all__ = ["MatchResult", "Matcher"]
-
 # IoUs computed at once. On a CPU a few rows that stay in its cache; on a GPU as many as three
 # temporaries of 64 MiB allow, to launch few kernels.
 _BLOCK_CPU = 2**20

@@ -18,8 +18,6 @@ from retina_ray.ops.rotated.boxes import is_proper_rotated
 from retina_ray.ops.rotated.nms import batched_rotated_nms
 from retina_ray.structures import Detections, HeadOutputs
 
-__all__ = ["Coder", "select_detections"]
-
 
 class Coder(Protocol):
     """What turns boxes (..., D) into deltas (..., D) from reference boxes, and back."""

@@ -5,7 +5,6 @@ Most of what goes wrong in writing may go well after a restart of the run; a ful
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 import shutil
@@ -14,10 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from retina_ray.storage.files import is_uri
-from retina_ray.train.errors import NoRoomError
-
-__all__ = ["Room", "is_no_room", "naming_no_room", "reason_of"]
+from retina_ray.storage.uris import is_uri
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, a limit to the size of files."""
@@ -68,25 +64,6 @@ def reason_of(error: BaseException) -> str:
     """Why writing failed: the system's own word, where torch hides it behind its own."""
     shown = next((one for one in _chain(error) if isinstance(one, OSError)), error)
     return f"{type(shown).__name__}: {shown}"
-
-
-@contextlib.contextmanager
-def naming_no_room(run_uri: str) -> Iterator[None]:
-    """Around what writes for the run at `run_uri`: without room, an error says what to do.
-
-    Raises:
-        NoRoomError: instead of the system's error.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_no_room(error):
-            raise
-        rooms = dict.fromkeys(str(Room.at(place)) for place in (run_uri, tempfile.gettempdir()))
-        raise NoRoomError(
-            f"no room on a disk: {reason_of(error)} ({'; '.join(rooms)}); the last checkpoint "
-            "stays: make room, then carry on with --resume"
-        ) from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -11,44 +11,18 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from retina_ray.data.prepared.info import open_filesystem
-
-__all__ = [
-    "copy_down",
-    "copy_up",
-    "exists",
-    "filesystem",
-    "is_uri",
-    "read_text",
-    "sync",
-    "write_bytes",
-    "write_text",
-]
-
-
-def is_uri(path: str) -> bool:
-    """Whether a path names a remote file system (`s3://...`)."""
-    return "://" in path
-
-
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds `uri`, and the path inside it.
-
-    Raises:
-        DataError: the URI's scheme is unknown.
-    """
-    return open_filesystem(uri)
+from retina_ray.storage.uris import open_filesystem
 
 
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder at `uri`."""
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def read_text(uri: str) -> str | None:
     """A file's text; None where there is no such file."""
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     if fs.get_file_info(path).type != pafs.FileType.File:
         return None
     with fs.open_input_file(path) as file:
@@ -65,7 +39,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
     On a local disk that holds for a power cut as well; an object store sees to it by itself.
     """
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
     if not isinstance(fs, pafs.LocalFileSystem):
         with fs.open_output_stream(path) as file:
@@ -99,7 +73,7 @@ def sync(path: Path) -> None:
 
 def copy_up(folder: Path, uri: str) -> None:
     """Copy what a local folder holds to the folder `uri`, over what is there."""
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     pafs.copy_files(
         str(folder),
         path,
@@ -110,7 +84,7 @@ def copy_up(folder: Path, uri: str) -> None:
 
 def copy_down(uri: str, file: Path) -> bool:
     """Copy the file `uri` to a local one; False where there is none."""
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     if fs.get_file_info(path).type != pafs.FileType.File:
         return False
     with fs.open_input_file(path) as source, file.open("wb") as sink:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["PATIENCE_S", "PATIENCE_VARIABLE", "Patience", "StorageError", "patience_s"]
+from retina_ray.errors import StorageError
 
 Answer = TypeVar("Answer")
 
@@ -44,13 +44,6 @@ _MISCONFIGURED = re.compile(
 )
 
 _log = logging.getLogger(__name__)
-
-
-class StorageError(Exception):
-    """A remote storage did not answer for as long as it was asked, or does not know us.
-
-    No fault of the data, and no `OSError`: nobody shall take it for a file that is damaged.
-    """
 
 
 def patience_s() -> float:

@@ -23,8 +23,6 @@ import pyarrow.fs as pafs
 
 from retina_ray.storage.retry import Patience
 
-__all__ = ["patient"]
-
 Answer = TypeVar("Answer")
 
 _REQUEST_TIMEOUT_S = 10.0

@@ -24,8 +24,6 @@ from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.sweep.effective import idle_paths
 from retina_ray.sweep.space import Choice, Domain, IntUniform, LogUniform, Space
 
-__all__ = ["HOPELESS", "anchors_depend_on_trial", "prune_anchors"]
-
 logger = logging.getLogger(__name__)
 
 HOPELESS = 0.5

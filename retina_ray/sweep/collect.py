@@ -12,10 +12,8 @@ from retina_ray.sweep.effective import idle_paths
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.report import TrialRow
 from retina_ray.sweep.space import decode_params
-from retina_ray.train.checkpoint.load import CheckpointStore
+from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.recovery.failures import FailureNote
-
-__all__ = ["collect_rows"]
 
 
 def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:

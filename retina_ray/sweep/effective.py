@@ -11,8 +11,6 @@ from typing import Any
 
 from retina_ray.config import ExperimentConfig
 
-__all__ = ["effective_settings", "idle_paths"]
-
 ALWAYS_IDLE = frozenset(
     {
         "tracking",

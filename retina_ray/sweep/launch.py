@@ -8,17 +8,16 @@ from rich.console import Console
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.storage.files import exists, is_uri
+from retina_ray.storage.files import exists
+from retina_ray.storage.uris import is_uri
 from retina_ray.sweep.anchor_pruning import anchors_depend_on_trial, prune_anchors
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.report import rank, report_table, write_report
 from retina_ray.sweep.runner import SweepOutcome
 from retina_ray.sweep.space import Space, check_space
-from retina_ray.train.spec import resolve
+from retina_ray.train.run.resolve import resolve
 
 ASYNC = "train.async_validation"
-
-__all__ = ["finish_sweep", "prepare_sweep"]
 
 
 def prepare_sweep(

@@ -15,8 +15,6 @@ METRIC = "val/AP"
 
 DOMAINS = {kind.__name__: kind for kind in (Choice, Uniform, LogUniform, IntUniform)}
 
-__all__ = ["METRIC", "SweepPlan"]
-
 
 @dataclass(frozen=True)
 class SweepPlan:

@@ -7,8 +7,6 @@ import os
 
 from rich.console import Console
 
-__all__ = ["quiet_tune"]
-
 _INTERRUPTED = "Stop signal received"
 _SAID = (
     _INTERRUPTED,

@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 DRIVER = "trial_driver"
 """Custom resource of the nodes that may host the drivers of trials of several workers."""
 
-__all__ = ["SweepOutcome", "run_sweep"]
-
 
 @dataclass(frozen=True)
 class SweepOutcome:

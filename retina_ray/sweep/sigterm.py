@@ -10,8 +10,6 @@ from typing import Any
 from retina_ray.train.errors import RunTerminatedError
 from retina_ray.train.recovery.preemption import as_ctrl_c
 
-__all__ = ["SigtermAsCtrlC"]
-
 
 class SigtermAsCtrlC:
     """While a `with` block lasts, SIGTERM to this process does what Ctrl-C does, and is remembered.

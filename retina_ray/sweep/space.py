@@ -20,19 +20,6 @@ from ray import tune
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.sweep.effective import effective_settings
 
-__all__ = [
-    "Choice",
-    "Domain",
-    "IntUniform",
-    "LogUniform",
-    "Space",
-    "Uniform",
-    "check_space",
-    "decode_params",
-    "first_points",
-    "to_tune",
-]
-
 
 @dataclass(frozen=True, init=False)
 class Choice:

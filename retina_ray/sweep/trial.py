@@ -19,7 +19,7 @@ from ray.tune.trainable.function_trainable import wrap_function
 from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import ExperimentConfig, from_json, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.storage.retry import StorageError
+from retina_ray.errors import StorageError
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.checkpoint.load import load_meta
@@ -32,8 +32,6 @@ CLOSE_S = 120.0
 """How long a stopped trial may take to close its records (W&B's upload)."""
 
 _reporting, _closed = threading.Event(), threading.Event()
-
-__all__ = ["last_evaluation", "prepare_trial", "trial_class"]
 
 
 def trial_class(plan: SweepPlan, footprint: Footprint) -> type:

@@ -9,8 +9,6 @@ from rich.console import Console
 
 from retina_ray.sweep.plan import METRIC, SweepPlan
 
-__all__ = ["Watcher"]
-
 
 class Watcher(Callback):
     """Prints the sweep's progress from Tune's own process."""

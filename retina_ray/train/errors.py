@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = [
-    "HopelessRunError",
-    "NoRoomError",
-    "NonFiniteLossError",
-    "RunError",
-    "RunStoppedError",
-    "RunTerminatedError",
-    "TooManyBadImagesError",
-]
-
 
 class RunError(RuntimeError):
     """A run ended with an error of its workers; the message is the cause."""

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import pyarrow as pa
 
-from retina_ray.anchors.search import fit_anchors
-from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.config import ExperimentConfig
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.plan.layout import RunLayout, micro_batches_of
-from retina_ray.data.plan.run_plan import RunPlan, sampler_of
+from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.synthetic.prepare import prepare_synthetic
-from retina_ray.evaluation.backends import require_backend
-from retina_ray.storage.files import is_uri, read_text
+from retina_ray.storage.files import read_text
 from retina_ray.train.checkpoint.format import META
-from retina_ray.train.checkpoint.load import CheckpointStore
-from retina_ray.train.engine.loop import RunShape
-
-__all__ = ["RunInputs", "RunSpec", "resolve"]
+from retina_ray.train.checkpoint.store import CheckpointStore
+from retina_ray.train.engine.run_shape import RunShape
 
 
 @dataclass(frozen=True)
@@ -169,104 +162,3 @@ class RunInputs:
 def _image_bytes(shorter: int, most: int) -> int:
     """Pixels of an image of the usual shape whose shorter side has so many pixels, in bytes."""
     return 3 * shorter * min(most, shorter * 4 // 3)
-
-
-def resolve(
-    config: ExperimentConfig, storage: str, *, with_anchors: bool = True
-) -> tuple[ExperimentConfig, str, str]:
-    """Find (or draw) the data sets and complete the configuration from them.
-
-    Args:
-        config: with `data` set; `model.num_classes` may be null, `model.anchors.fit` on.
-        storage: folder for the embedded data set.
-        with_anchors: carry out `model.anchors.fit`; else it stays, for a sweep whose trials do it.
-
-    Returns:
-        The complete config, the training URI and the validation URI.
-
-    Raises:
-        ConfigError: no data, data without the boxes that the model needs, a number of classes that
-            is not the data's, a schedule that does not fit the run; all faults at once. An
-            evaluation backend that is not installed.
-        DataError: a data set that is missing or broken.
-    """
-    require_backend(config.inference.evaluation_backend)
-    train_uri, val_uri = _uris(config, storage)
-    train, val = PreparedDataset.open(train_uri), PreparedDataset.open(val_uri)
-    faults = list(_mismatches(config, train, val))
-    if faults:
-        raise ConfigError(faults)
-    complete = with_overrides(config, {"model.num_classes": train.num_classes})
-    if with_anchors:
-        complete = fit_anchors(complete, train)
-    return complete, train_uri, val_uri
-
-
-def _uris(config: ExperimentConfig, storage: str) -> tuple[str, str]:
-    data = config.data
-    if data.synthetic is not None:
-        return prepare_synthetic(data.synthetic, f"{storage}/datasets")
-    if data.train is None or data.val is None:
-        raise ConfigError(
-            [
-                (
-                    "data",
-                    "no data set: give --set data.train=DIR --set data.val=DIR (prepared by one of "
-                    "the scripts in datasets/), or take a recipe that brings one (shapes)",
-                )
-            ]
-        )
-    return _absolute(data.train), _absolute(data.val)
-
-
-def _absolute(path: str) -> str:
-    """Workers run in other folders: a relative path would mean something else there."""
-    return path if is_uri(path) else os.path.abspath(Path(path).expanduser())
-
-
-def _mismatches(config: ExperimentConfig, train: PreparedDataset, val: PreparedDataset):
-    """Yield the faults that show only with the data at hand."""
-    if train.info.categories != val.info.categories:
-        names = set(train.class_names) ^ set(val.class_names)
-        yield (
-            "data.val",
-            f"its classes are not those of data.train (differing: {sorted(names) or 'their ids'}); "
-            "import both with the same class list",
-        )
-    if config.model.box_type == "rotated":
-        for name, dataset in (("data.train", train), ("data.val", val)):
-            if dataset.box_type != "rotated":
-                yield (
-                    name,
-                    f'{dataset.uri} has no rotated boxes: set model.box_type to "aligned", or '
-                    "prepare the set with them (datasets/README.md)",
-                )
-    wanted = config.model.num_classes
-    if wanted is not None and wanted != train.num_classes:
-        yield (
-            "model.num_classes",
-            f"{wanted}, but the data set has {train.num_classes} "
-            f"({', '.join(train.class_names[:8])}); set model.num_classes=null to take the data's",
-        )
-    num_images = _images_of_an_epoch(config, train)
-    steps = -(-num_images // config.train.batch_size) * config.train.epochs
-    if config.schedule.warmup_steps >= steps:
-        yield (
-            "schedule.warmup_steps",
-            f"{config.schedule.warmup_steps} of a run of about {steps} steps: the run would end "
-            "before the warm-up; lower it or raise train.epochs",
-        )
-    if num_images < config.train.batch_size:
-        yield (
-            "train.batch_size",
-            f"{config.train.batch_size} images a step, but an epoch has only {num_images}",
-        )
-
-
-def _images_of_an_epoch(config: ExperimentConfig, train: PreparedDataset) -> int:
-    """How many images an epoch holds; the light columns are read only where it depends on them."""
-    sampling = config.input.sampling
-    if sampling == "all" and not config.input.skip_empty:
-        return train.num_images
-    classes = None if sampling == "all" else train.image_classes()
-    return sampler_of(config, train.index(), classes).size

@@ -3,8 +3,9 @@
 import numpy as np
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
 
 CATEGORIES = [Category(1, "cat"), Category(2, "dog"), Category(3, "newt")]
 

@@ -13,7 +13,7 @@ from retina_ray.anchors.coverage import describe_anchors, match_threshold
 from retina_ray.anchors.overlaps import BestOverlaps, grid_size
 from retina_ray.anchors.training_boxes import TrainingBoxes
 from retina_ray.config import AnchorConfig, AugmentConfig, ConfigError, with_overrides
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.boxes import box_iou
 

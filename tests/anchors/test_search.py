@@ -21,9 +21,9 @@ from retina_ray.anchors.tables import study_tables
 from retina_ray.anchors.training_boxes import TrainingBoxes
 from retina_ray.config import AnchorConfig, ConfigError, ExperimentConfig, from_json, with_overrides
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 from retina_ray.train.run.launch import prepare_run, resume_run
-from retina_ray.train.spec import resolve
+from retina_ray.train.run.resolve import resolve
 
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is absent")
 

@@ -12,8 +12,8 @@ from check_sources import jpeg, picture, saved
 from retina_ray.checks.check import check_dataset
 from retina_ray.checks.images import CheckSettings
 from retina_ray.data.prepared.byte_ranges import RANGES_KEY
-from retina_ray.data.prepared.dataset import ShardWriter
 from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
 
 CATEGORIES = [Category(7, "cat"), Category(90, "dog")]
 

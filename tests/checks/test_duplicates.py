@@ -6,7 +6,7 @@ from check_sources import picture
 
 from retina_ray.checks.duplicates import Looks, close_pairs
 from retina_ray.checks.images import ImageItem, ImageResult
-from retina_ray.data.images.probe import Look, look_of
+from retina_ray.data.images.perceptual_hash import Look, look_of
 
 
 def pairs_of(hashes, max_bits=11) -> list[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ from check_sources import CocoSource, jpeg, picture
 
 from retina_ray.checks.check import check_dataset
 from retina_ray.checks.formats import find_layout
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 
 XML = """<annotation><size><width>64</width><height>48</height></size>
 <object><name>cat</name><bndbox><xmin>{x}</xmin><ymin>3</ymin><xmax>12</xmax><ymax>22</ymax></bndbox>

@@ -13,9 +13,11 @@ from retina_ray.data import export
 from retina_ray.data.export import Exported, export_coco
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.voc import import_voc
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.errors import DataError
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
 

@@ -12,21 +12,23 @@ import pytest
 import torch
 
 from retina_ray.config import ExperimentConfig, ModelConfig, SyntheticConfig
-from retina_ray.data.augment.augmenter import Augmenter, Source
+from retina_ray.data.augment.augmenter import Augmenter
+from retina_ray.data.augment.views import Source
 from retina_ray.data.importers.coco import import_coco
-from retina_ray.data.loading.batch_loader import BATCH_SCHEMA, BatchLoader
+from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.loading.packing import BATCH_SCHEMA
 from retina_ray.data.loading.unpack import unpack_batch
 from retina_ray.data.plan.eval_plan import build_eval_plan
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import (
     SHARD_SCHEMA,
     Category,
-    DataError,
     Record,
     record_from_row,
     shard_schema,
 )
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.rotated_boxes import (
     cut_enclosing_boxes,
     flip_rotated,
@@ -36,6 +38,7 @@ from retina_ray.data.rotated_boxes import (
 from retina_ray.data.synthetic import drawing as shapes
 from retina_ray.data.synthetic.drawing import TURNED_NAMES, draw_image
 from retina_ray.data.synthetic.prepare import make_shapes, prepare_synthetic
+from retina_ray.errors import DataError
 from retina_ray.structures import Targets
 
 HEIGHT, WIDTH = 96, 128

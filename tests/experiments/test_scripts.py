@@ -20,9 +20,10 @@ from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.model import RetinaNet
-from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta, CheckpointStore
-from retina_ray.train.errors import RunTerminatedError
-from retina_ray.train.recovery.failures import FailureNote, RunError, cause_of
+from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
+from retina_ray.train.checkpoint.store import CheckpointStore
+from retina_ray.train.errors import RunError, RunTerminatedError
+from retina_ray.train.recovery.failures import FailureNote, cause_of
 
 SCRIPTS = ROOT / "experiments"
 BOTH = pytest.mark.parametrize("script", ["train", "sweep"])

@@ -10,8 +10,9 @@ import ray.cloudpickle
 import torch
 
 from retina_ray.data.loading.local_stream import iterate
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
 from retina_ray.train.run import trainer

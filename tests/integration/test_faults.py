@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import ray.cloudpickle
 from faulty_runs import ONE, TWO, assert_same_end, injected, make_spec, run_alone, starts
 from script_process import Script
 from wandb_server import WandbServer
 
 from retina_ray.train.checkpoint.load import load_checkpoint
-from retina_ray.train.recovery.failures import RunError
+from retina_ray.train.errors import RunError
 from retina_ray.train.recovery.rollback import Rollbacks
 from retina_ray.train.run import trainer
 from retina_ray.train.run.launch import resume_run

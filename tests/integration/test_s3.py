@@ -17,11 +17,11 @@ from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.ray_tasks import shard_mapper
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 from retina_ray.storage.retry import PATIENCE_VARIABLE
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
-from retina_ray.train.recovery.failures import RunError
+from retina_ray.train.errors import RunError
 from retina_ray.train.run import trainer
 from retina_ray.train.run.launch import prepare_run, resume_run
 from retina_ray.train.run.resources import Footprint, connect

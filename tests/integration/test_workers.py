@@ -23,7 +23,7 @@ from retina_ray.reports.run.head import bad_image_list
 from retina_ray.reports.run.record import read_run
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
-from retina_ray.train.recovery.failures import HopelessRunError
+from retina_ray.train.errors import HopelessRunError
 from retina_ray.train.run import async_validation, trainer
 from retina_ray.train.run.resources import Footprint
 from retina_ray.train.spec import RunInputs

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from retina_ray.cli.app import app
 from retina_ray.config import ExperimentConfig, with_overrides
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.errors import DataError
 from retina_ray.reports.dataset import plots as show_plots
 from retina_ray.reports.dataset.choice import choose_images, find_extremes
 from retina_ray.reports.dataset.figures import box_charts, training_sides

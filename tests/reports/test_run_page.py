@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 from retina_ray.cli.app import app
 from retina_ray.cli.run import report_of_run
 from retina_ray.config import ExperimentConfig, with_overrides
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.errors import DataError
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.evaluation.predictions_file import (
     PREDICTIONS_FILE,

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from retina_ray.cli.app import app
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import open_filesystem
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError, StorageError
 from retina_ray.storage import retry as patience
-from retina_ray.storage.retry import PATIENCE_VARIABLE, Patience, StorageError
+from retina_ray.storage.retry import PATIENCE_VARIABLE, Patience
+from retina_ray.storage.uris import open_filesystem
 
 KINDS = ("refused", "hanging")
 NUM_IMAGES = 60  # more than are read ahead

@@ -13,8 +13,9 @@ from retina_ray.config import (
     from_json,
     with_overrides,
 )
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.sweep.anchor_pruning import anchors_depend_on_trial, prune_anchors
 from retina_ray.sweep.launch import prepare_sweep
 from retina_ray.sweep.plan import SweepPlan

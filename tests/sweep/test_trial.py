@@ -9,7 +9,7 @@ from retina_ray.config import ConfigError, ExperimentConfig, ModelConfig, TrainC
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import Choice
 from retina_ray.sweep.trial import last_evaluation, prepare_trial
-from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta
+from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
 
 
 @pytest.fixture

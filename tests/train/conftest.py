@@ -6,8 +6,9 @@ import pytest
 import torch
 from builders import Harness
 
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.prepare import make_shapes
 
 

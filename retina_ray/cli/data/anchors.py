@@ -13,10 +13,9 @@ from retina_ray.cli.recipes import RecipesOption, config_of_recipe
 from retina_ray.cli.scripts import clean_exit
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import INFO_FILE, open_filesystem
+from retina_ray.data.prepared.info import INFO_FILE
 from retina_ray.overrides import parse_assignments
-
-__all__ = ["anchors"]
+from retina_ray.storage.uris import open_filesystem
 
 _PIPE_WIDTH = 120
 

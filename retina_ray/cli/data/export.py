@@ -12,8 +12,6 @@ from retina_ray.cli.scripts import clean_exit
 from retina_ray.data.export import export_coco
 from retina_ray.data.prepared.dataset import PreparedDataset
 
-__all__ = ["export"]
-
 
 def export(
     dataset: Annotated[str, typer.Argument(help="A prepared set: a folder or a URI.")],

@@ -23,8 +23,6 @@ from retina_ray.overrides import parse_assignments
 if TYPE_CHECKING:
     from retina_ray.reports.dataset.report import OnStage
 
-__all__ = ["show"]
-
 
 def show(
     dataset: Annotated[

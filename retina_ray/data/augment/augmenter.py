@@ -26,10 +26,8 @@ from retina_ray.data.augment.transforms import (
 )
 from retina_ray.data.augment.views import Source, View, scaled, show
 from retina_ray.data.images.decoding import Pixels
-from retina_ray.data.plan.order import random_stream
+from retina_ray.data.random_streams import random_stream
 from retina_ray.data.rotated_boxes import are_rotated, shorter_sides
-
-__all__ = ["Augmenter", "Source"]
 
 Size = tuple[int, int]
 

@@ -11,15 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from retina_ray.data.augment.transforms import Pixels
-
-__all__ = [
-    "ColourJitter",
-    "adjust_brightness",
-    "adjust_contrast",
-    "adjust_hue",
-    "adjust_saturation",
-]
+from retina_ray.data.images.decoding import Pixels
 
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G and B (ITU-R BT.601)
 _BLOCK = 16384  # pixels whose hue is changed at once: their float32 copies stay in the cache

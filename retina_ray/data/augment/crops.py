@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from retina_ray.data.rotated_boxes import are_rotated, enclosing_boxes
 
-__all__ = ["CROP_TRIES", "Rectangle", "are_visible", "corner_window", "draw_crop", "draw_window"]
-
 Rectangle = tuple[int, int, int, int]
 
 CROP_TRIES = 50

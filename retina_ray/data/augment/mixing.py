@@ -10,8 +10,6 @@ import numpy as np
 from retina_ray.data.augment.transforms import Sample
 from retina_ray.data.rotated_boxes import are_rotated
 
-__all__ = ["FILL", "blend", "paste"]
-
 FILL = (124, 116, 104)
 """RGB where a canvas shows no picture: ImageNet's mean, about zero to the model."""
 

@@ -15,25 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.data.images.decoding import Pixels
-from retina_ray.data.plan.order import random_stream
 from retina_ray.data.rotated_boxes import (
     are_rotated,
     flip_rotated,
     scale_rotated,
     turn_rotated,
 )
-
-__all__ = [
-    "Flip",
-    "Sample",
-    "flip_boxes",
-    "image_stream",
-    "place_boxes",
-    "resize_image",
-    "shortest_edge_size",
-    "turn_boxes",
-    "turned_size",
-]
 
 Boxes = NDArray[np.float32]
 Size = tuple[int, int]
@@ -193,15 +180,3 @@ def place_boxes(
     scaled = boxes.reshape(-1, 4) * np.array([scale_x, scale_y, scale_x, scale_y])
     limits = np.array([width, height, width, height])
     return np.minimum(np.maximum(scaled, 0), limits).astype(np.float32)
-
-
-def image_stream(seed: int, epoch: int, image_id: int, repeat: int = 0) -> np.random.Generator:
-    """Make the generator that an image's augmentation draws from, whoever decodes it.
-
-    Args:
-        seed: of the run.
-        epoch: 0, 1, ...
-        image_id: of the data set.
-        repeat: how often the image was in the epoch before, so that repeats are not alike.
-    """
-    return random_stream(seed, epoch, image_id, *([repeat] if repeat else []))

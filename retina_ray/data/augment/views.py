@@ -28,8 +28,6 @@ from retina_ray.data.augment.transforms import (
 from retina_ray.data.images.decoding import Pixels
 from retina_ray.data.rotated_boxes import are_rotated
 
-__all__ = ["Source", "View", "scaled", "show"]
-
 
 @dataclass(frozen=True)
 class Source:

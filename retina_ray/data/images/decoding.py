@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from retina_ray.data.images.files import check_whole
 from retina_ray.data.images.headers import encoded_size
-from retina_ray.data.importers.sources import SourceFileError
-
-__all__ = ["DecodeError", "Pixels", "decode_image"]
+from retina_ray.errors import SourceFileError
 
 Pixels = NDArray[np.uint8]
 

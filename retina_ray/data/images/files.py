@@ -13,19 +13,8 @@ import cv2
 import numpy as np
 
 from retina_ray.data.images.headers import ImageHeader, read_header
-from retina_ray.data.importers.sources import SourceFileError, SourceFolder
-
-__all__ = [
-    "ENORMOUS",
-    "MAX_PIXELS",
-    "EncodedImage",
-    "check_size",
-    "check_whole",
-    "decode_upright",
-    "encode_jpeg",
-    "load_image",
-    "read_image_file",
-]
+from retina_ray.errors import SourceFileError
+from retina_ray.storage.source_folder import SourceFolder
 
 JPEG_QUALITY = 95
 

@@ -27,29 +27,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from retina_ray.data.prepared.schema import DataError, Fault
-
-__all__ = [
-    "BOX_FAULTS",
-    "MALFORMED_BOX",
-    "NOT_FINITE",
-    "ROUNDING_PX",
-    "UNKNOWN_CLASS",
-    "ZERO_SIZE",
-    "BadBoxPolicy",
-    "BadImagePolicy",
-    "CheckedBoxes",
-    "ImportLog",
-    "RawBox",
-    "RawImage",
-    "check_boxes",
-    "repeated",
-]
+from retina_ray.data.importers.raw import RawBox, RawImage
+from retina_ray.errors import DataError, Fault
 
 BadBoxPolicy = Literal["error", "drop", "clip"]
 BadImagePolicy = Literal["error", "drop"]
@@ -65,53 +49,6 @@ UNKNOWN_CLASS = "class is not in the list"
 BOX_FAULTS = frozenset({MALFORMED_BOX, NOT_FINITE, ZERO_SIZE, OUTSIDE, UNKNOWN_CLASS})
 
 _MAX_EXAMPLES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RawBox:
-    """An annotation as an importer read it.
-
-    Attributes:
-        annotation_id: unique within the data set.
-        label: 0 to K-1; any where `problem` is set.
-        xyxy: float64, absolute pixels.
-        xywh: float64, exactly as annotated where the format is XYWH; kept for evaluation.
-        area: px^2.
-        iscrowd: a region to be ignored.
-        problem: (kind, message) where the importer found the annotation bad already.
-        rotated: (x_center, y_center, width, height, angle) in a set of rotated boxes; `xyxy` is
-            then the aligned box around it.
-        where: place in the annotation file, for messages, where an id alone would not find it.
-    """
-
-    annotation_id: int
-    label: int
-    xyxy: tuple[float, float, float, float]
-    xywh: tuple[float, float, float, float]
-    area: float
-    iscrowd: bool = False
-    problem: tuple[str, str] | None = None
-    rotated: tuple[float, ...] | None = None
-    where: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RawImage:
-    """An image as an importer read it.
-
-    Attributes:
-        image_id: unique within the data set.
-        file_name: relative to the folder of images.
-        height: as annotated, in pixels; None where the annotations do not say.
-        width: as annotated, in pixels; None where the annotations do not say.
-        boxes: its annotations.
-    """
-
-    image_id: int
-    file_name: str
-    height: int | None
-    width: int | None
-    boxes: list[RawBox] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,10 @@ from retina_ray.data.importers.coco_json import (
 )
 from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
 from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.importers.sources import SourceFolder
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import shown_uri
-from retina_ray.data.prepared.schema import DataError, Fault
-
-__all__ = ["import_coco", "read_coco"]
+from retina_ray.errors import DataError, Fault
+from retina_ray.storage.source_folder import SourceFolder
+from retina_ray.storage.uris import shown_uri
 
 
 def import_coco(

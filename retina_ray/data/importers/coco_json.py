@@ -14,20 +14,14 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from retina_ray.data.importers.box_checks import (
-    MALFORMED_BOX,
-    ImportLog,
-    RawBox,
-    RawImage,
-    repeated,
-)
-from retina_ray.data.importers.sources import read_file
-from retina_ray.data.prepared.info import shown_uri
+from retina_ray.data.importers.box_checks import MALFORMED_BOX, ImportLog, repeated
+from retina_ray.data.importers.raw import RawBox, RawImage
 from retina_ray.data.prepared.record_checks import is_id
-from retina_ray.data.prepared.schema import Category, DataError, Fault
+from retina_ray.data.prepared.schema import Category
 from retina_ray.data.rotated_boxes import enclosing_boxes
-
-__all__ = ["has_rotated_boxes", "load_json", "read_annotations", "read_categories", "read_images"]
+from retina_ray.errors import DataError, Fault
+from retina_ray.storage.source_folder import read_file
+from retina_ray.storage.uris import shown_uri
 
 _AN_ID = "an integer id of at most 64 bits"
 

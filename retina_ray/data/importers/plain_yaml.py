@@ -13,11 +13,9 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from retina_ray.data.importers.sources import read_file
 from retina_ray.data.prepared.record_checks import is_id
-from retina_ray.data.prepared.schema import DataError
-
-__all__ = ["load_plain_yaml"]
+from retina_ray.errors import DataError
+from retina_ray.storage.source_folder import read_file
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -7,13 +7,10 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from retina_ray.data.importers.box_checks import RawImage
-from retina_ray.data.importers.sources import SourceFolder
 from retina_ray.data.prepared.schema import BoxType, Category
-
-__all__ = ["RawDataset"]
+from retina_ray.storage.source_folder import SourceFolder
 
 
 @dataclass(frozen=True)
@@ -33,3 +30,50 @@ class RawDataset:
     folder: SourceFolder
     source: str
     box_type: BoxType = "aligned"
+
+
+@dataclass(frozen=True, slots=True)
+class RawBox:
+    """An annotation as an importer read it.
+
+    Attributes:
+        annotation_id: unique within the data set.
+        label: 0 to K-1; any where `problem` is set.
+        xyxy: float64, absolute pixels.
+        xywh: float64, exactly as annotated where the format is XYWH; kept for evaluation.
+        area: px^2.
+        iscrowd: a region to be ignored.
+        problem: (kind, message) where the importer found the annotation bad already.
+        rotated: (x_center, y_center, width, height, angle) in a set of rotated boxes; `xyxy` is
+            then the aligned box around it.
+        where: place in the annotation file, for messages, where an id alone would not find it.
+    """
+
+    annotation_id: int
+    label: int
+    xyxy: tuple[float, float, float, float]
+    xywh: tuple[float, float, float, float]
+    area: float
+    iscrowd: bool = False
+    problem: tuple[str, str] | None = None
+    rotated: tuple[float, ...] | None = None
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """An image as an importer read it.
+
+    Attributes:
+        image_id: unique within the data set.
+        file_name: relative to the folder of images.
+        height: as annotated, in pixels; None where the annotations do not say.
+        width: as annotated, in pixels; None where the annotations do not say.
+        boxes: its annotations.
+    """
+
+    image_id: int
+    file_name: str
+    height: int | None
+    width: int | None
+    boxes: list[RawBox] = field(default_factory=list)

@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 from retina_ray.data.importers.convert import MapShards, map_in_process
 from retina_ray.data.importers.shard_tasks import ShardResult, ShardTask
 
-__all__ = ["MIN_IMAGES_FOR_RAY", "ray_map", "shard_mapper"]
-
 Task = TypeVar("Task")
 
 MIN_IMAGES_FOR_RAY = 20_000

@@ -19,21 +19,14 @@ import cv2
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
-from retina_ray.data.importers.sources import SourceFolder
+from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog
+from retina_ray.data.importers.raw import RawImage
 from retina_ray.data.prepared.completeness import IMPORT_FOLDER
-from retina_ray.data.prepared.info import FORMAT_VERSION, open_filesystem
+from retina_ray.data.prepared.info import FORMAT_VERSION
 from retina_ray.data.prepared.schema import BoxType
 from retina_ray.data.prepared.shard_file import ShardContent, shard_name, write_whole
-
-__all__ = [
-    "ShardOptions",
-    "ShardResult",
-    "ShardTask",
-    "note_finished",
-    "read_finished",
-    "renamed_beside",
-]
+from retina_ray.storage.source_folder import SourceFolder
+from retina_ray.storage.uris import open_filesystem
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ from retina_ray.data.importers.box_checks import (
 )
 from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
 from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.importers.sources import SourceFileError, SourceFolder
 from retina_ray.data.importers.voc_xml import (
     IMAGE_SUFFIXES,
     DifficultPolicy,
@@ -35,10 +34,10 @@ from retina_ray.data.importers.voc_xml import (
     read_object,
 )
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import shown_uri
-from retina_ray.data.prepared.schema import Category, DataError, Fault
-
-__all__ = ["DifficultPolicy", "import_voc", "read_voc", "voc_class_names"]
+from retina_ray.data.prepared.schema import Category
+from retina_ray.errors import DataError, Fault, SourceFileError
+from retina_ray.storage.source_folder import SourceFolder
+from retina_ray.storage.uris import shown_uri
 
 
 def import_voc(

@@ -8,17 +8,10 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from retina_ray.data.importers.box_checks import (
-    MALFORMED_BOX,
-    UNKNOWN_CLASS,
-    ZERO_SIZE,
-    ImportLog,
-    RawBox,
-    RawImage,
-)
-from retina_ray.data.importers.sources import SourceFileError, SourceFolder, map_ahead
-
-__all__ = ["IMAGE_SUFFIXES", "DifficultPolicy", "parse_all", "read_image", "read_object"]
+from retina_ray.data.importers.box_checks import MALFORMED_BOX, UNKNOWN_CLASS, ZERO_SIZE, ImportLog
+from retina_ray.data.importers.raw import RawBox, RawImage
+from retina_ray.errors import SourceFileError
+from retina_ray.storage.source_folder import SourceFolder, map_ahead
 
 DifficultPolicy = Literal["keep", "crowd", "drop"]
 

@@ -13,21 +13,21 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from retina_ray.data.images.files import EncodedImage, load_image, read_image_file
-from retina_ray.data.importers.box_checks import ImportLog, RawImage, check_boxes
+from retina_ray.data.importers.box_checks import ImportLog, check_boxes
+from retina_ray.data.importers.raw import RawImage
 from retina_ray.data.importers.shard_tasks import (
     ShardOptions,
     ShardResult,
     ShardTask,
     note_finished,
 )
-from retina_ray.data.importers.sources import SourceFileError, map_ahead
-from retina_ray.data.prepared.info import open_filesystem
 from retina_ray.data.prepared.record_checks import record_faults
-from retina_ray.data.prepared.schema import BoxType, Fault, Record
+from retina_ray.data.prepared.schema import BoxType, Record
 from retina_ray.data.prepared.shard_file import ShardFile
 from retina_ray.data.rotated_boxes import scale_rotated
-
-__all__ = ["write_shard"]
+from retina_ray.errors import Fault, SourceFileError
+from retina_ray.storage.source_folder import map_ahead
+from retina_ray.storage.uris import open_filesystem
 
 
 def write_shard(task: ShardTask, *, num_threads: int | None = None) -> Iterator[int | ShardResult]:

@@ -22,17 +22,16 @@ from functools import partial
 
 from retina_ray.data.images.files import MAX_PIXELS
 from retina_ray.data.images.headers import read_header
-from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog, RawImage
+from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog
 from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
-from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.importers.sources import SourceFileError, SourceFolder, map_ahead
+from retina_ray.data.importers.raw import RawDataset, RawImage
 from retina_ray.data.importers.yolo_labels import LabelReader, labels_of
 from retina_ray.data.importers.yolo_yaml import list_images, read_data_yaml
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import shown_uri
-from retina_ray.data.prepared.schema import Category, Fault
-
-__all__ = ["import_yolo", "read_yolo"]
+from retina_ray.data.prepared.schema import Category
+from retina_ray.errors import Fault, SourceFileError
+from retina_ray.storage.source_folder import SourceFolder, map_ahead
+from retina_ray.storage.uris import shown_uri
 
 _HEAD_BYTES = 1 << 16
 

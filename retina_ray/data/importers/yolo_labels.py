@@ -6,15 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from retina_ray.data.importers.box_checks import (
-    MALFORMED_BOX,
-    NOT_FINITE,
-    UNKNOWN_CLASS,
-    ImportLog,
-    RawBox,
-)
-
-__all__ = ["LabelReader", "labels_of"]
+from retina_ray.data.importers.box_checks import MALFORMED_BOX, NOT_FINITE, UNKNOWN_CLASS, ImportLog
+from retina_ray.data.importers.raw import RawBox
 
 # Shares beyond this are no box that sticks out of the image: somebody wrote pixels.
 _LARGEST_SHARE = 2.0

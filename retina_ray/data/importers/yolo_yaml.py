@@ -15,11 +15,9 @@ from typing import Any
 
 from retina_ray.data.importers.box_checks import ImportLog, repeated
 from retina_ray.data.importers.plain_yaml import load_plain_yaml
-from retina_ray.data.importers.sources import SourceFileError, SourceFolder
-from retina_ray.data.prepared.info import join_uri, parent_uri, shown_uri
-from retina_ray.data.prepared.schema import DataError, Fault
-
-__all__ = ["IMAGE_SUFFIXES", "YoloDescription", "list_images", "read_data_yaml"]
+from retina_ray.errors import DataError, Fault, SourceFileError
+from retina_ray.storage.source_folder import SourceFolder
+from retina_ray.storage.uris import join_uri, parent_uri, shown_uri
 
 IMAGE_SUFFIXES = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder; Ultralytics' list without formats that need more software.

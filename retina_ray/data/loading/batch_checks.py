@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from retina_ray.structures import Targets
 
-__all__ = ["check_batch"]
 
 _PADDING = -1
 """Label of the rows that only fill up the tensor (`retina_ray.structures.Targets`)."""

@@ -11,24 +11,19 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.augment.augmenter import Augmenter, Source
-from retina_ray.data.augment.transforms import (
-    Sample,
-    Size,
-    image_stream,
-    resize_image,
-    shortest_edge_size,
-)
+from retina_ray.data.augment.augmenter import Augmenter
+from retina_ray.data.augment.transforms import Sample, Size, resize_image, shortest_edge_size
+from retina_ray.data.augment.views import Source
 from retina_ray.data.images.decoding import DecodeError, Pixels, decode_image
-from retina_ray.data.loading.packing import BATCH_SCHEMA, join_batches, pack_batch, padded_batch
+from retina_ray.data.loading.packing import join_batches, pack_batch, padded_batch
 from retina_ray.data.loading.stored_images import ImageSource, StoredImage
 from retina_ray.data.loading.target_checks import check_targets
 from retina_ray.data.plan.layout import TRAIN, VAL
 from retina_ray.data.plan.order import NUM_MOSAIC_PARTNERS
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import BoxType, DataError, Fault
-
-__all__ = ["BATCH_SCHEMA", "BatchLoader"]
+from retina_ray.data.prepared.schema import BoxType
+from retina_ray.data.random_streams import image_stream
+from retina_ray.errors import DataError, Fault
 
 NUM_SPARES = 8
 """Images that follow a training row in the index and stand in when none of its own can be decoded:

@@ -11,8 +11,6 @@ import pyarrow as pa
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.unpack import PlannedBatch, unpack_batch
 
-__all__ = ["iterate"]
-
 
 def iterate(
     plan_rows: pa.Table, loader: BatchLoader, *, num_threads: int = 1, pin_memory: bool = False

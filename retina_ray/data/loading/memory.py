@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 
-__all__ = ["keep_freed_memory"]
-
 # mallopt's parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE, _LARGEST_OF_OLD_GLIBC = 2**30, 2**25

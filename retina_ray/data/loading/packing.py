@@ -1,8 +1,8 @@
 """A ready batch as one row of an Arrow table.
 
 In this form it travels through Ray's object store without being copied or pickled;
-`retina_ray.data.loading.unpack` makes tensors of it. N images, M boxes of the whole batch, B numbers
-a box.
+`retina_ray.data.loading.unpack` makes tensors of it. N images, M boxes of the whole batch, B
+numbers a box.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import pyarrow as pa
 from retina_ray.data.augment.transforms import Sample, Size
 from retina_ray.data.images.decoding import DecodeError, Pixels
 from retina_ray.data.loading.stored_images import StoredImage
-
-__all__ = ["BATCH_SCHEMA", "join_batches", "pack_batch", "padded_batch"]
 
 BATCH_SCHEMA = pa.schema(
     [

@@ -21,17 +21,10 @@ from ray.data import Datasource, ExecutionOptions, ReadTask, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
-from retina_ray.data.loading.batch_loader import BATCH_SCHEMA, BatchLoader
+from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.memory import keep_freed_memory
+from retina_ray.data.loading.packing import BATCH_SCHEMA
 from retina_ray.data.plan.run_plan import RunPlan
-
-__all__ = [
-    "execution_options",
-    "keep_idle_processes",
-    "rows_per_block",
-    "stream",
-    "task_cpus",
-]
 
 MAX_BLOCK_BYTES = 96 * 2**20
 """A typical block's largest size: each costs Ray Data's scheduler its time, whatever it holds."""

@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import shown_uri
-from retina_ray.data.prepared.schema import ROTATED_COLUMN, BoxType, DataError, flat_lists
-
-__all__ = ["ImageSource", "StoredImage"]
+from retina_ray.data.prepared.schema import ROTATED_COLUMN, BoxType, flat_lists
+from retina_ray.errors import DataError
+from retina_ray.storage.uris import shown_uri
 
 _MAX_NOTES_BYTES = 64 * 2**20
 """Notes that are kept, about 200 bytes and 20 for each box an image: those of all of COCO."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retina_ray.data.loading.unpack import PlannedBatch
 
-__all__ = ["expect_order", "iterate_shard"]
 
 _LONGEST_FETCH_S = 10.0
 """How long a thread of a closed stream is waited for."""

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.data.prepared.schema import DataError, Fault
-
-__all__ = ["FlatTargets", "check_flat_targets", "check_targets"]
+from retina_ray.errors import DataError, Fault
 
 _MEND = "mend the annotation, or leave the box out"
 

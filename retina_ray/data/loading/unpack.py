@@ -11,8 +11,6 @@ import torch
 
 from retina_ray.structures import Batch, ImageBatch, Targets
 
-__all__ = ["PlannedBatch", "unpack_batch"]
-
 _HEAVY = frozenset({"sizes", "boxes", "labels"})
 
 

@@ -8,8 +8,6 @@ from retina_ray.data.plan.layout import RunLayout
 from retina_ray.data.plan.rows import validation_round
 from retina_ray.data.plan.run_plan import RunPlan
 
-__all__ = ["build_eval_plan"]
-
 
 def build_eval_plan(
     index: pa.Table,

@@ -19,16 +19,6 @@ from numpy.typing import NDArray
 
 from retina_ray.config import ExperimentConfig
 
-__all__ = [
-    "TRAIN",
-    "VAL",
-    "RunBlocks",
-    "RunLayout",
-    "Segment",
-    "micro_batches_of",
-    "rounds_of",
-]
-
 TRAIN, VAL = "train", "val"
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.data.plan.sampling import EpochSampler
-
-__all__ = ["EpochBatches", "Images", "epoch_batches", "evaluation_order", "random_stream"]
+from retina_ray.data.random_streams import random_stream
 
 Ints = NDArray[np.integer]
 Flags = NDArray[np.bool_]
@@ -29,14 +28,6 @@ NUM_MOSAIC_PARTNERS = 3
 ASPECT_BINS_PER_OCTAVE = 8
 """Evaluation batches images whose width / height lies in the same eighth of an octave: about 9 % of
 a row is padding at most, and images of equal shape (most of COCO is 4:3) stay in storage order."""
-
-
-def random_stream(seed: int, *parts: int) -> np.random.Generator:
-    """Make the generator that belongs to (seed, ...), and to nothing else.
-
-    Negative numbers are allowed: they are taken modulo 2^64, which numpy's seeds need.
-    """
-    return np.random.default_rng([part % 2**64 for part in (seed, *parts)])
 
 
 @dataclass(frozen=True)

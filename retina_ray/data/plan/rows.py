@@ -11,17 +11,7 @@ import pyarrow as pa
 from retina_ray.data.plan.layout import TRAIN, Segment, rounds_of
 from retina_ray.data.plan.order import EpochBatches, Images, epoch_batches, evaluation_order
 from retina_ray.data.plan.sampling import EpochSampler
-from retina_ray.data.prepared.schema import DataError
-
-__all__ = [
-    "PLAN_SCHEMA",
-    "EpochRules",
-    "check_numbers",
-    "place_rows",
-    "read_images",
-    "training_rows",
-    "validation_round",
-]
+from retina_ray.errors import DataError
 
 PLAN_SCHEMA = pa.schema(
     [

@@ -31,10 +31,9 @@ from retina_ray.data.plan.rows import (
     read_images,
     validation_round,
 )
-from retina_ray.data.plan.sampling import EpochSampler, ImageClasses, make_sampler
-from retina_ray.data.prepared.schema import DataError
-
-__all__ = ["RunPlan", "build_run_plan", "sampler_of"]
+from retina_ray.data.plan.sampling import EpochSampler, make_sampler
+from retina_ray.data.prepared.schema import ImageClasses
+from retina_ray.errors import DataError
 
 WINDOW_ROW_GROUPS = 16
 """Row groups that are shuffled together: some 500 images of a set with the usual 32 to a group."""

@@ -12,29 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.data.prepared.schema import DataError
-
-__all__ = ["EpochSampler", "ImageClasses", "Sampling", "make_sampler", "repeat_factors"]
+from retina_ray.data.prepared.schema import ImageClasses, Ints
+from retina_ray.errors import DataError
 
 Sampling = Literal["all", "repeat_factor", "class_balanced"]
-Ints = NDArray[np.integer]
-
-
-@dataclass(frozen=True)
-class ImageClasses:
-    """Which classes each image holds, crowd regions left out.
-
-    Attributes:
-        image: (P,) positions of the images, ascending.
-        label: (P,) a class of that image, each pair once.
-        num_images: n, with those that hold no class.
-        num_classes: K.
-    """
-
-    image: Ints
-    label: Ints
-    num_images: int
-    num_classes: int
 
 
 @dataclass(frozen=True)

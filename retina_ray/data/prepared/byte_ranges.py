@@ -24,16 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-__all__ = [
-    "IMAGE_RANGE",
-    "LENGTH_BYTES",
-    "RANGES_KEY",
-    "Block",
-    "RangeRecorder",
-    "decode_ranges",
-    "merge_ranges",
-]
-
 RANGES_KEY = "retina_ray.image_ranges"
 """Key in a shard's footer. What its value means never changes: another meaning, another key."""
 

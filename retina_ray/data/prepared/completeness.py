@@ -11,19 +11,10 @@ from collections.abc import Collection
 
 import pyarrow.fs as pafs
 
-from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo, open_filesystem
-from retina_ray.data.prepared.schema import Fault
+from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
 from retina_ray.data.prepared.shard_file import PARTIAL_SUFFIX
-
-__all__ = [
-    "IMPORT_FOLDER",
-    "clean_up",
-    "delete_dataset",
-    "list_shards",
-    "named_shards",
-    "shard_faults",
-    "why_not_a_dataset",
-]
+from retina_ray.errors import Fault
+from retina_ray.storage.uris import open_filesystem
 
 IMPORT_FOLDER = "_import"
 """Folder beside the shards in which an import that goes on keeps account of what is finished."""

@@ -17,36 +17,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retina_ray.data.plan.sampling import ImageClasses
 from retina_ray.data.prepared.completeness import shard_faults, why_not_a_dataset
 from retina_ray.data.prepared.ground_truth import coco_dict
 from retina_ray.data.prepared.image_reader import ImageReader
-from retina_ray.data.prepared.info import (
-    FORMAT_VERSION,
-    INFO_FILE,
-    DatasetInfo,
-    ShardInfo,
-    open_filesystem,
-    shown_uri,
-)
+from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
 from retina_ray.data.prepared.schema import (
     LIGHT_COLUMNS,
     ROTATED_COLUMN,
     BoxType,
-    DataError,
+    ImageClasses,
     flat_lists,
 )
 from retina_ray.data.prepared.shard_reader import ShardReader
-from retina_ray.data.prepared.writer import ShardWriter
-
-__all__ = [
-    "FORMAT_VERSION",
-    "INFO_FILE",
-    "DatasetInfo",
-    "PreparedDataset",
-    "ShardInfo",
-    "ShardWriter",
-]
+from retina_ray.errors import DataError
+from retina_ray.storage.uris import open_filesystem, shown_uri
 
 
 class PreparedDataset:

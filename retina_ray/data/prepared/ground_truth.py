@@ -12,8 +12,6 @@ import pyarrow as pa
 
 from retina_ray.data.prepared.schema import ROTATED_COLUMN, BoxType, Category, nested_rows
 
-__all__ = ["coco_dict"]
-
 
 def coco_dict(
     table: pa.Table, categories: Sequence[Category], *, box_type: BoxType

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from retina_ray.data.prepared.byte_ranges import LENGTH_BYTES, Block, merge_ranges
-from retina_ray.data.prepared.schema import IMAGE_COLUMN, DataError
+from retina_ray.data.prepared.schema import IMAGE_COLUMN
 from retina_ray.data.prepared.shard_reader import ShardReader
-
-__all__ = ["ImageReader"]
+from retina_ray.errors import DataError
 
 _MAX_GAP_BYTES = 64 * 2**10
 """What a remote storage sends in less time than it takes to answer another question."""

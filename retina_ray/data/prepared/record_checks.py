@@ -11,9 +11,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from retina_ray.data.prepared.schema import BoxType, Category, DataError, Fault, Record
-
-__all__ = ["check_categories", "is_id", "record_faults", "rotated_boxes_of"]
+from retina_ray.data.prepared.schema import BoxType, Category, Record
+from retina_ray.errors import DataError, Fault
 
 
 def is_id(value: Any) -> TypeGuard[int]:

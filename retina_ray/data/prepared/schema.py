@@ -9,8 +9,7 @@ Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -18,23 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-__all__ = [
-    "IMAGE_COLUMN",
-    "LIGHT_COLUMNS",
-    "ROTATED_COLUMN",
-    "SHARD_SCHEMA",
-    "BoxType",
-    "Category",
-    "DataError",
-    "Fault",
-    "Record",
-    "flat_lists",
-    "nested_rows",
-    "record_from_row",
-    "records_to_table",
-    "shard_schema",
-]
+from numpy.typing import NDArray
 
 BoxType = Literal["aligned", "rotated"]
 """Which boxes a set has, or a model learns; a set of rotated boxes has aligned ones as well."""
@@ -63,8 +46,6 @@ heavy one."""
 LIGHT_COLUMNS = tuple(name for name in SHARD_SCHEMA.names if name != IMAGE_COLUMN)
 """All columns that planning and evaluation may read without touching pixels, whatever the set."""
 
-_MAX_LINES = 50
-
 
 def shard_schema(box_type: BoxType) -> pa.Schema:
     """The columns of a set's shards: `SHARD_SCHEMA`, with `rotated_boxes` last where it has any."""
@@ -84,70 +65,6 @@ class Category:
 
     id: int
     name: str
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with a data set.
-
-    Attributes:
-        kind: a few words that group alike faults, e.g. "box of zero or negative size".
-        message: which value was found, what was expected, and what to do.
-        file: the image or annotation file concerned.
-        image_id: the original id of the image.
-        annotation_id: the original id of the annotation.
-    """
-
-    kind: str
-    message: str
-    file: str | None = None
-    image_id: int | str | None = None
-    annotation_id: int | str | None = None
-
-    def __str__(self) -> str:
-        places = (
-            self.file,
-            None if self.image_id is None else f"image {self.image_id}",
-            None if self.annotation_id is None else f"annotation {self.annotation_id}",
-        )
-        where = ", ".join(place for place in places if place is not None)
-        return f"{where}: {self.message}" if where else self.message
-
-
-class DataError(ValueError):
-    """A data set cannot be used as it is; says everything that is wrong with it at once.
-
-    Args:
-        faults: the faults in the order in which they were found, or one message.
-
-    Attributes:
-        faults: all of them; the message shows about 50 lines and counts the rest.
-    """
-
-    def __init__(self, faults: str | Iterable[Fault]) -> None:
-        if isinstance(faults, str):
-            faults = [Fault("data set", faults)]
-        self.faults: list[Fault] = list(faults)
-        super().__init__(self.faults)
-
-    def __str__(self) -> str:
-        if len(self.faults) == 1:
-            return str(self.faults[0])
-        return "\n".join(_fault_lines(self.faults))
-
-
-def _fault_lines(faults: Sequence[Fault]) -> list[str]:
-    """List faults by kind, the total of each kind always, at most `_MAX_LINES` single ones."""
-    totals = Counter(fault.kind for fault in faults)
-    share = max(1, _MAX_LINES // max(1, len(totals)))
-    lines = [f"{len(faults)} faults in the data"]
-    for kind, total in totals.items():
-        lines.append(f"{kind} ({total}):")
-        shown = [fault for fault in faults if fault.kind == kind][:share]
-        lines += [f"  {fault}" for fault in shown]
-        if total > len(shown):
-            lines.append(f"  and {total - len(shown)} more")
-    return lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,3 +230,23 @@ def flat_lists(
 
 def _array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+Ints = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class ImageClasses:
+    """Which classes each image holds, crowd regions left out.
+
+    Attributes:
+        image: (P,) positions of the images, ascending.
+        label: (P,) a class of that image, each pair once.
+        num_images: n, with those that hold no class.
+        num_classes: K.
+    """
+
+    image: Ints
+    label: Ints
+    num_images: int
+    num_classes: int

@@ -36,16 +36,6 @@ from retina_ray.data.prepared.schema import (
     shard_schema,
 )
 
-__all__ = [
-    "PARTIAL_SUFFIX",
-    "ContentHash",
-    "ShardContent",
-    "ShardFile",
-    "fingerprint",
-    "shard_name",
-    "write_whole",
-]
-
 PARTIAL_SUFFIX = ".partial"
 
 

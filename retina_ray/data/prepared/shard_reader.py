@@ -18,10 +18,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from retina_ray.data.prepared.byte_ranges import RANGES_KEY, decode_ranges
-from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo, open_filesystem, shown_uri
-from retina_ray.data.prepared.schema import DataError, Fault, shard_schema
-
-__all__ = ["OTHER_COLUMNS", "ShardReader"]
+from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
+from retina_ray.data.prepared.schema import shard_schema
+from retina_ray.errors import DataError, Fault
+from retina_ray.storage.uris import open_filesystem, shown_uri
 
 OTHER_COLUMNS = "shard with other columns"
 """Kind of the fault of a shard that another version or program wrote."""

@@ -16,12 +16,11 @@ import pyarrow.fs as pafs
 from retina_ray.data.prepared.completeness import (
     clean_up,
     delete_dataset,
-    list_shards,
     named_shards,
 )
-from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo, open_filesystem, shown_uri
+from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
 from retina_ray.data.prepared.record_checks import check_categories, record_faults
-from retina_ray.data.prepared.schema import BoxType, Category, DataError, Record
+from retina_ray.data.prepared.schema import BoxType, Category, Record
 from retina_ray.data.prepared.shard_file import (
     ShardContent,
     ShardFile,
@@ -29,16 +28,8 @@ from retina_ray.data.prepared.shard_file import (
     shard_name,
     write_whole,
 )
-
-__all__ = [
-    "ShardWriter",
-    "begin_beside",
-    "begin_dataset",
-    "check_group_sizes",
-    "delete_dataset",
-    "finish_dataset",
-    "list_shards",
-]
+from retina_ray.errors import DataError
+from retina_ray.storage.uris import open_filesystem, shown_uri
 
 
 def check_group_sizes(*, rows_per_group: int, rows_per_shard: int) -> None:

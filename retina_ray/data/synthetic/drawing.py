@@ -18,8 +18,6 @@ from retina_ray.data.images.files import encode_jpeg
 from retina_ray.data.prepared.schema import Record
 from retina_ray.data.rotated_boxes import cut_enclosing_boxes, least_turned
 
-__all__ = ["PICTURE_VERSION", "SHAPE_NAMES", "TURNED_NAMES", "draw_image"]
-
 SHAPE_NAMES = ("disc", "ring", "bar")
 TURNED_NAMES = ("ellipse", "frame", "bar")
 

@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from retina_ray.config import SyntheticConfig
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.info import INFO_FILE, open_filesystem
-from retina_ray.data.prepared.schema import Category, DataError
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.info import INFO_FILE
+from retina_ray.data.prepared.schema import Category
+from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.drawing import PICTURE_VERSION, SHAPE_NAMES, TURNED_NAMES, draw_image
-
-__all__ = ["SHAPE_NAMES", "draw_image", "make_shapes", "prepare_synthetic"]
+from retina_ray.errors import DataError
+from retina_ray.storage.uris import open_filesystem
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 

@@ -21,7 +21,6 @@ from retina_ray.model.weights.state_dicts import (
 if TYPE_CHECKING:
     from retina_ray.model.retinanet import RetinaNet
 
-__all__ = ["load_detectron2_retinanet", "to_detectron2"]
 
 _STEM = "backbone.bottom_up.stem.conv1.weight"
 

@@ -18,16 +18,6 @@ from retina_ray.config import ConfigError
 if TYPE_CHECKING:
     from retina_ray.model.retinanet import RetinaNet
 
-__all__ = [
-    "Source",
-    "StateDict",
-    "describe",
-    "download",
-    "is_file",
-    "load_named",
-    "read_state_dict",
-    "warn_of_offset",
-]
 
 logger = logging.getLogger(__name__)
 

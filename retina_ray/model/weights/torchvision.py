@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from retina_ray.model.backbone import ResNetBackbone
     from retina_ray.model.retinanet import RetinaNet
 
-__all__ = ["load_backbone", "load_torchvision_retinanet"]
 
 _EPS = 1e-5
 """Of all our batch norms, PyTorch's default."""

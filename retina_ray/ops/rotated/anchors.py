@@ -20,8 +20,6 @@ from retina_ray.ops.anchors import AnchorGenerator, level_sizes
 if TYPE_CHECKING:
     from retina_ray.config import ModelConfig
 
-__all__ = ["RotatedAnchorGenerator"]
-
 
 class RotatedAnchorGenerator(AnchorGenerator):
     """Makes the rotated anchors of a feature pyramid and keeps those of recent image sizes.

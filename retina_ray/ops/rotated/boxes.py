@@ -18,20 +18,6 @@ from torch import Tensor
 from retina_ray.ops.boxes import at_least_float32
 from retina_ray.ops.rotated.overlap import Columns, shared_area
 
-__all__ = [
-    "cos_sin_deg",
-    "enclosing_boxes",
-    "flip_rotated",
-    "is_proper_rotated",
-    "paired_rotated_intersection",
-    "paired_rotated_iou",
-    "rotated_corners",
-    "rotated_from_aligned",
-    "rotated_iou",
-    "scale_rotated",
-    "wrap_angle",
-]
-
 # Pairs computed at once: on a CPU temporaries that stay in its cache, on a GPU 32 MiB each.
 _BLOCK_CPU = 2**14
 _BLOCK_GPU = 2**21

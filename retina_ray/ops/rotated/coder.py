@@ -14,8 +14,6 @@ from torch import Tensor
 from retina_ray.ops.boxes import at_least_float32
 from retina_ray.ops.rotated.boxes import wrap_angle
 
-__all__ = ["RotatedBoxCoder"]
-
 
 class RotatedBoxCoder:
     """Turns rotated boxes into deltas (dx, dy, dw, dh, da) from reference boxes, and back.

@@ -13,8 +13,6 @@ from torch import Tensor
 from retina_ray.ops.boxes import at_least_float32
 from retina_ray.ops.rotated.boxes import enclosing_boxes, is_proper_rotated, paired_rotated_iou
 
-__all__ = ["batched_rotated_nms"]
-
 # Rows of the table of pairs made at once, and exact overlaps computed at once.
 _ROWS_CPU, _PAIRS_CPU = 256, 2**14
 _ROWS_GPU, _PAIRS_GPU = 4096, 2**21

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from retina_ray.reports.dataset.splits import Split
 
-__all__ = ["Extreme", "choose_images", "find_extremes"]
-
 _NUM_CANDIDATES = 256
 _NUM_SMALLEST, _NUM_OTHERS = 3, 2
 

@@ -12,8 +12,6 @@ from retina_ray.config import ExperimentConfig, InputConfig
 from retina_ray.reports.dataset.plots import Plot, Values, bubbles, density, histogram
 from retina_ray.reports.dataset.splits import Split
 
-__all__ = ["COCO_SIDES_PX", "Chart", "box_charts", "image_charts", "training_sides"]
-
 COCO_SIDES_PX = (32.0, 96.0)
 """COCO calls a box small below the first, large from the second on (roots of areas)."""
 

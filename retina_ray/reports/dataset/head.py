@@ -11,8 +11,6 @@ from retina_ray.reports.dataset.page import facts
 from retina_ray.reports.dataset.pictures import Album
 from retina_ray.reports.dataset.splits import Split
 
-__all__ = ["head", "import_reports"]
-
 
 def head(
     uri: str | os.PathLike[str],

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from retina_ray.reports.dataset.pictures import Mark, Shot
 from retina_ray.reports.dataset.style import BOX_COLOURS
 
-__all__ = ["Palette", "overlay"]
-
 _FONT = 0.046  # letters' height as a share of the picture's width
 _LETTER = 0.57  # a letter's width as a share of its height
 _MAX_LETTERS, _MAX_NAMES = 24, 14

@@ -16,8 +16,6 @@ from retina_ray.reports.dataset.pictures import Mark, Shot
 from retina_ray.reports.dataset.plots import LINE_STYLES, SERIES
 from retina_ray.reports.dataset.style import STYLE
 
-__all__ = ["Card", "cards", "charts", "class_bars", "facts", "legend", "loose_shots", "page"]
-
 _MAX_CLASSES = 120  # rows of bars that are open when the page is
 _LOG_FACTOR = 20  # counts that differ by more get a log scale
 _TINY_PX = 200

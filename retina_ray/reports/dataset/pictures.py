@@ -23,12 +23,11 @@ from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.unpack import PlannedBatch, unpack_batch
 from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import IMAGE_COLUMN, DataError
+from retina_ray.data.prepared.schema import IMAGE_COLUMN
+from retina_ray.errors import DataError
 from retina_ray.ops.rotated.boxes import rotated_corners
 from retina_ray.reports.dataset.choice import Extreme
 from retina_ray.reports.dataset.splits import Split
-
-__all__ = ["Album", "Mark", "Shot", "training_shots"]
 
 _LONGER_SIDE_PX, _QUALITY = 480, 80
 _CROP_FACTOR, _MIN_CROP_PX = 6.0, 64.0  # how much of its surroundings a small box is shown with

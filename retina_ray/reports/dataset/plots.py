@@ -21,8 +21,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib needs it anyway
 
-__all__ = ["LINE_STYLES", "SERIES", "Plot", "Values", "bubbles", "density", "histogram"]
-
 SERIES = ("#2b83c6", "#e07b00", "#009e73", "#cc79a7", "#8c8c8c", "#b59f00")
 """Colours of the splits: told apart by the colour-blind, and seen on light and on dark."""
 LINE_STYLES = ("solid", "dashed", "dotted")

@@ -20,8 +20,6 @@ from retina_ray.reports.dataset.page import Card, cards, charts, class_bars, loo
 from retina_ray.reports.dataset.pictures import Album, Shot, training_shots
 from retina_ray.reports.dataset.splits import Split, class_names, open_splits, read_split
 
-__all__ = ["NUM_EPOCHS", "OnStage", "config_for", "show_dataset"]
-
 NUM_EPOCHS = 3
 """Pictures of each image as training sees it."""
 

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
+from retina_ray.data.prepared.completeness import list_shards
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import INFO_FILE, open_filesystem
+from retina_ray.data.prepared.info import INFO_FILE
 from retina_ray.data.prepared.schema import ROTATED_COLUMN
-from retina_ray.data.prepared.writer import list_shards
-
-__all__ = ["Split", "class_names", "open_splits", "read_split"]
+from retina_ray.storage.uris import open_filesystem
 
 _ORDER = ("train", "val", "test")
 

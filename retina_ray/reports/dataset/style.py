@@ -1,7 +1,5 @@
 """The look of a data set's page: one style sheet, light and dark, wide and narrow."""
 
-__all__ = ["BOX_COLOURS", "STYLE"]
-
 BOX_COLOURS = ("#f0a30a", "#5cc3f5", "#12b886", "#f5e642", "#3b8fe8", "#ff7a2f", "#e58bc0")
 """Colours of classes in pictures: Okabe and Ito's, made lighter, since each has a dark edge."""
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import shown_uri
 from retina_ray.data.prepared.schema import BoxType
 from retina_ray.evaluation.coco import CocoMetrics, evaluate_coco, metric_names
 from retina_ray.evaluation.confusion import ImageScores, confusion_matrix, score_images
@@ -22,8 +21,7 @@ from retina_ray.evaluation.predictions_file import (
     predictions_origin,
 )
 from retina_ray.reports.run.record import RunRecord
-
-__all__ = ["NoAnalysis", "RunAnalysis", "analyse"]
+from retina_ray.storage.uris import shown_uri
 
 _STRICT_IOU = 0.75
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from retina_ray.reports.dataset.page import legend
 from retina_ray.reports.dataset.plots import SERIES
 
-__all__ = ["Line", "figure", "line_chart", "thin_out"]
-
 _SIZE, _SMALL_SIZE = (470.0, 250.0), (290.0, 190.0)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 10.0, 36.0
 _MAX_POINTS = 240  # of a line: more cannot be told apart

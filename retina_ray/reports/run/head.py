@@ -9,11 +9,9 @@ from html import escape
 from typing import Any
 
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.info import shown_uri
 from retina_ray.reports.dataset.page import facts
 from retina_ray.reports.run.record import RunRecord, changed_settings
-
-__all__ = ["bad_image_list", "problem_list", "run_facts", "settings_table"]
+from retina_ray.storage.uris import shown_uri
 
 _MAX_BAD_IMAGES = 200
 _LATEST_TIME = 2**32  # seconds since 1970: beyond it, a line is damaged

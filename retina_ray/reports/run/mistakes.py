@@ -11,8 +11,6 @@ from retina_ray.evaluation.errors import Verdict
 from retina_ray.reports.run.analysis import RunAnalysis
 from retina_ray.reports.run.tables import percent, table
 
-__all__ = ["confusion_part", "error_bars"]
-
 _MAX_MATRIX = 20  # classes that a matrix is legible with
 _MAX_PAIRS = 30
 _KINDS = {

@@ -9,8 +9,6 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["JudgedBox", "judged_overlay"]
-
 _FONT = 0.042  # letters' height as a share of the picture's width
 _LETTER = 0.56  # a letter's width as a share of its height
 _MAX_LETTERS, _MAX_TEXTS = 26, 12

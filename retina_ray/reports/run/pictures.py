@@ -18,8 +18,6 @@ from retina_ray.reports.dataset.pictures import Album
 from retina_ray.reports.run.analysis import RunAnalysis
 from retina_ray.reports.run.overlay import JudgedBox, judged_overlay
 
-__all__ = ["KINDS", "best_images", "colour_key", "worst_images"]
-
 KINDS = {
     Verdict.RIGHT: "right",
     Verdict.CLASS: "class",

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from retina_ray.reports.run.chart import Line, figure, line_chart, thin_out
 from retina_ray.reports.run.record import RunRecord
 
-__all__ = ["progress_charts"]
-
 _MAX_OTHERS = 12  # charts of figures that this page knows nothing of
 _CUT_FACTOR = 6.0  # a loss may start far above what it is nearly all the time
 

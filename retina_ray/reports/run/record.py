@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.prepared.schema import DataError
-
-__all__ = ["RunRecord", "changed_settings", "read_run"]
+from retina_ray.errors import DataError
 
 _MAX_NAMED = 5
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 from retina_ray.reports.dataset.page import page
 from retina_ray.reports.dataset.pictures import Album
 from retina_ray.reports.dataset.splits import read_split
@@ -37,8 +37,6 @@ from retina_ray.reports.run.tables import (
     logged_class_table,
     precision_charts,
 )
-
-__all__ = ["NUM_IMAGES", "REPORT_FILE", "RunReport", "run_report", "write_page"]
 
 REPORT_FILE = "report.html"
 """The page's name in a run's folder."""

@@ -1,7 +1,5 @@
 """What the page of a run adds to the look of a data set's page."""
 
-__all__ = ["RUN_STYLE", "VERDICT_CLASSES"]
-
 VERDICT_CLASSES = ("right", "class", "location", "both", "duplicate", "background", "lost")
 
 _COLOURS = ("#12b886", "#e58bc0", "#f0a30a", "#b48cf2", "#5cc3f5", "#ff5a4f", "#ff5a4f")

@@ -14,15 +14,6 @@ from retina_ray.reports.dataset.page import legend
 from retina_ray.reports.run.analysis import RunAnalysis
 from retina_ray.reports.run.chart import Line, figure, line_chart
 
-__all__ = [
-    "class_table",
-    "coco_figures",
-    "logged_class_table",
-    "percent",
-    "precision_charts",
-    "table",
-]
-
 _OPEN_CURVES, _MAX_CURVES = 12, 120
 _OPEN_ROWS = 30
 _IOU_NAMES = ("IoU 0.50", "IoU 0.75")

@@ -13,8 +13,6 @@ from retina_ray.sweep.report.rows import (
     repeats,
 )
 
-__all__ = ["failure_notes", "one_line", "report_notes", "summary"]
-
 BAD_IMAGES = "data/bad_images"
 _MAX_REASON = 200  # letters
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from retina_ray.sweep.report.rows import TrialRow, average_precision, format_value
 
-__all__ = ["render_page"]
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2327; max-width: 1180px;
        margin: 2em auto; padding: 0 1.2em; }

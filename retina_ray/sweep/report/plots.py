@@ -30,8 +30,6 @@ from retina_ray.sweep.report.rows import (
     swept_paths,
 )
 
-__all__ = ["plot_learning_curves", "plot_parameters"]
-
 _BEST, _REST, _FAILED, _NEXT = "#d55e00", "#9aa3ab", "#b2182b", ("#0072b2", "#009e73")
 _DPI = 130
 _MAX_LEGEND = 120  # letters of the settings in a line of the legend

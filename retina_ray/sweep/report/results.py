@@ -12,8 +12,6 @@ from typing import Any
 
 from retina_ray.sweep.report.rows import TrialRow, rank, swept_paths
 
-__all__ = ["read_results", "write_csv", "write_json"]
-
 # JSON has no words for these; as text they are told from numbers, and from what is missing.
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

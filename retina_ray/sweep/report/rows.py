@@ -8,20 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = [
-    "Repeats",
-    "TrialRow",
-    "average_precision",
-    "best_trial",
-    "format_duration",
-    "format_value",
-    "longest_run",
-    "rank",
-    "repeats",
-    "short_names",
-    "swept_paths",
-]
-
 _MAX_VALUE = 28  # letters of a value in a table or on an axis; the files hold it whole
 
 

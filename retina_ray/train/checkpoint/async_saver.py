@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retina_ray.errors import StorageError
 from retina_ray.storage.disk_space import Room, is_no_room, reason_of
-from retina_ray.storage.files import is_uri
-from retina_ray.storage.retry import StorageError
+from retina_ray.storage.uris import is_uri
 from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.checkpoint.index import Entry
 from retina_ray.train.checkpoint.store import CheckpointStore, OvertakenError
 from retina_ray.train.errors import NoRoomError
-
-__all__ = ["CheckpointError", "CheckpointSaver", "Settlement", "host_copy"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.prepared.info import DatasetInfo
 from retina_ray.train.checkpoint.format import Checkpoint
 
-__all__ = ["WeightMatch", "class_differences", "fitting_weights", "require_own"]
-
 _NAMES_SHOWN = 8
 
 

@@ -30,20 +30,6 @@ from torch import Tensor
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
 from retina_ray.storage.files import sync
 
-__all__ = [
-    "FORMAT_VERSION",
-    "META",
-    "STATE",
-    "Checkpoint",
-    "CheckpointFormatError",
-    "CheckpointMeta",
-    "DamagedCheckpointError",
-    "read_folder",
-    "read_meta",
-    "with_metrics",
-    "write_folder",
-]
-
 FORMAT_VERSION = 2
 """The format that is written, and the newest that is read."""
 

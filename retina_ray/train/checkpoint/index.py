@@ -12,8 +12,6 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = ["CheckpointIndex", "Entry"]
-
 _VERSION = 2
 
 

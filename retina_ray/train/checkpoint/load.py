@@ -14,25 +14,13 @@ from retina_ray.storage.files import exists, read_text
 from retina_ray.train.checkpoint.format import (
     META,
     Checkpoint,
-    CheckpointFormatError,
     CheckpointMeta,
     DamagedCheckpointError,
     read_meta,
 )
 from retina_ray.train.checkpoint.index import CheckpointIndex
-from retina_ray.train.checkpoint.store import CheckpointStore, OvertakenError
+from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.checkpoint.transfer import read_checkpoint
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointFormatError",
-    "CheckpointMeta",
-    "CheckpointStore",
-    "DamagedCheckpointError",
-    "OvertakenError",
-    "load_checkpoint",
-    "load_meta",
-]
 
 
 def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:

@@ -19,8 +19,9 @@ from dataclasses import replace
 import pyarrow.fs as pafs
 
 from retina_ray.config import ConfigError
-from retina_ray.storage.files import filesystem, read_text, write_text
-from retina_ray.storage.retry import StorageError
+from retina_ray.errors import StorageError
+from retina_ray.storage.files import read_text, write_text
+from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.checkpoint.format import (
     META,
     Checkpoint,
@@ -33,8 +34,6 @@ from retina_ray.train.checkpoint.transfer import put_checkpoint, read_checkpoint
 INDEX = "index.json"
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["CheckpointStore", "OvertakenError"]
 
 
 class OvertakenError(RuntimeError):
@@ -53,7 +52,7 @@ class CheckpointStore:
         """
         self.uri = uri
         self.keep = keep
-        self._fs, self._root = filesystem(uri)
+        self._fs, self._root = open_filesystem(uri)
 
     @property
     def index(self) -> CheckpointIndex:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from retina_ray.storage.files import copy_down, copy_up, filesystem, sync, write_text
+from retina_ray.storage.files import copy_down, copy_up, sync, write_text
+from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.checkpoint.format import META, STATE, Checkpoint, read_folder, write_folder
 
 _PARTIAL = ".partial-"
-
-__all__ = ["put_checkpoint", "read_checkpoint"]
 
 
 def put_checkpoint(uri: str, checkpoint: Checkpoint) -> None:
@@ -25,7 +24,7 @@ def put_checkpoint(uri: str, checkpoint: Checkpoint) -> None:
         OSError: no space, no permission; safetensors and torch have errors of their own for it.
         StorageError: a remote storage did not answer.
     """
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         _put_local(Path(path), checkpoint)
     else:
@@ -79,7 +78,7 @@ def read_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
 @contextlib.contextmanager
 def _local_copy(uri: str, *, skipped: set[str]) -> Iterator[Path]:
     """The folder itself where it is local, else a temporary copy of all files but some."""
-    fs, path = filesystem(uri)
+    fs, path = open_filesystem(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         yield Path(path)
         return

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["add_new", "named_in_run"]
-
 
 def named_in_run(kind: str, bad: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Name bad images of one set of a run.

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["compile_forward"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,18 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = [
-    "all_objects",
-    "copy_from_first",
-    "gather_objects",
-    "is_active",
-    "maximum",
-    "mean",
-    "rank",
-    "union",
-    "world_size",
-]
-
 
 def is_active() -> bool:
     """Whether there is a process group of more than one worker."""

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["WeightAverage", "decay_at"]
-
 
 def decay_at(num_updates: int, decay: float) -> float:
     """The decay of an update: small at first, so that the random start is soon forgotten.

@@ -12,15 +12,13 @@ from retina_ray.config import ExperimentConfig
 from retina_ray.model import RetinaNet, RetinaNetCriterion
 from retina_ray.model.weights import load_backbone
 from retina_ray.train.checkpoint.compatibility import fitting_weights
-from retina_ray.train.checkpoint.load import Checkpoint
+from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.engine.compilation import compile_forward
 from retina_ray.train.engine.ema import WeightAverage
 from retina_ray.train.engine.optim import build_optimizer, load_optimizer
 from retina_ray.train.engine.schedule import build_schedule
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["Learner"]
 
 
 class Learner:

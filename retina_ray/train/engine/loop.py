@@ -20,20 +20,20 @@ from retina_ray.config import ExperimentConfig
 from retina_ray.data.loading.unpack import PlannedBatch
 from retina_ray.model import RetinaNet
 from retina_ray.model.coders import make_coder
-from retina_ray.train.checkpoint.load import Checkpoint
+from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.engine import distributed, rng
 from retina_ray.train.engine.bad_images import named_in_run
-from retina_ray.train.engine.callbacks import Host, RunShape
+from retina_ray.train.engine.callbacks import Host
 from retina_ray.train.engine.learner import Learner
 from retina_ray.train.engine.meters import StepMeter
+from retina_ray.train.engine.run_shape import RunShape
 from retina_ray.train.engine.step import TrainingStep, local_norms
 from retina_ray.train.engine.stopping import Ended, Ending
 from retina_ray.train.engine.validation import ValidationRound
-from retina_ray.train.errors import NonFiniteLossError, RunStoppedError
+from retina_ray.train.errors import RunStoppedError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Ended", "Host", "NonFiniteLossError", "RunShape", "TrainingLoop"]
 
 SKIPPED_STEPS = "train/skipped_steps"
 """Metric, logged after each of them: steps left out so far."""

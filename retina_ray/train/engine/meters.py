@@ -13,8 +13,6 @@ from torch import Tensor
 from retina_ray.train.engine import distributed
 from retina_ray.train.errors import NonFiniteLossError
 
-__all__ = ["NonFiniteLossError", "StepFigures", "StepMeter"]
-
 GRADIENT = "gradient"
 GRAD_NORM = "grad_norm"
 SKIPPED_UPDATES = "train/skipped_updates"

@@ -15,13 +15,6 @@ from retina_ray.model.norms import PerLevelBatchNorm2d
 if TYPE_CHECKING:
     from retina_ray.config import OptimizerConfig
 
-__all__ = [
-    "build_optimizer",
-    "clip_gradients",
-    "load_optimizer",
-    "parameter_groups",
-    "update_if_finite",
-]
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,  # 1d to 3d, and synchronised

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from retina_ray.train.engine import distributed
 
-__all__ = ["gather_states", "own_state", "restore_state"]
-
 
 def own_state(device: torch.device) -> dict[str, Tensor]:
     """The generators of this worker: the CPU's, and its GPU's where it has one."""

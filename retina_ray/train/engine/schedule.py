@@ -14,8 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from retina_ray.config import ConfigError, ScheduleConfig
 
-__all__ = ["build_schedule", "lr_factor", "warmup_factor_at"]
-
 
 def warmup_factor_at(
     step: int, *, warmup: Literal["linear", "constant"], warmup_steps: int, warmup_factor: float

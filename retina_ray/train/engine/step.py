@@ -23,8 +23,6 @@ from retina_ray.train.engine.learner import Learner
 from retina_ray.train.engine.meters import StepFigures
 from retina_ray.train.engine.optim import clip_gradients, update_if_finite
 
-__all__ = ["TrainingStep", "grid_sizes", "local_norms"]
-
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _EMPTY_SIDE_PX = 64

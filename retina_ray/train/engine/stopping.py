@@ -14,8 +14,6 @@ import torch
 from retina_ray.config import TrainConfig
 from retina_ray.train.engine import distributed
 
-__all__ = ["Ended", "Ending", "Plateau", "TimeBudget", "agree_on_stop"]
-
 Ended = Literal["", "finished", "early stop", "time budget"]
 
 

@@ -17,15 +17,14 @@ from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.plan.eval_plan import build_eval_plan
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.evaluation.coco import evaluate_coco, to_results
+from retina_ray.evaluation.coco import evaluate_coco
+from retina_ray.evaluation.results import to_results
 from retina_ray.model import RetinaNet
 from retina_ray.model.coders import make_coder
 from retina_ray.ops.postprocess import Coder, select_detections
 from retina_ray.structures import Batch, Detections
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.bad_images import named_in_run
-
-__all__ = ["RoundResult", "Sample", "ValidationRound", "predict_dataset", "score_round"]
 
 
 @dataclass(frozen=True)

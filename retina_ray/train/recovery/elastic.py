@@ -19,8 +19,6 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from retina_ray.config import TrainConfig
 
-__all__ = ["INTERVAL_S", "EndBeforeResize", "workers"]
-
 INTERVAL_S = 60.0
 """How long a group runs before, and between, looks for room for another number of workers: a new
 group takes some ten seconds to start."""

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from retina_ray.config import ConfigError
-from retina_ray.storage.files import filesystem, read_text, write_text
+from retina_ray.storage.disk_space import Room, is_no_room, reason_of
+from retina_ray.storage.files import read_text, write_text
+from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.errors import (
-    HopelessRunError,
     NonFiniteLossError,
+    NoRoomError,
     RunError,
     TooManyBadImagesError,
 )
-
-__all__ = [
-    "HOPELESS",
-    "FailureNote",
-    "HopelessRunError",
-    "Note",
-    "RunError",
-    "cause_of",
-    "name_cause",
-]
 
 HOPELESS = (NonFiniteLossError, TooManyBadImagesError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
@@ -46,7 +40,7 @@ class Note:
 
     def clear(self) -> None:
         """Take it away."""
-        fs, path = filesystem(self._uri)
+        fs, path = open_filesystem(self._uri)
         with contextlib.suppress(FileNotFoundError):
             fs.delete_file(path)
 
@@ -88,3 +82,22 @@ def cause_of(error: Any) -> str:
     if len(reasons) == 1:
         return next(iter(reasons))
     return "\n".join(f"worker {rank}: {reason}" for reason, rank in reasons.items())
+
+
+@contextlib.contextmanager
+def naming_no_room(run_uri: str) -> Iterator[None]:
+    """Around what writes for the run at `run_uri`: without room, an error says what to do.
+
+    Raises:
+        NoRoomError: instead of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        rooms = dict.fromkeys(str(Room.at(place)) for place in (run_uri, tempfile.gettempdir()))
+        raise NoRoomError(
+            f"no room on a disk: {reason_of(error)} ({'; '.join(rooms)}); the last checkpoint "
+            "stays: make room, then carry on with --resume"
+        ) from error

@@ -20,11 +20,9 @@ from typing import Any
 
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from retina_ray.storage.files import is_uri
+from retina_ray.storage.uris import is_uri
 from retina_ray.train.engine import distributed
 from retina_ray.train.recovery.failures import Note
-
-__all__ = ["PREEMPTED", "STOP", "TOLD", "EndOnSigterm", "SigtermCallback", "StopSigns"]
 
 PREEMPTED = "preempted"
 """How the reason begins where a worker's place goes away: the run goes on elsewhere."""

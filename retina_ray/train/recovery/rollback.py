@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from retina_ray.evaluation.pictures import draw_boxes, write_png
-from retina_ray.storage.files import copy_up, filesystem, read_text, write_text
+from retina_ray.storage.files import copy_up, read_text, write_text
+from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.errors import NonFiniteLossError
 from retina_ray.train.recovery.failures import name_cause
 from retina_ray.train.spec import RunInputs, RunSpec
-
-__all__ = ["NonFiniteStep", "Rollbacks", "dump_batch", "skipped_steps"]
 
 LIST, FOLDER = "rollbacks.json", "non_finite"
 
@@ -116,7 +115,7 @@ def dump_batch(spec: RunSpec, found: NonFiniteStep) -> str | None:
     try:
         with tempfile.TemporaryDirectory(prefix="retina_ray_non_finite_") as folder:
             _write_batch(RunInputs.open(spec), found, Path(folder))
-            fs, path = filesystem(uri)
+            fs, path = open_filesystem(uri)
             fs.create_dir(path, recursive=True)
             copy_up(Path(folder), uri)
     except Exception as error:

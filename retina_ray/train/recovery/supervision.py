@@ -14,29 +14,27 @@ from collections.abc import Callable, Iterator
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
 
-from retina_ray.storage.disk_space import naming_no_room
 from retina_ray.storage.files import exists
 from retina_ray.train.engine import distributed
 from retina_ray.train.errors import (
+    HopelessRunError,
     NonFiniteLossError,
     NoRoomError,
+    RunError,
     RunStoppedError,
     RunTerminatedError,
 )
 from retina_ray.train.recovery.failures import (
     HOPELESS,
     FailureNote,
-    HopelessRunError,
     Note,
-    RunError,
     name_cause,
+    naming_no_room,
 )
 from retina_ray.train.recovery.preemption import PREEMPTED, TOLD, EndOnSigterm
 from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, dump_batch
 from retina_ray.train.recovery.watchdog import HUNG
 from retina_ray.train.spec import RunSpec
-
-__all__ = ["NoUselessRestart", "supervise", "telling_the_driver"]
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,6 @@ from typing import TypeVar
 
 from retina_ray.storage.files import write_text
 
-__all__ = ["HUNG", "Watchdog"]
-
 HUNG = "hung"
 """Folder of a run that holds the stacks of workers that hung."""
 

@@ -25,8 +25,6 @@ from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine.validation import Sample, predict_dataset, score_round
 from retina_ray.train.spec import RunSpec
 
-__all__ = ["AsyncValidation", "Outcome", "ValidationError", "validate"]
-
 DURATION, WAIT = "perf/validation_s", "perf/validation_wait_s"
 """Metrics: seconds that a round took, and those that the training waited for it."""
 

@@ -17,19 +17,20 @@ import retina_ray
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.model import RetinaNet
-from retina_ray.storage.files import exists, is_uri, read_text, write_text
+from retina_ray.storage.files import exists, read_text, write_text
+from retina_ray.storage.uris import is_uri
 from retina_ray.train.checkpoint.compatibility import (
     class_differences,
     fitting_weights,
     require_own,
 )
-from retina_ray.train.checkpoint.load import Checkpoint, load_checkpoint, load_meta
+from retina_ray.train.checkpoint.format import Checkpoint
+from retina_ray.train.checkpoint.load import load_checkpoint, load_meta
+from retina_ray.train.run.resolve import resolve
 from retina_ray.train.run.resources import Footprint, connect
 from retina_ray.train.run.trainer import fit
-from retina_ray.train.spec import RunSpec, resolve
+from retina_ray.train.spec import RunSpec
 from retina_ray.train.tracking.progress import ProgressDisplay
-
-__all__ = ["RunResult", "prepare_run", "resume_run", "run"]
 
 CONFIG = "config.json"
 RUN = "run.json"

@@ -19,8 +19,6 @@ DATA_CPUS = 1.0
 """CPUs that must be left for Ray Data's decoding tasks of a run: without one, the workers hold all
 CPUs and wait for batches for ever."""
 
-__all__ = ["ClusterSize", "Footprint", "cluster_size", "connect", "leave_a_cpu"]
-
 
 @dataclass(frozen=True)
 class ClusterSize:

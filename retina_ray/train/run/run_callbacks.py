@@ -15,7 +15,7 @@ from retina_ray.evaluation.predictions_file import (
     predictions_to_parquet,
 )
 from retina_ray.train.checkpoint.async_saver import CheckpointSaver, Settlement
-from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta
+from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.bad_images import add_new
 from retina_ray.train.engine.loop import TrainingLoop
@@ -37,8 +37,6 @@ BAD_IMAGES_STATE = "bad_images"
 
 Report = Callable[[dict[str, Any], str], None]
 StopReason = Callable[[], str | None]
-
-__all__ = ["Report", "RunHost", "StopReason"]
 
 
 @dataclass

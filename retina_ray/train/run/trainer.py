@@ -24,22 +24,22 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from retina_ray.data.loading.ray_stream import execution_options, stream
 from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
-from retina_ray.storage.files import filesystem
-from retina_ray.storage.retry import StorageError
+from retina_ray.errors import StorageError
+from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.engine import distributed
+from retina_ray.train.errors import RunError
 from retina_ray.train.recovery import elastic
-from retina_ray.train.recovery.failures import FailureNote, RunError, cause_of
+from retina_ray.train.recovery.failures import FailureNote, cause_of
 from retina_ray.train.recovery.preemption import SigtermCallback, StopSigns
 from retina_ray.train.recovery.supervision import NoUselessRestart, supervise, telling_the_driver
 from retina_ray.train.recovery.watchdog import Watchdog
 from retina_ray.train.run.async_validation import AsyncValidation, Outcome, validate
 from retina_ray.train.run.resources import Footprint, leave_a_cpu
-from retina_ray.train.run.worker import Report, StopReason, run_worker
+from retina_ray.train.run.run_callbacks import Report, StopReason
+from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs, RunSpec
 
 SHARD = "run"
-
-__all__ = ["fit", "fit_in_process"]
 
 
 def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = None) -> None:
@@ -68,7 +68,7 @@ def _fit_group(spec: RunSpec, footprint: Footprint, callbacks: list[Any]) -> Non
         elastic.EndBeforeResize(),
         NoUselessRestart(),
     ]
-    storage, path = filesystem(f"{spec.run_uri}/ray_train")
+    storage, path = open_filesystem(f"{spec.run_uri}/ray_train")
     trainer = TorchTrainer(
         _worker_in_group,
         train_loop_config={"spec": spec},

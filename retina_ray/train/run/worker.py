@@ -13,7 +13,9 @@ import torch
 
 from retina_ray.data.loading.unpack import PlannedBatch
 from retina_ray.train.checkpoint.compatibility import require_own
-from retina_ray.train.checkpoint.load import Checkpoint, OvertakenError, load_checkpoint
+from retina_ray.train.checkpoint.format import Checkpoint
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.checkpoint.store import OvertakenError
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.loop import TrainingLoop
 from retina_ray.train.errors import RunStoppedError
@@ -22,8 +24,6 @@ from retina_ray.train.run.async_validation import AsyncValidation
 from retina_ray.train.run.run_callbacks import Report, RunHost, StopReason
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.tracking import Status
-
-__all__ = ["Report", "StopReason", "run_worker"]
 
 
 def run_worker(

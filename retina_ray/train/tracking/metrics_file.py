@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile", "read_metrics"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -27,8 +27,6 @@ from rich.progress import (
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 60.0
 
-__all__ = ["ProgressDisplay"]
-
 
 class ProgressDisplay:
     """Follows a run's figures while a `with` block lasts."""

@@ -12,9 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from retina_ray.storage.files import copy_down, copy_up, is_uri, write_bytes, write_text
-
-__all__ = ["RunFolder"]
+from retina_ray.storage.files import copy_down, copy_up, write_bytes, write_text
+from retina_ray.storage.uris import is_uri
 
 BAD_IMAGES_FILE = "bad_images.json"
 CONTINUED = ("metrics.jsonl", BAD_IMAGES_FILE)

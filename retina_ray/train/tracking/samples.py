@@ -11,8 +11,6 @@ from retina_ray.data.rotated_boxes import scale_rotated
 from retina_ray.evaluation.pictures import Picture
 from retina_ray.train.engine.validation import Sample
 
-__all__ = ["to_pictures"]
-
 
 def to_pictures(
     samples: Sequence[Sample], truth: dict[str, Any], class_names: Sequence[str]

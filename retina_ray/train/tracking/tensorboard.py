@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retina_ray.evaluation.pictures import Picture
 
-__all__ = ["TensorBoardFile", "open_tensorboard"]
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from retina_ray.train.tracking.wandb_run import open_wandb
 if TYPE_CHECKING:
     from retina_ray.evaluation.pictures import Picture
 
-__all__ = ["Place", "Status", "Tracker", "open_tracker"]
 
 Status = Literal["finished", "failed", "stopped"]
 

@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Mode", "resolve_mode"]
-
 Mode = Literal["online", "offline", "disabled"]
 
 _MODES: dict[str, Mode] = {

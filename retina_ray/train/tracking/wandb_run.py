@@ -18,7 +18,6 @@ from retina_ray.train.tracking.wandb_mode import Mode, resolve_mode
 if TYPE_CHECKING:
     from retina_ray.evaluation.pictures import Picture
 
-__all__ = ["WandbRun", "open_wandb"]
 
 STEP_KEY = "train/step"
 _INIT_TIMEOUT_S = 30

@@ -12,8 +12,10 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from retina_ray.data.augment.augmenter import Augmenter, Source
-from retina_ray.data.augment.transforms import Sample, image_stream, shortest_edge_size
+from retina_ray.data.augment.augmenter import Augmenter
+from retina_ray.data.augment.transforms import Sample, shortest_edge_size
+from retina_ray.data.augment.views import Source
+from retina_ray.data.random_streams import image_stream
 
 MARKS = (10, 50, 170, 210, 250)  # blue of each picture's map; the canvas's is 104
 LONGEST = 120  # of a picture, so that twice a coordinate is a colour

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 
 from retina_ray.config import AugmentConfig, InputConfig
 from retina_ray.data.augment import augmenter as augment
-from retina_ray.data.augment.augmenter import Augmenter, Source
+from retina_ray.data.augment.augmenter import Augmenter
 from retina_ray.data.augment.colour import ColourJitter
 from retina_ray.data.augment.mixing import FILL
 from retina_ray.data.augment.transforms import (
     Sample,
     flip_boxes,
-    image_stream,
     place_boxes,
     resize_image,
     shortest_edge_size,
     turn_boxes,
 )
+from retina_ray.data.augment.views import Source
 from retina_ray.data.images.decoding import DecodeError, decode_image
-from retina_ray.data.plan.order import random_stream
+from retina_ray.data.random_streams import image_stream, random_stream
 from retina_ray.data.rotated_boxes import turn_rotated
 
 FLIPS = ("none", "horizontal", "vertical", "both")

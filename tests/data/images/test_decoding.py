@@ -13,7 +13,7 @@ from PIL import Image
 from retina_ray.data.images.decoding import DecodeError, decode_image
 from retina_ray.data.images.files import decode_upright
 from retina_ray.data.images.headers import encoded_size
-from retina_ray.data.importers.sources import SourceFileError
+from retina_ray.errors import SourceFileError
 
 
 def encode(rgb: np.ndarray, ext: str = ".png", *params: int) -> bytes:

@@ -10,14 +10,14 @@ from PIL import Image
 
 from retina_ray.data.images.files import load_image
 from retina_ray.data.images.headers import ImageHeader, read_header
-from retina_ray.data.images.probe import (
+from retina_ray.data.images.perceptual_hash import (
     MAX_HASH_BITS,
     MAX_LOOK_DISTANCE,
     look_distances,
     look_of,
-    probe_image,
 )
-from retina_ray.data.importers.sources import SourceFileError
+from retina_ray.data.images.probe import probe_image
+from retina_ray.errors import SourceFileError
 
 BCCD = DATA / "bccd" / "JPEGImages"
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is absent")

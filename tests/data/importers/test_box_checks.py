@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 
 from retina_ray.data.images.files import encode_jpeg, load_image, read_image_file
-from retina_ray.data.importers.box_checks import (
-    BOX_FAULTS,
-    ImportLog,
-    RawBox,
-    RawImage,
-    check_boxes,
-)
-from retina_ray.data.importers.sources import SourceFileError, SourceFolder, resolve_inside
+from retina_ray.data.importers.box_checks import BOX_FAULTS, ImportLog, check_boxes
+from retina_ray.data.importers.raw import RawBox, RawImage
 from retina_ray.data.prepared.record_checks import record_faults
-from retina_ray.data.prepared.schema import DataError, Fault, Record
+from retina_ray.data.prepared.schema import Record
+from retina_ray.errors import DataError, Fault, SourceFileError
+from retina_ray.storage.source_folder import SourceFolder, resolve_inside
 
 NAN, INF = float("nan"), float("inf")
 

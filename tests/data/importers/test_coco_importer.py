@@ -14,7 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from retina_ray.checks.check import check_dataset
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError, record_from_row
+from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.errors import DataError
 
 needs_coco_tiny = pytest.mark.skipif(not COCO_TINY.is_dir(), reason=f"{COCO_TINY} is absent")
 

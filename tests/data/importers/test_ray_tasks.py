@@ -8,7 +8,7 @@ from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.convert import map_in_process
 from retina_ray.data.importers.ray_tasks import MIN_IMAGES_FOR_RAY, ray_map, shard_mapper
 from retina_ray.data.importers.write_shard import write_shard
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from builders import BCCD
 from retina_ray.checks.check import check_dataset
 from retina_ray.data.importers.voc import import_voc, voc_class_names
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError, record_from_row
+from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.errors import DataError
 
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is absent")
 

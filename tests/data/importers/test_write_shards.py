@@ -21,9 +21,11 @@ from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.write_shard import write_shard
 from retina_ray.data.prepared import shard_file
 from retina_ray.data.prepared import writer as shard_writer
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import DataError, record_from_row
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import record_from_row
 from retina_ray.data.prepared.shard_file import ContentHash
+from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.errors import DataError
 
 NUM_IMAGES = 21
 

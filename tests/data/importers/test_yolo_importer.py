@@ -9,7 +9,8 @@ from retina_ray.data.importers.box_checks import ImportLog
 from retina_ray.data.importers.yolo import import_yolo, read_yolo
 from retina_ray.data.importers.yolo_labels import labels_of
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError, record_from_row
+from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.errors import DataError
 
 ORIENTATION_6 = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 

@@ -15,13 +15,16 @@ import torch
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
 from retina_ray.data.augment.augmenter import Augmenter
 from retina_ray.data.augment.transforms import shortest_edge_size
-from retina_ray.data.loading.batch_loader import BATCH_SCHEMA, BatchLoader
+from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.loading.packing import BATCH_SCHEMA
 from retina_ray.data.loading.unpack import unpack_batch
 from retina_ray.data.plan.eval_plan import build_eval_plan
 from retina_ray.data.plan.run_plan import RunPlan, build_run_plan
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.errors import DataError
 
 SETTINGS = {
     "epochs": 2,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retina_ray.data.loading.batch_checks import check_batch
 from retina_ray.data.loading.target_checks import check_targets
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.errors import DataError
 from retina_ray.structures import ImageBatch, Targets
 
 NAN, INF = float("nan"), float("inf")

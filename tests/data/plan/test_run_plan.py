@@ -13,17 +13,13 @@ from hypothesis import strategies as st
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
 from retina_ray.data.plan.eval_plan import build_eval_plan
 from retina_ray.data.plan.layout import RunLayout
-from retina_ray.data.plan.order import (
-    _DRAW,
-    Images,
-    _shuffled_within,
-    epoch_batches,
-    random_stream,
-)
+from retina_ray.data.plan.order import _DRAW, Images, _shuffled_within, epoch_batches
 from retina_ray.data.plan.rows import PLAN_SCHEMA
 from retina_ray.data.plan.run_plan import RunPlan, build_run_plan
-from retina_ray.data.plan.sampling import ImageClasses, make_sampler
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.data.plan.sampling import make_sampler
+from retina_ray.data.prepared.schema import ImageClasses
+from retina_ray.data.random_streams import random_stream
+from retina_ray.errors import DataError
 
 SETTINGS = {
     "epochs": 2,

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retina_ray.data.plan.order import random_stream
-from retina_ray.data.plan.sampling import ImageClasses, make_sampler, repeat_factors
-from retina_ray.data.prepared.schema import DataError
+from retina_ray.data.plan.sampling import make_sampler, repeat_factors
+from retina_ray.data.prepared.schema import ImageClasses
+from retina_ray.data.random_streams import random_stream
+from retina_ray.errors import DataError
 
 
 def classes_of(images: list[set[int]], num_classes: int) -> ImageClasses:

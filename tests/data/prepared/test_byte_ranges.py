@@ -24,8 +24,10 @@ from retina_ray.data.prepared.byte_ranges import (
     decode_ranges,
     merge_ranges,
 )
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import Category, DataError, Record
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.errors import DataError
 
 RNG = np.random.default_rng(0)
 SMALL = [RNG.bytes(int(n)) for n in RNG.integers(50, 400, 11)]

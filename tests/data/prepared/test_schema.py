@@ -8,17 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from retina_ray.data.loading.stored_images import ImageSource
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
+from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import (
     SHARD_SCHEMA,
     Category,
-    DataError,
-    Fault,
     Record,
     nested_rows,
     record_from_row,
     records_to_table,
 )
+from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.errors import DataError, Fault
 
 
 def record(num_boxes: int, *, image_id: int = 7, bbox=None) -> Record:

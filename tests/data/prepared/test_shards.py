@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retina_ray.data.prepared.dataset import PreparedDataset, ShardWriter
-from retina_ray.data.prepared.schema import SHARD_SCHEMA, Category, DataError, Record
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import SHARD_SCHEMA, Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.errors import DataError
 
 CATEGORIES = [Category(3, "cat"), Category(90, "dog")]
 

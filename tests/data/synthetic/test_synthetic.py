@@ -8,11 +8,11 @@ import pytest
 
 from retina_ray.config import SyntheticConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError
 from retina_ray.data.synthetic import drawing as shapes
 from retina_ray.data.synthetic import prepare as synthetic
 from retina_ray.data.synthetic.drawing import SHAPE_NAMES, draw_image
 from retina_ray.data.synthetic.prepare import make_shapes, prepare_synthetic
+from retina_ray.errors import DataError
 
 
 def pixels_of(record) -> np.ndarray:

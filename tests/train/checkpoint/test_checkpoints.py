@@ -17,17 +17,15 @@ from safetensors.torch import save_file
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.train.checkpoint.async_saver import CheckpointError, CheckpointSaver, host_copy
-from retina_ray.train.checkpoint.index import CheckpointIndex
-from retina_ray.train.checkpoint.load import (
+from retina_ray.train.checkpoint.format import (
     Checkpoint,
     CheckpointFormatError,
     CheckpointMeta,
-    CheckpointStore,
     DamagedCheckpointError,
-    OvertakenError,
-    load_checkpoint,
-    load_meta,
 )
+from retina_ray.train.checkpoint.index import CheckpointIndex
+from retina_ray.train.checkpoint.load import load_checkpoint, load_meta
+from retina_ray.train.checkpoint.store import CheckpointStore, OvertakenError
 from retina_ray.train.errors import NoRoomError
 
 

@@ -14,7 +14,8 @@ from retina_ray.config import ConfigError, DataConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.model import RetinaNet
 from retina_ray.train.checkpoint.compatibility import class_differences, fitting_weights
-from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta, CheckpointStore
+from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
+from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.run.launch import prepare_run, resume_run
 
 OWN = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "c": torch.zeros(()), "d": torch.zeros(1)}

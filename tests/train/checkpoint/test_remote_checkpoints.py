@@ -7,13 +7,12 @@ import pytest
 from s3_server import BUCKET, S3Server, s3_environment
 from test_checkpoints import assert_value, make
 
-from retina_ray.storage.retry import PATIENCE_VARIABLE, StorageError
+from retina_ray.errors import StorageError
+from retina_ray.storage.retry import PATIENCE_VARIABLE
 from retina_ray.train.checkpoint.async_saver import CheckpointSaver
-from retina_ray.train.checkpoint.load import (
-    CheckpointStore,
-    DamagedCheckpointError,
-    load_checkpoint,
-)
+from retina_ray.train.checkpoint.format import DamagedCheckpointError
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.tracking.run_folder import RunFolder
 
 

@@ -11,7 +11,7 @@ from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import compilation
-from retina_ray.train.engine.loop import NonFiniteLossError
+from retina_ray.train.errors import NonFiniteLossError
 from retina_ray.train.tracking.metrics_file import read_metrics
 
 

@@ -11,7 +11,7 @@ import torch
 from builders import small_config
 
 from retina_ray.data.loading.local_stream import iterate
-from retina_ray.train.checkpoint.load import Checkpoint, CheckpointMeta
+from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
 from retina_ray.train.engine.loop import TrainingLoop
 from retina_ray.train.errors import NonFiniteLossError, RunStoppedError
 from retina_ray.train.spec import RunInputs

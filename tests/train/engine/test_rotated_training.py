@@ -9,15 +9,15 @@ from builders import Harness, Killed, small_config
 
 from retina_ray.config import ConfigError, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import DataError
 from retina_ray.data.synthetic.prepare import make_shapes
+from retina_ray.errors import DataError
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.ops.rotated.boxes import paired_rotated_iou
 from retina_ray.structures import Detections
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine.validation import Sample
-from retina_ray.train.spec import resolve
+from retina_ray.train.run.resolve import resolve
 from retina_ray.train.tracking.samples import to_pictures
 
 

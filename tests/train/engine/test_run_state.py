@@ -12,7 +12,8 @@ from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.evaluation.predictions_file import predictions_from_parquet, predictions_origin
 from retina_ray.inference.predict import Predictor
 from retina_ray.train.checkpoint.async_saver import CheckpointError
-from retina_ray.train.checkpoint.load import CheckpointStore, OvertakenError, load_checkpoint
+from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.checkpoint.store import CheckpointStore, OvertakenError
 from retina_ray.train.run.launch import result_of
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics

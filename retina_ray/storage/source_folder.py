@@ -19,16 +19,8 @@ from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
-from retina_ray.data.prepared.info import join_uri, open_filesystem, shown_uri
-
-__all__ = [
-    "SourceFileError",
-    "SourceFolder",
-    "check_file_name",
-    "map_ahead",
-    "read_file",
-    "resolve_inside",
-]
+from retina_ray.errors import SourceFileError
+from retina_ray.storage.uris import join_uri, open_filesystem, shown_uri
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,19 +31,6 @@ _REMOTE_THREADS = 16
 
 _LEAVES = "file name leaves the folder"
 _HINT = "a file name must be relative and stay within the folder of the images"
-
-
-class SourceFileError(ValueError):
-    """A file of the source, an image or its annotation, cannot be used.
-
-    Attributes:
-        kind: a few words that group alike faults.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
 
 
 def resolve_inside(folder: Path, file_name: str) -> Path:

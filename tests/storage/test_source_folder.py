@@ -3,15 +3,9 @@ import pickle
 import pytest
 
 from retina_ray.data.images.files import read_image_file
-from retina_ray.data.importers.sources import (
-    SourceFileError,
-    SourceFolder,
-    map_ahead,
-    read_file,
-)
-from retina_ray.data.prepared.info import join_uri, parent_uri, shown_uri
-from retina_ray.data.prepared.schema import DataError
-from retina_ray.storage.retry import StorageError
+from retina_ray.errors import DataError, SourceFileError, StorageError
+from retina_ray.storage.source_folder import SourceFolder, map_ahead, read_file
+from retina_ray.storage.uris import join_uri, parent_uri, shown_uri
 
 
 @pytest.fixture(params=["path", "file", "memory"])

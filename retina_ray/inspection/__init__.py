@@ -1,1 +1,0 @@
-"""Pages and analyses of data sets, made before any training."""
