@@ -222,8 +222,11 @@ def test_boxes_are_kept_where_enough_is_visible(scene):
             sides = sides[::-1]
         scale = (sides - 1) / np.maximum(high - low, 1e-9)
         half = 0.5 / scale
+        # A border is read off the pixels to one of the source, or a quarter of one of the result.
+        unit = np.maximum(1.0, 0.25 / scale)
 
-        def visible(margin: float, box=box, low=low, high=high, half=half) -> np.ndarray:
+        def visible(side: int, box=box, low=low, high=high, half=half, unit=unit) -> np.ndarray:
+            margin = side * unit
             start = np.maximum(box[:2], low - half - margin)
             return np.maximum(np.minimum(box[2:], high + half + margin) - start, 0)
 

@@ -472,8 +472,10 @@ def test_messages_do_not_show_the_options_of_a_uri(tmp_path):
 
 
 def test_modules_import_without_torch_and_ray():
-    names = "schema shards checks synthetic image_files sources parallel".split()
-    names += [f"importers.{name}" for name in ("coco", "voc", "yolo", "export")]
+    names = [
+        *("prepared.schema", "prepared.dataset", "synthetic.prepare", "images.files", "export"),
+        *(f"importers.{name}" for name in ("box_checks", "ray_tasks", "coco", "voc", "yolo")),
+    ]
     code = "import sys\n" + "\n".join(f"import retina_ray.data.{name}" for name in names)
     code += "\nassert not {'torch', 'ray', 'wandb'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True)
