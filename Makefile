@@ -14,10 +14,10 @@ CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv sweep test lint bench constraints clean
+.PHONY: help venv sweep test test-fast lint bench constraints clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(INSTALLED) ## Make the environment and install the package into it (once)
 
@@ -39,10 +39,12 @@ sweep: $(INSTALLED) ## Run a sweep and write its report
 	"$(PY)" experiments/sweep.py $(ARGS)
 
 # What starts Ray has all cores for itself; the rest shares them out. 5: nothing was asked for there.
-test: $(INSTALLED) ## Run the tests
+test: test-fast ## Run the tests
+	"$(PY)" -m pytest -m "ray and not long" $(ARGS) || [ $$? -eq 5 ]
+
+test-fast: $(INSTALLED) ## Run the tests that do not start Ray, on all cores
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -n logical --dist worksteal -m "not ray and not long" $(ARGS) \
 	  || [ $$? -eq 5 ]
-	"$(PY)" -m pytest -m "ray and not long" $(ARGS) || [ $$? -eq 5 ]
 
 lint: $(INSTALLED) ## Check style, format and types
 	"$(PY)" -m ruff check .
