@@ -1,7 +1,7 @@
 """Waiting for a storage that does not answer, and giving up on it with a clear error.
 
 Networks and servers have gaps of some seconds, a run lasts for days: so whatever is asked of a
-remote storage is asked again, until it answers or the patience is at its end.
+remote storage is asked again, until it answers or a limit of time is reached.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import re
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import tenacity
+
 from retina_ray.errors import StorageError
 
 Answer = TypeVar("Answer")
 
-PATIENCE_S = 120.0
+RETRY_S = 120.0
 """Seconds for which a storage that does not answer is asked again."""
 
-PATIENCE_VARIABLE = "RETINA_RAY_STORAGE_PATIENCE_S"
+RETRY_VARIABLE = "RETINA_RAY_STORAGE_RETRY_S"
 """Environment variable with another number of seconds; 0: nothing is asked twice."""
 
-_FIRST_DELAY_S = 0.25
-_LONGEST_DELAY_S = 4.0
+# Not all at once: a storage that comes back has many who wait for it.
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, min=0.1, max=4)
 _WORTH_SAYING_S = 3.0
 
 _FINAL_KINDS = (
@@ -46,110 +47,116 @@ _MISCONFIGURED = re.compile(
 _log = logging.getLogger(__name__)
 
 
-def patience_s() -> float:
+def retry_limit_s() -> float:
     """Seconds for which a storage that does not answer is asked again.
 
     Raises:
         StorageError: the environment variable is no number of seconds.
     """
-    text = os.environ.get(PATIENCE_VARIABLE)
+    text = os.environ.get(RETRY_VARIABLE)
     if text is None:
-        return PATIENCE_S
+        return RETRY_S
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise StorageError(f"{PATIENCE_VARIABLE}={text!r}: expected a number of seconds, 0 or more")
+        raise StorageError(f"{RETRY_VARIABLE}={text!r}: expected a number of seconds, 0 or more")
     return seconds
 
 
-class Patience:
+class StorageRetry:
     """Asks one storage, again where it does not answer; shared by the threads of a process.
 
     A storage that was waited for in vain is not waited for again until it answers or as much time
     has passed: who cleans up after the error does not wait as long once more.
 
     Args:
-        place: the storage, for messages, such as `s3://bucket`.
+        storage: its name for messages, such as `s3://bucket`.
     """
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, storage: str) -> None:
+        self._storage = storage
         self._lock = threading.Lock()
         self._down_since: float | None = None
         self._last_failure = -math.inf
         self._told = False
 
-    def ask(self, question: Callable[[], Answer], uri: str) -> Answer:
-        """Ask until there is an answer.
+    def call(self, operation: Callable[[], Answer], uri: str) -> Answer:
+        """Call until there is an answer.
 
         Args:
-            question: may be asked any number of times.
+            operation: may be called any number of times.
             uri: what it is about, for messages.
 
         Returns:
-            The answer.
+            What it returned.
 
         Raises:
-            StorageError: there was none to the last, or the storage does not know us or the bucket.
+            StorageError: there was no answer to the last, or the storage knows neither us nor the
+                bucket.
             OSError: the answer is that it cannot be had: it is not there, or not for us.
         """
-        started: float | None = None
-        delay_s = _FIRST_DELAY_S
-        while True:
-            try:
-                answer = question()
-            except _FINAL_KINDS:
-                self._answered()
-                raise
-            except OSError as error:
-                if _MISCONFIGURED.search(str(error)):
-                    raise StorageError(
-                        f"{uri}: the storage refuses: {_brief(error)}; check the name of the "
-                        "bucket, the credentials and the endpoint"
-                    ) from error
-                if _FINAL.search(str(error)):
-                    self._answered()
-                    raise
-                now = time.monotonic()
-                started = now if started is None else started
-                left_s = self._failed(now, started, error, uri)
-                # Not all at once: a storage that comes back has many who wait for it.
-                time.sleep(min(delay_s * random.uniform(0.75, 1.0), left_s))
-                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
-            else:
-                self._answered()
-                return answer
+        limit_s = retry_limit_s()
+        started, waited_s = math.inf, 0.0
 
-    def _failed(self, now: float, started: float, error: OSError, uri: str) -> float:
-        """Note that there was no answer; returns the seconds that are left.
+        def failed(state: tenacity.RetryCallState) -> None:
+            nonlocal started, waited_s
+            now = time.monotonic()
+            started = min(started, now)
+            waited_s = now - self._failing_since(started, now, limit_s)
 
-        Raises:
-            StorageError: none are.
-        """
-        limit_s = patience_s()
+        def warn(state: tenacity.RetryCallState) -> None:
+            if waited_s >= _WORTH_SAYING_S and state.outcome is not None:
+                self._warn(state.outcome.exception(), limit_s)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            after=failed,
+            stop=lambda state: waited_s >= limit_s,
+            wait=lambda state: min(_BACKOFF(state), limit_s - waited_s),
+            before_sleep=warn,
+            sleep=time.sleep,
+        )
+        try:
+            answer = retrying(operation)
+        except tenacity.RetryError as error:
+            last = error.last_attempt.exception()
+            raise StorageError(
+                f"{uri}: the storage did not answer for {waited_s:.0f} s: {_brief(last)}; when it "
+                "is back, give the same command again (or --resume, for a run): it goes on from "
+                f"what is finished. To wait longer, set {RETRY_VARIABLE} (now {limit_s:g})"
+            ) from last
+        except OSError as error:
+            if _MISCONFIGURED.search(str(error)):
+                raise StorageError(
+                    f"{uri}: the storage refuses: {_brief(error)}; check the name of the "
+                    "bucket, the credentials and the endpoint"
+                ) from error
+            self._answered()
+            raise
+        self._answered()
+        return answer
+
+    def _failing_since(self, started: float, now: float, limit_s: float) -> float:
+        """Note that there was no answer; returns since when there has been none."""
         with self._lock:
             if self._down_since is None or now - self._last_failure > max(limit_s, 60):
                 self._down_since, self._told = started, False
             self._last_failure = now
-            waited_s = now - min(started, self._down_since)
-            tell = not self._told and waited_s >= _WORTH_SAYING_S and waited_s < limit_s
-            self._told |= tell
-        if waited_s >= limit_s:
-            raise StorageError(
-                f"{uri}: the storage did not answer for {waited_s:.0f} s: {_brief(error)}; when it "
-                "is back, give the same command again (or --resume, for a run): it goes on from "
-                f"what is finished. To wait longer, set {PATIENCE_VARIABLE} (now {limit_s:g})"
-            ) from error
-        if tell:
+            return min(started, self._down_since)
+
+    def _warn(self, error: BaseException | None, limit_s: float) -> None:
+        """Say once in each gap that the storage is waited for."""
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
             _log.warning(
                 "%s does not answer (%s); it is asked again for up to %g s",
-                self._place,
+                self._storage,
                 _brief(error),
                 limit_s,
             )
-        return limit_s - waited_s
 
     def _answered(self) -> None:
         """Note that the storage is there."""
@@ -160,9 +167,16 @@ class Patience:
             self._down_since, self._told = None, False
         if since is not None and told:
             gap_s = time.monotonic() - since
-            _log.warning("%s answers again, after %.0f s", self._place, gap_s)
+            _log.warning("%s answers again, after %.0f s", self._storage, gap_s)
 
 
-def _brief(error: OSError) -> str:
+def _may_pass(error: BaseException) -> bool:
+    """Whether asking again may help."""
+    if not isinstance(error, OSError) or isinstance(error, _FINAL_KINDS):
+        return False
+    return not (_MISCONFIGURED.search(str(error)) or _FINAL.search(str(error)))
+
+
+def _brief(error: BaseException | None) -> str:
     """An error of the storage without the numbers of its requests."""
     return re.sub(r"\s*\(Request ID: [^)]*\)", "", str(error)).strip().rstrip(".")

@@ -1,8 +1,8 @@
 """Remote storage that is waited for: whatever is asked of it is asked again where it fails.
 
-`pyarrow` asks S3 again by itself, with neither a limit of time nor a word, and its file that was
-being written when the connection broke is lost. So each remote file system is wrapped here into one
-whose patience is the same for all of them (`retina_ray.storage.retry`):
+`pyarrow`'s own retry strategies count attempts and know S3 only, cannot be interrupted and say
+nothing; a file that was being written when the connection broke is lost. So each remote file system
+is wrapped here into one that is waited for as any other (`retina_ray.storage.retry`):
 
 - a file that is read is opened again and read on where it broke off;
 - a file that is written is gathered first and then sent as a whole, again from its start where that
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retina_ray.storage.retry import Patience
+from retina_ray.storage.retry import StorageRetry
 
 Answer = TypeVar("Answer")
 
@@ -32,11 +32,11 @@ _MEMORY_BYTES = 64 * 2**20
 """A file that is written is gathered in memory up to this size, then on the disk."""
 _CHUNK_BYTES = 16 * 2**20
 
-_PATIENCE: dict[str, Patience] = {}
-_PATIENCE_LOCK = threading.Lock()
+_RETRIES: dict[str, StorageRetry] = {}
+_RETRIES_LOCK = threading.Lock()
 
 
-def patient(filesystem: pafs.FileSystem, *, scheme: str, bucket: str) -> pafs.FileSystem:
+def with_retries(filesystem: pafs.FileSystem, *, scheme: str, bucket: str) -> pafs.FileSystem:
     """Wrap a file system into one that waits for its storage.
 
     Args:
@@ -51,7 +51,7 @@ def patient(filesystem: pafs.FileSystem, *, scheme: str, bucket: str) -> pafs.Fi
         return filesystem
     if isinstance(filesystem, pafs.S3FileSystem):
         filesystem = _asked_once(filesystem)
-    return pafs.PyFileSystem(_PatientHandler(filesystem, scheme, bucket))
+    return pafs.PyFileSystem(_RetryingHandler(filesystem, scheme, bucket))
 
 
 def _asked_once(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
@@ -68,38 +68,38 @@ def _asked_once(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
     return pafs.S3FileSystem(**{**options, "retry_strategy": strategy})
 
 
-def _patience_with(filesystem: pafs.FileSystem, place: str) -> Patience:
-    """The patience with a storage, one in each process."""
+def _retry_of(filesystem: pafs.FileSystem, place: str) -> StorageRetry:
+    """The retries of a storage, one object in each process."""
     endpoint = ""
     if isinstance(filesystem, pafs.S3FileSystem):
         endpoint = filesystem.__reduce__()[1][0].get("endpoint_override") or ""
-    with _PATIENCE_LOCK:
-        return _PATIENCE.setdefault(f"{endpoint} {place}", Patience(place))
+    with _RETRIES_LOCK:
+        return _RETRIES.setdefault(f"{endpoint} {place}", StorageRetry(place))
 
 
-class _PatientHandler(pafs.FileSystemHandler):
+class _RetryingHandler(pafs.FileSystemHandler):
     """Passes everything on to a file system, again where it fails."""
 
     def __init__(self, filesystem: pafs.FileSystem, scheme: str, bucket: str) -> None:
         self._filesystem, self._scheme, self._bucket = filesystem, scheme, bucket
-        self._patience = _patience_with(filesystem, f"{scheme}://{bucket}")
+        self._retry = _retry_of(filesystem, f"{scheme}://{bucket}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The AWS client's retries are not pickled with it: they would be back.
         return _handler, (self._filesystem, self._scheme, self._bucket)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, _PatientHandler):
+        if isinstance(other, _RetryingHandler):
             return self._filesystem == other._filesystem
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _ask(self, question: Callable[[], Answer], path: str) -> Answer:
-        return self._patience.ask(question, f"{self._scheme}://{path}")
+    def _ask(self, operation: Callable[[], Answer], path: str) -> Answer:
+        return self._retry.call(operation, f"{self._scheme}://{path}")
 
     def get_type_name(self) -> str:
-        return f"patient+{self._filesystem.type_name}"
+        return f"retrying+{self._filesystem.type_name}"
 
     def normalize_path(self, path: str) -> str:
         return self._filesystem.normalize_path(path)
@@ -165,11 +165,11 @@ class _PatientHandler(pafs.FileSystemHandler):
         return self._filesystem.open_append_stream(path, metadata=metadata or None)
 
 
-def _handler(filesystem: pafs.FileSystem, scheme: str, bucket: str) -> _PatientHandler:
+def _handler(filesystem: pafs.FileSystem, scheme: str, bucket: str) -> _RetryingHandler:
     """What a pickled handler becomes."""
     if isinstance(filesystem, pafs.S3FileSystem):
         filesystem = _asked_once(filesystem)
-    return _PatientHandler(filesystem, scheme, bucket)
+    return _RetryingHandler(filesystem, scheme, bucket)
 
 
 class _Reader:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from retina_ray.errors import DataError
-from retina_ray.storage.retrying_filesystem import patient
+from retina_ray.storage.retrying_filesystem import with_retries
 
 
 def is_uri(uri: str | os.PathLike[str]) -> bool:
@@ -42,7 +42,7 @@ def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
         ) from error
     path = path.rstrip("/")
     scheme = text.partition("://")[0]
-    return patient(filesystem, scheme=scheme, bucket=path.partition("/")[0]), path
+    return with_retries(filesystem, scheme=scheme, bucket=path.partition("/")[0]), path
 
 
 def join_uri(uri: str | os.PathLike[str], name: str) -> str:

@@ -18,7 +18,7 @@ from retina_ray.data.importers.ray_tasks import shard_mapper
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError
-from retina_ray.storage.retry import PATIENCE_VARIABLE
+from retina_ray.storage.retry import RETRY_VARIABLE
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
 from retina_ray.train.errors import RunError
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ray
 # Workers cannot import a test module: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-PATIENCE_S = 20
+RETRY_S = 20
 """Of all processes of this module: they are started with it."""
 GAP_S = 5
 NUM_STEPS = 6
@@ -51,7 +51,7 @@ def server(pictures):
 def s3_ray(server, tiny_config):
     """Ray whose processes know the server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(PATIENCE_VARIABLE, str(PATIENCE_S))
+        patch.setenv(RETRY_VARIABLE, str(RETRY_S))
         assert connect(tiny_config()).cpus >= 2
         yield
         ray.shutdown()

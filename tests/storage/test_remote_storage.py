@@ -15,8 +15,8 @@ from retina_ray.cli.app import app
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError, StorageError
-from retina_ray.storage import retry as patience
-from retina_ray.storage.retry import PATIENCE_VARIABLE, Patience
+from retina_ray.storage import retry
+from retina_ray.storage.retry import RETRY_VARIABLE, StorageRetry
 from retina_ray.storage.uris import open_filesystem
 
 KINDS = ("refused", "hanging")
@@ -164,7 +164,7 @@ def test_an_import_waits_and_ends_the_same(server, local, remote_source, kind):
 def test_an_import_that_gives_up_leaves_nothing_that_looks_whole(
     server, local, remote_source, monkeypatch
 ):
-    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+    monkeypatch.setenv(RETRY_VARIABLE, "1")
     out = server.uri("given-up")
 
     def on_progress(done, total):
@@ -180,7 +180,7 @@ def test_an_import_that_gives_up_leaves_nothing_that_looks_whole(
     assert message.startswith(("s3://bucket/given-up/", "s3://bucket/source/"))
     assert "did not answer for 1 s" in message
     assert "give the same command again" in message
-    assert f"{PATIENCE_VARIABLE} (now 1)" in message
+    assert f"{RETRY_VARIABLE} (now 1)" in message
     with pytest.raises(DataError, match="its preparation was interrupted"):
         PreparedDataset.open(out)
     before = server.files("given-up")
@@ -232,7 +232,7 @@ def test_pictures_are_read_on_after_a_gap(server, local, prepared):
 
 
 def test_a_reader_that_gives_up_does_not_blame_the_data(server, prepared, monkeypatch):
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    monkeypatch.setenv(RETRY_VARIABLE, "0.5")
     dataset = PreparedDataset.open(prepared)
     dataset.read_row_group(0, 0)
     with server.outage("refused"):
@@ -247,7 +247,7 @@ def test_a_reader_that_gives_up_does_not_blame_the_data(server, prepared, monkey
 
 @pytest.mark.long
 def test_a_server_that_hangs_for_ever_is_given_up(server, prepared, monkeypatch):
-    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+    monkeypatch.setenv(RETRY_VARIABLE, "1")
     began = time.monotonic()
     with (
         server.outage("hanging"),
@@ -287,7 +287,7 @@ def test_check_waits_and_gives_up(server, prepared, monkeypatch):
     waited = CliRunner().invoke(app, ["data", "check", prepared])
     end.join()
     assert (waited.exit_code, waited.stdout) == (0, whole.stdout)
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    monkeypatch.setenv(RETRY_VARIABLE, "0.5")
     with server.outage("refused"):
         failed = CliRunner().invoke(app, ["data", "check", prepared])
     assert failed.exit_code == 3
@@ -313,7 +313,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(retry, "time", clock)
     return clock
 
 
@@ -330,8 +330,8 @@ def failing(clock, until_s, error=GONE):
 
 
 def test_gaps_up_to_two_minutes_are_waited_for_and_told(clock, caplog):
-    storage = Patience("s3://b")
-    assert storage.ask(failing(clock, 115), "s3://b/x") == "answer"
+    storage = StorageRetry("s3://b")
+    assert storage.call(failing(clock, 115), "s3://b/x") == "answer"
     assert 115 <= clock.now <= 119
     assert max(clock.naps) <= 4
     first, second = (record.getMessage() for record in caplog.records)
@@ -343,20 +343,20 @@ def test_gaps_up_to_two_minutes_are_waited_for_and_told(clock, caplog):
 
 
 def test_short_gaps_are_not_worth_a_word(clock, caplog):
-    assert Patience("s3://b").ask(failing(clock, 1), "s3://b/x") == "answer"
+    assert StorageRetry("s3://b").call(failing(clock, 1), "s3://b/x") == "answer"
     assert not caplog.records
 
 
 def test_a_longer_gap_is_an_error_and_the_next_question_does_not_wait_again(clock):
-    storage = Patience("s3://b")
+    storage = StorageRetry("s3://b")
     with pytest.raises(StorageError, match=r"s3://b/x: the storage did not answer for 120 s"):
-        storage.ask(failing(clock, 1e9), "s3://b/x")
+        storage.call(failing(clock, 1e9), "s3://b/x")
     assert clock.now == pytest.approx(120)
     with pytest.raises(StorageError):
-        storage.ask(failing(clock, 1e9), "s3://b/y")
+        storage.call(failing(clock, 1e9), "s3://b/y")
     assert clock.now == pytest.approx(120)
     clock.now += 1000  # another gap, long after
-    assert storage.ask(failing(clock, clock.now + 60), "s3://b/z") == "answer"
+    assert storage.call(failing(clock, clock.now + 60), "s3://b/z") == "answer"
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_longer_gap_is_an_error_and_the_next_question_does_not_wait_again(cloc
 )
 def test_an_answer_that_is_no_is_an_answer(clock, error):
     with pytest.raises(type(error)) as caught:
-        Patience("s3://b").ask(failing(clock, 1, error), "s3://b/x")
+        StorageRetry("s3://b").call(failing(clock, 1, error), "s3://b/x")
     assert caught.value is error
     assert clock.naps == []
 
@@ -378,20 +378,20 @@ def test_an_answer_that_is_no_is_an_answer(clock, error):
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_a_server_that_is_busy_is_asked_again(clock, status):
     error = OSError(f"AWS Error UNKNOWN (HTTP status {status}) during GetObject operation")
-    assert Patience("s3://b").ask(failing(clock, 3, error), "s3://b/x") == "answer"
+    assert StorageRetry("s3://b").call(failing(clock, 3, error), "s3://b/x") == "answer"
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", ""])
-def test_a_patience_that_is_no_number(clock, monkeypatch, text):
-    monkeypatch.setenv(PATIENCE_VARIABLE, text)
-    with pytest.raises(StorageError, match=f"{PATIENCE_VARIABLE}='{text}': expected a number"):
-        Patience("s3://b").ask(failing(clock, 1), "s3://b/x")
+def test_a_limit_that_is_no_number(clock, monkeypatch, text):
+    monkeypatch.setenv(RETRY_VARIABLE, text)
+    with pytest.raises(StorageError, match=f"{RETRY_VARIABLE}='{text}': expected a number"):
+        StorageRetry("s3://b").call(failing(clock, 1), "s3://b/x")
 
 
-def test_no_patience(clock, monkeypatch):
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+def test_a_limit_of_none(clock, monkeypatch):
+    monkeypatch.setenv(RETRY_VARIABLE, "0")
     with pytest.raises(StorageError):
-        Patience("s3://b").ask(failing(clock, 1), "s3://b/x")
+        StorageRetry("s3://b").call(failing(clock, 1), "s3://b/x")
     assert clock.naps == []
 
 

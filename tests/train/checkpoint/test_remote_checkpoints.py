@@ -8,7 +8,7 @@ from s3_server import BUCKET, S3Server, s3_environment
 from test_checkpoints import assert_value, make
 
 from retina_ray.errors import StorageError
-from retina_ray.storage.retry import PATIENCE_VARIABLE
+from retina_ray.storage.retry import RETRY_VARIABLE
 from retina_ray.train.checkpoint.async_saver import CheckpointSaver
 from retina_ray.train.checkpoint.format import DamagedCheckpointError
 from retina_ray.train.checkpoint.load import load_checkpoint
@@ -59,7 +59,7 @@ def test_training_goes_on_while_the_bucket_is_away(server, monkeypatch):
     saver.wait()
     assert uri == store.last
     assert_value(load_checkpoint(uri), 2.0)
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    monkeypatch.setenv(RETRY_VARIABLE, "0.5")
     with server.outage("refused"):
         saver.save(make(3, 3.0), metric=0.3)
         with pytest.raises(StorageError, match="did not answer"):
@@ -69,7 +69,7 @@ def test_training_goes_on_while_the_bucket_is_away(server, monkeypatch):
 
 def test_a_checkpoint_that_was_sent_in_part_does_not_count(server, monkeypatch):
     """Cut off after its first file; the process is gone, and another one goes on."""
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    monkeypatch.setenv(RETRY_VARIABLE, "0")
     store = CheckpointStore(server.uri("part/checkpoints"))
     store.save(make(1, 1.0), metric=0.1)
     end = server.cut_at(r"PUT /bucket/part/checkpoints/step-00000002/", 1, "refused")
