@@ -1,6 +1,5 @@
 """What the scripts say to bad input, and that they say it before Ray starts."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import torch
 import typer
 from builders import ROOT
 from PIL import Image
-from typer.testing import CliRunner
+from script_process import run_script as run
 
 from retina_ray.cli import clean_exit
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
@@ -35,19 +34,6 @@ def at_root(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
-
-
-def run(script, *options):
-    """Run a script in this process."""
-    spec = importlib.util.spec_from_file_location(f"script_{script}", SCRIPTS / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    app = typer.Typer(add_completion=False)
-    app.command()(module.main)
-    result = CliRunner().invoke(app, [str(option) for option in options])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def refused(script, *options):

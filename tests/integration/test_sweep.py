@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from script_process import Script
+from script_process import Script, small_run_options
 from wandb_file import finished_records, history
 
 from retina_ray.config import ExperimentConfig, from_json
@@ -222,25 +222,10 @@ def carry_on_of(script):
 
 
 def test_stopped_sweeps_leave_a_table_and_can_be_carried_on(pictures, tmp_path):
-    options = ["--name", "stopped", "--storage", tmp_path]
-    settings = {
-        "data.synthetic": "null",
-        "data.train": pictures,
-        "data.val": pictures,
-        "model.anchors.sizes": "[12, 24, 48, 96]",
-        "model.fpn_channels": 32,
-        "input.train_sizes_px": "[64]",
-        "input.train_max_size_px": 64,
-        "input.eval_size_px": 64,
-        "input.eval_max_size_px": 64,
-        "schedule.warmup_steps": 2,
-        "train.epochs": 2,
-        "train.batch_size": 5,
-        "tracking.wandb": "disabled",
-    }
+    options = small_run_options(
+        pictures, tmp_path, "stopped", **{"train.epochs": 2, "train.batch_size": 5}
+    )
     new = ["--space", "losses", "--num-samples", 3, "--scheduler", "fifo", "--max-concurrent", 1]
-    for path, value in settings.items():
-        new += ["--set", f"{path}={value}"]
     first = Script("experiments/sweep.py", *options, *new)
     first.wait_for("trial_00  finished")
     first.wait_for("trial_01  epoch 1/2")

@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from script_process import Script
+from script_process import Script, small_run_options
 
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.tracking.metrics_file import read_metrics
@@ -11,32 +11,8 @@ from retina_ray.train.tracking.metrics_file import read_metrics
 pytestmark = pytest.mark.ray
 
 
-def options_of(pictures, folder, name, **more):
-    settings = {
-        "data.synthetic": "null",
-        "data.train": pictures,
-        "data.val": pictures,
-        "model.anchors.sizes": "[12, 24, 48, 96]",
-        "model.fpn_channels": 32,
-        "input.train_sizes_px": "[64]",
-        "input.train_max_size_px": 64,
-        "input.eval_size_px": 64,
-        "input.eval_max_size_px": 64,
-        "schedule.warmup_steps": 2,
-        "train.epochs": 4,
-        "train.batch_size": 2,
-        "train.log_every_steps": 1,
-        "tracking.wandb": "disabled",
-        **more,
-    }
-    options = ["--name", name, "--storage", folder]
-    for path, value in settings.items():
-        options += ["--set", f"{path}={value}"]
-    return options
-
-
 def test_ctrl_c_and_resume(pictures, tmp_path):
-    first = Script("experiments/train.py", *options_of(pictures, tmp_path, "run"))
+    first = Script("experiments/train.py", *small_run_options(pictures, tmp_path, "run"))
     first.wait_for("epoch 2.0/4 .* AP ")  # so the checkpoint of the first one is kept
     first.interrupt()
     assert first.end(60) == 130, first.output
@@ -62,21 +38,3 @@ def test_ctrl_c_and_resume(pictures, tmp_path):
     assert "best checkpoint: " in second.output
     assert "carry on with" not in second.output
     assert second.left_behind() == []
-
-
-def test_a_diverging_run_says_why_and_is_not_tried_again(pictures, tmp_path):
-    more = {"optimizer.lr": 1e12, "optimizer.name": "sgd", "train.max_failures": 3}
-    more |= {"train.max_rollbacks": 0}
-    broken = Script("experiments/train.py", *options_of(pictures, tmp_path, "broken", **more))
-    assert broken.end(300) == 1, broken.output
-    assert "Traceback" not in broken.output
-    errors = " ".join(broken.errors)
-    assert "the run failed: NonFiniteLossError: loss_" in errors
-    assert "lower optimizer.lr" in errors
-    assert "carry on with" not in broken.output  # it would end the same
-    statuses = [
-        r["status"] for r in read_metrics(tmp_path / "broken/metrics.jsonl") if "status" in r
-    ]
-    assert statuses == ["failed"]  # one attempt: the next would break at the same step
-    assert not list((tmp_path / "broken").glob("metrics.*.jsonl"))
-    assert broken.left_behind() == []

@@ -12,9 +12,11 @@ import pytest
 import ray
 import ray.cloudpickle
 import torch
+from builders import ROOT
 from faulty_runs import TWO, damaged, make_spec, run_alone, val_figures
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from script_process import run_script, small_run_options
 
 from retina_ray.config import with_overrides
 from retina_ray.data.loading.ray_stream import task_cpus
@@ -101,43 +103,6 @@ def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
         torch.testing.assert_close(tensor, weights[0][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
-    local_ray, pictures, tiny_config, tmp_path, monkeypatch
-):
-    config = tiny_config(**{"train.epochs": 3, "train.max_failures": 1})
-    run_alone(make_spec(config, pictures, tmp_path, "whole"))
-    spec = make_spec(config, pictures, tmp_path, "killed")
-    marker = tmp_path / "died"
-    work = trainer._worker_in_group
-
-    def mortal(worker_config):
-        step = loop.TrainingLoop._train_step
-
-        def dying(self, planned):
-            if self.step == 4 and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, planned)
-
-        loop.TrainingLoop._train_step = dying
-        work(worker_config)
-
-    monkeypatch.setattr(trainer, "_worker_in_group", mortal)
-    trainer.fit(spec, Footprint(num_workers=1, cpus_per_worker=1, use_gpu=False))
-    assert marker.exists()
-    whole, killed = (load_checkpoint(str(tmp_path / n)) for n in ("whole", "killed"))
-    assert killed.meta.step == whole.meta.step
-    for name, tensor in whole.model.items():
-        torch.testing.assert_close(tensor, killed.model[name], msg=name)
-    assert losses_of(tmp_path / "killed") == pytest.approx(losses_of(tmp_path / "whole"))
-    # Ray Train waits 12 s for its cleaner at the end of each run where that one waits for an
-    # answer which never comes.
-    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "train")
-    texts = [path.read_text() for path in logs.glob("*controller*.log")]
-    assert any("Started training worker group" in text for text in texts)
-    assert not any("Failed to stop PlacementGroupCleaner" in text for text in texts)
-
-
 def test_validation_beside_the_training_survives_kills_of_both(
     local_ray, pictures, tiny_config, tmp_path, monkeypatch
 ):
@@ -185,11 +150,36 @@ def test_validation_beside_the_training_survives_kills_of_both(
     assert inline.meta.step == beside.meta.step == 9
     for name, tensor in inline.weights.items():
         torch.testing.assert_close(tensor, beside.weights[name], msg=name)
+    assert losses_of(tmp_path / "beside") == pytest.approx(losses_of(tmp_path / "inline"))
     inline, beside = (val_figures(spec) for spec in (inline_spec, spec))
     assert [step for step, _ in beside] == [3, 6, 9]
     assert beside == [(step, pytest.approx(ap)) for step, ap in inline]
     for process in {process for process, _ in rounds[:1]}:
         assert not Path("/proc", process).exists()
+    # Ray Train waits 12 s for its cleaner at the end of each run where that one waits for an
+    # answer which never comes.
+    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "train")
+    texts = [path.read_text() for path in logs.glob("*controller*.log")]
+    assert any("Started training worker group" in text for text in texts)
+    assert not any("Failed to stop PlacementGroupCleaner" in text for text in texts)
+
+
+def test_a_diverging_run_says_why_and_is_not_tried_again(
+    local_ray, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    more = {"optimizer.lr": 1e12, "optimizer.name": "sgd", "train.max_failures": 3}
+    more |= {"train.max_rollbacks": 0}
+    broken = run_script("train", *small_run_options(pictures, tmp_path, "broken", **more))
+    assert broken.exit_code == 1, broken.output
+    errors = " ".join(broken.stderr.split())
+    assert "the run failed: NonFiniteLossError: loss_" in errors
+    assert "lower optimizer.lr" in errors
+    assert "Traceback" not in broken.output
+    assert "--resume" not in broken.output  # it would end the same
+    records = read_metrics(tmp_path / "broken/metrics.jsonl")
+    assert [r["status"] for r in records if "status" in r] == ["failed"]  # one attempt
+    assert not list((tmp_path / "broken").glob("metrics.*.jsonl"))
 
 
 # Images that cannot be decoded

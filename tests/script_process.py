@@ -1,5 +1,6 @@
-"""A script of `experiments/` as a process of its own, for tests that stop it as a user would."""
+"""Scripts of `experiments/`, in this process or as one of their own that can be stopped."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -10,7 +11,48 @@ import time
 import uuid
 from pathlib import Path
 
+import typer
 from builders import ROOT
+from typer.testing import CliRunner
+
+
+def run_script(script, *options):
+    """Run a script in this process; the tests' `experiments/` must be on the path."""
+    path = ROOT / "experiments" / f"{script}.py"
+    spec = importlib.util.spec_from_file_location(f"script_{script}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = typer.Typer(add_completion=False)
+    app.command()(module.main)
+    result = CliRunner().invoke(app, [str(option) for option in options])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def small_run_options(data, folder, name, **more):
+    """Options of a script for a tiny model on images of 64 px: 4 epochs of 2 images a step."""
+    settings = {
+        "data.synthetic": "null",
+        "data.train": data,
+        "data.val": data,
+        "model.anchors.sizes": "[12, 24, 48, 96]",
+        "model.fpn_channels": 32,
+        "input.train_sizes_px": "[64]",
+        "input.train_max_size_px": 64,
+        "input.eval_size_px": 64,
+        "input.eval_max_size_px": 64,
+        "schedule.warmup_steps": 2,
+        "train.epochs": 4,
+        "train.batch_size": 2,
+        "train.log_every_steps": 1,
+        "tracking.wandb": "disabled",
+        **more,
+    }
+    options = ["--name", name, "--storage", folder]
+    for path, value in settings.items():
+        options += ["--set", f"{path}={value}"]
+    return options
 
 
 class Script:
