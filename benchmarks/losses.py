@@ -97,7 +97,7 @@ def memory_case(device: str, name: str, scene: Scene) -> Callable[[], object]:
 
 
 def check(scene: Scene, device: torch.device) -> str:
-    """Compare values and gradients on one image (torchvision normalises each image by itself)."""
+    """Compare values and gradients on one image (torchvision normalizes each image by itself)."""
     scene = replace(scene, num_images=1)
     outputs, targets = random_outputs(scene, device), random_targets(scene, device)
     peer = Torchvision(scene.num_classes, device)

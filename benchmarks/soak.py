@@ -6,7 +6,7 @@ are done by this process on a Ray of this machine, so that afterwards Ray itself
 is left of them.
 
 Compared are the last checkpoints, tensor by tensor and bit for bit: weights, their average,
-optimizer, loss normaliser, generators; and the record of every step. Watched are the memory of
+optimizer, loss normalizer, generators; and the record of every step. Watched are the memory of
 driver and worker, and what is left behind: processes, actors, placement groups, files.
 
 python benchmarks/soak.py --minutes 30

@@ -17,7 +17,7 @@ from retina_ray.cli import clean_exit
 from retina_ray.config import ConfigError
 from retina_ray.data.images.files import MAX_PIXELS, decode_upright
 from retina_ray.errors import SourceFileError
-from retina_ray.evaluation.pictures import Picture, write_png
+from retina_ray.evaluation.drawing import AnnotatedImage, write_png
 from retina_ray.inference.predict import Predictor
 from retina_ray.structures import Detections
 
@@ -48,7 +48,7 @@ def main(
                 unreadable.append(f"{file}: {error.message}")
                 continue
             found = predictor.predict_image(image)
-            picture = Picture(
+            picture = AnnotatedImage(
                 image=image,
                 truth_boxes=[],
                 truth_labels=[],

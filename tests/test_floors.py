@@ -70,7 +70,7 @@ OWNERS = {
         "benchmarks",
     },
     "wandb": {"retina_ray.train.tracking"},
-    "cv2": {"retina_ray.data", "retina_ray.evaluation.pictures", "benchmarks", "datasets"},
+    "cv2": {"retina_ray.data", "retina_ray.evaluation.drawing", "benchmarks", "datasets"},
     "simplejpeg": {"retina_ray.data.images.decoding", "benchmarks"},
     "pycocotools": {"retina_ray.evaluation", "retina_ray.data.importers", "benchmarks"},
 }

@@ -1,13 +1,13 @@
-"""Scoring detections as COCO does, and drawing them."""
+"""Scoring detections as COCO does, finding what is wrong with them, and drawing them."""
 
 from retina_ray.evaluation.coco import CocoMetrics, evaluate_coco
-from retina_ray.evaluation.pictures import Picture, contact_sheet, draw_boxes
+from retina_ray.evaluation.drawing import AnnotatedImage, contact_sheet, draw_boxes
 from retina_ray.evaluation.results import to_results, write_results
 from retina_ray.evaluation.tables import metrics_table
 
 __all__ = [
+    "AnnotatedImage",
     "CocoMetrics",
-    "Picture",
     "contact_sheet",
     "draw_boxes",
     "evaluate_coco",

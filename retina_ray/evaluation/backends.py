@@ -1,6 +1,6 @@
-"""Which code computes COCO's figures: pycocotools, the referee, or faster-coco-eval, in C++.
+"""Which code computes COCO's metrics: pycocotools, the referee, or faster-coco-eval, in C++.
 
-Both give the same figures, to 1e-9 and closer; a test holds them to it.
+Both give the same values, to 1e-9 and closer; a test holds them to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def require_backend(backend: Backend) -> None:
     if backend == "faster-coco-eval" and not _fast_is_installed():
         message = (
             "'faster-coco-eval' is not installed: pip install 'retina_ray[fast-eval]' on every "
-            "machine, or take 'auto' or 'pycocotools', which give the same figures"
+            "machine, or take 'auto' or 'pycocotools', which give the same metrics"
         )
         raise ConfigError([("inference.evaluation_backend", message)])
 
@@ -60,11 +60,11 @@ def resolve_backend(backend: Backend, *, rotated: bool) -> Backend:
 def backend_classes(backend: Backend, *, rotated: bool) -> tuple[Any, Any]:
     """What holds ground truth or results, and what evaluates them.
 
-    Raises:
-        ConfigError: the backend is not installed.
-        ValueError: there is no such backend, or it does not know rotated boxes.
+    Args:
+        backend: from `resolve_backend`, so not `auto`.
+        rotated: whether the boxes are rotated.
     """
-    if resolve_backend(backend, rotated=rotated) == "faster-coco-eval":
+    if backend == "faster-coco-eval":
         module = importlib.import_module(_FAST_MODULE)
         return module.COCO, module.COCOeval_faster
     from pycocotools.coco import COCO

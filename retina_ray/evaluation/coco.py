@@ -1,8 +1,8 @@
-"""COCO's detection metrics: its twelve figures, and AP for each class.
+"""COCO's detection metrics: its twelve, and AP for each class.
 
-The figures come from pycocotools' `COCOeval` (Lin et al., "Microsoft COCO: Common Objects in
+They come from pycocotools' `COCOeval` (Lin et al., "Microsoft COCO: Common Objects in
 Context", 2014, and the detection evaluation page of cocodataset.org), or from faster-coco-eval,
-which computes the same numbers in C++. Rotated boxes have a `bbox` of five numbers (x_center,
+which computes the same in C++. Rotated boxes have a `bbox` of five numbers (x_center,
 y_center, width, height, angle) and are scored by pycocotools with the overlap of rotated boxes.
 
 Shapes: T IoU thresholds, Q recall points, K classes, S object sizes, L limits on the detections of
@@ -23,18 +23,31 @@ import numpy as np
 
 from retina_ray.config import ConfigError
 from retina_ray.evaluation.backends import Backend, backend_classes, resolve_backend
-from retina_ray.evaluation.coco_checks import box_faults, ground_truth_faults, result_faults
+from retina_ray.evaluation.coco_checks import coco_faults
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_METRICS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
 _AP50, _AP75 = 0, 5  # rows of the IoU thresholds 0.50, 0.55, ..., 0.95
 _SIZES = {"": 0, "s": 1, "m": 2, "l": 3}  # all, area below 32**2, up to 96**2, above, in pixels
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's twelve figures, each from 0 to 1.
+    """COCO's twelve metrics, each from 0 to 1.
 
-    A figure is NaN where the ground truth has no box that it could be measured on (no small
+    A metric is NaN where the ground truth has no box that it could be measured on (no small
     boxes: `APs`; a class without boxes: its entry in `per_class`). pycocotools writes -1 there.
 
     Attributes:
@@ -69,9 +82,9 @@ class CocoMetrics:
     per_class: dict[str, float] = field(default_factory=dict)
 
     def as_metrics(self, prefix: str = "val/") -> dict[str, float]:
-        """All figures under metric keys: `val/AP`, ..., and `val/AP_<class>` for each class."""
-        figures = {f"{prefix}{name}": float(getattr(self, name)) for name in FIGURES}
-        return figures | {f"{prefix}AP_{name}": ap for name, ap in self.per_class.items()}
+        """All values under metric keys: `val/AP`, ..., and `val/AP_<class>` for each class."""
+        values = {f"{prefix}{name}": float(getattr(self, name)) for name in COCO_METRICS}
+        return values | {f"{prefix}AP_{name}": ap for name, ap in self.per_class.items()}
 
 
 def evaluate_coco(
@@ -92,7 +105,7 @@ def evaluate_coco(
             has four numbers, or every one has five: then they are rotated boxes.
         results: entries as `to_results` makes them; images without an entry count as empty.
         max_detections: how many detections of an image count, best first.
-        backend: `faster-coco-eval` gives the same figures sooner, where it is installed; it does
+        backend: `faster-coco-eval` gives the same metrics sooner, where it is installed; it does
             not know rotated boxes. `auto` takes it where that is no hindrance.
 
     Raises:
@@ -101,8 +114,7 @@ def evaluate_coco(
             boxes for a backend that does not know them; all faults at once.
         ConfigError: the backend is not installed.
     """
-    faults = [*ground_truth_faults(ground_truth), *result_faults(ground_truth, results)]
-    faults += box_faults(ground_truth, results)
+    faults = list(coco_faults(ground_truth, results))
     rotated = any(len(a["bbox"]) == 5 for a in ground_truth.get("annotations", ()))
     try:
         backend = resolve_backend(backend, rotated=rotated)
@@ -121,17 +133,17 @@ def evaluate_coco(
         )
     precision = np.asarray(evaluation["precision"])  # (T, Q, K, S, L)
     recall = np.asarray(evaluation["recall"])  # (T, K, S, L)
-    figures = {f"AP{s}": _mean(precision[..., i, -1]) for s, i in _SIZES.items()}
-    figures |= {f"AR{s or 100}": _mean(recall[..., i, -1]) for s, i in _SIZES.items()}
-    figures |= {"AR1": _mean(recall[..., 0, 0]), "AR10": _mean(recall[..., 0, 1])}
-    figures["AP50"] = _mean(precision[_AP50, ..., 0, -1])
-    figures["AP75"] = _mean(precision[_AP75, ..., 0, -1])
+    values = {f"AP{s}": _mean(precision[..., i, -1]) for s, i in _SIZES.items()}
+    values |= {f"AR{s or 100}": _mean(recall[..., i, -1]) for s, i in _SIZES.items()}
+    values |= {"AR1": _mean(recall[..., 0, 0]), "AR10": _mean(recall[..., 0, 1])}
+    values["AP50"] = _mean(precision[_AP50, ..., 0, -1])
+    values["AP75"] = _mean(precision[_AP75, ..., 0, -1])
     names = metric_names(ground_truth["categories"])
     per_class = {
         names[category]: _mean(precision[:, :, k, 0, -1])
         for k, category in enumerate(sorted(names))  # the backends sort categories by id
     }
-    return CocoMetrics(**figures, per_class=per_class)
+    return CocoMetrics(**values, per_class=per_class)
 
 
 def _accumulate(

@@ -10,8 +10,16 @@ from typing import Any
 _MAX_NAMED = 5  # how many faulty entries a line spells out
 
 
-def ground_truth_faults(ground_truth: Mapping[str, Any]) -> Iterator[str]:
-    """What makes ground truth unfit to measure on."""
+def coco_faults(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """What makes ground truth unfit to measure on, or results to be scored against it."""
+    yield from _ground_truth_faults(ground_truth)
+    yield from _result_faults(ground_truth, results)
+    yield from _box_faults(ground_truth, results)
+
+
+def _ground_truth_faults(ground_truth: Mapping[str, Any]) -> Iterator[str]:
     missing = [key for key in ("images", "annotations", "categories") if key not in ground_truth]
     if missing:
         yield f"ground truth: has no {', '.join(map(repr, missing))}: expected COCO's format"
@@ -33,10 +41,9 @@ def ground_truth_faults(ground_truth: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def result_faults(
+def _result_faults(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """What makes results unfit to be scored against this ground truth."""
     for key, field_name in (("images", "image_id"), ("categories", "category_id")):
         known = {entry["id"] for entry in ground_truth.get(key, ())}
         if unknown := sorted({result[field_name] for result in results} - known):
@@ -50,7 +57,7 @@ def result_faults(
         yield f"results: a box or score that is not finite in images {_some(sorted(broken))}"
 
 
-def box_faults(
+def _box_faults(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
     """Boxes that are neither aligned nor rotated, or of both kinds.

@@ -7,20 +7,19 @@ Shapes: n images, K classes, D detections, G true boxes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from retina_ray.evaluation.errors import ErrorAnalysis, Verdict
+from retina_ray.evaluation.errors import FOREGROUND_IOU, ErrorAnalysis, Verdict, covered_boxes
 from retina_ray.evaluation.matching import Floats, Ints, Scene, box_overlaps
 
 
-def confusion_matrix(scene: Scene, *, score_threshold: float, iou: float = 0.5) -> Ints:
+def confusion_matrix(scene: Scene, *, score_threshold: float) -> Ints:
     """Count what each true box was taken for, and each detection taken from.
 
-    True boxes and detections of an image are paired whatever their classes are: of all pairs that
-    overlap by `iou` at least, the one that overlaps most is taken first (of equal ones that of the
+    True boxes and detections of an image are paired whatever their classes are: of all pairs with
+    an IoU of 0.5 or more, the one that overlaps most is taken first (of equal ones that of the
     better score), and each box takes part in one pair. That is the confusion matrix of Ultralytics'
     YOLOv5 with rows and columns exchanged, except that a box whose best partner is taken may have
     its next one. A detection without a partner counts as found in the background, unless it lies in
@@ -29,7 +28,6 @@ def confusion_matrix(scene: Scene, *, score_threshold: float, iou: float = 0.5) 
     Args:
         scene: true boxes and detections.
         score_threshold: detections below it are left out.
-        iou: threshold of intersection over union.
 
     Returns:
         (K + 1, K + 1) counts: rows are true classes, columns predicted ones, the last of each is
@@ -43,21 +41,21 @@ def confusion_matrix(scene: Scene, *, score_threshold: float, iou: float = 0.5) 
         crowd, labels = scene.crowd[true], scene.true_label[true]
         boxes, seen = scene.found_box[found][kept[found]], scene.found_label[found][kept[found]]
         overlap = box_overlaps(boxes, scene.true_box[true], crowd)
-        rows, columns = _pairs(np.where(crowd, 0.0, overlap), iou)
+        rows, columns = _pairs(np.where(crowd, 0.0, overlap))
         np.add.at(matrix, (labels[columns], seen[rows]), 1)
         missed = ~crowd
         missed[columns] = False
         matrix[:num_classes, num_classes] += np.bincount(labels[missed], minlength=num_classes)
-        excused = (overlap >= iou) & crowd & (labels[None] == seen[:, None])
+        excused = (overlap >= FOREGROUND_IOU) & crowd & (labels[None] == seen[:, None])
         made_up = ~excused.any(axis=1)
         made_up[rows] = False
         matrix[num_classes, :num_classes] += np.bincount(seen[made_up], minlength=num_classes)
     return matrix
 
 
-def _pairs(overlap: Floats, iou: float) -> tuple[Ints, Ints]:
+def _pairs(overlap: Floats) -> tuple[Ints, Ints]:
     """Rows and columns of the pairs, each row and column once; rows stand by falling score."""
-    rows, columns = np.nonzero(overlap >= iou)
+    rows, columns = np.nonzero(overlap >= FOREGROUND_IOU)
     order = np.argsort(-overlap[rows, columns], kind="stable")
     free_row, free_column = np.ones(overlap.shape[0], bool), np.ones(overlap.shape[1], bool)
     taken = []
@@ -123,21 +121,22 @@ def score_images(analysis: ErrorAnalysis, *, score_threshold: float) -> ImageSco
     found_by = matching.found_by
     found = (found_by >= 0) & ~low[found_by] if len(low) else np.zeros(len(found_by), bool)
     lost = ~found & ~scene.crowd
-    covered = np.zeros(len(lost), bool)
-    covered[analysis.target[np.isin(verdict, (Verdict.CLASS, Verdict.LOCATION))]] = True
-    num_images = len(scene.image_ids)
-    counts: Mapping[str, Ints] = {
-        "right": np.bincount(scene.true_image[found], minlength=num_images),
-        "wrong": np.bincount(scene.found_image[verdict >= Verdict.CLASS], minlength=num_images),
-        "lost": np.bincount(scene.true_image[lost], minlength=num_images),
-    }
-    total = 2 * counts["right"] + counts["wrong"] + counts["lost"]
+    images = (
+        scene.true_image[found],
+        scene.found_image[verdict >= Verdict.CLASS],
+        scene.true_image[lost],
+    )
+    num_right, num_wrong, num_lost = (
+        np.bincount(i, minlength=len(scene.image_ids)) for i in images
+    )
     with np.errstate(invalid="ignore"):
-        f1 = 2 * counts["right"] / total
+        f1 = 2 * num_right / (2 * num_right + num_wrong + num_lost)
     return ImageScores(
         score_threshold=score_threshold,
         verdict=verdict,
-        missed=lost & ~covered,
+        missed=lost & ~covered_boxes(scene, verdict, analysis.target),
+        right=num_right,
+        wrong=num_wrong,
+        lost=num_lost,
         f1=f1,
-        **counts,
     )

@@ -14,7 +14,7 @@ tried in this order, that of the authors' program (the paper leaves it open wher
 true box that none found is `missed`, unless an error of class or location points at it. What a kind
 costs (dAP) is the AP at t_f after these errors alone are mended, less the AP before.
 
-The authors' program `tidecv` comes to the same figures but for this: it puts an IoU of exactly t_f
+The authors' program `tidecv` comes to the same values but for this: it puts an IoU of exactly t_f
 under `location`, where COCO's matching takes it for well placed; it counts a class without true
 boxes as an AP of 0, where COCO leaves it out; it mends only one of the errors of class and location
 that point at the same box, though only one of the two kinds is mended at a time; and it shows
@@ -87,17 +87,11 @@ class ErrorAnalysis:
 
 
 def find_errors(scene: Scene) -> ErrorAnalysis:
-    """Find the errors of all detections, and what each kind costs.
-
-    Args:
-        scene: true boxes and detections.
-    """
+    """Find the errors of all detections, and what each kind costs."""
     matching = match(scene, iou=FOREGROUND_IOU)
     verdict, target = _verdicts(matching)
-    pointed = np.isin(verdict, (Verdict.CLASS, Verdict.LOCATION))
-    covered = np.zeros(len(scene.true_label), bool)
-    covered[target[pointed]] = True
-    missed = (matching.found_by < 0) & ~scene.crowd & ~covered
+    lost = (matching.found_by < 0) & ~scene.crowd
+    missed = lost & ~covered_boxes(scene, verdict, target)
     world = _World.of(matching, verdict)
     ap = world.ap()
     cost = {
@@ -105,9 +99,7 @@ def find_errors(scene: Scene) -> ErrorAnalysis:
         for kind in _ERRORS
         if kind is not Verdict.MISSED
     }
-    num_classes = len(scene.category_ids)
-    cost[Verdict.MISSED] = world.without(_per_class(scene, missed, num_classes)).ap() - ap
-    lost = (matching.found_by < 0) & ~scene.crowd
+    cost[Verdict.MISSED] = world.without(missed).ap() - ap
     return ErrorAnalysis(
         matching=matching,
         verdict=verdict,
@@ -116,8 +108,15 @@ def find_errors(scene: Scene) -> ErrorAnalysis:
         ap=ap,
         cost=cost,
         false_positives=world.keep(world.hit).ap() - ap,
-        false_negatives=world.without(_per_class(scene, lost, num_classes)).ap() - ap,
+        false_negatives=world.without(lost).ap() - ap,
     )
+
+
+def covered_boxes(scene: Scene, verdict: NDArray[np.int8], target: Ints) -> Bools:
+    """(G,) whether an error of class or location points at a true box."""
+    covered = np.zeros(len(scene.true_label), bool)
+    covered[target[np.isin(verdict, (Verdict.CLASS, Verdict.LOCATION))]] = True
+    return covered
 
 
 def _verdicts(matching: Matching) -> tuple[NDArray[np.int8], Ints]:
@@ -178,12 +177,15 @@ class _World:
             hit=self.hit[kept],
         )
 
-    def without(self, num_missing: Ints) -> _World:
-        """Without some true boxes of each class that nothing found.
+    def without(self, some: Bools) -> _World:
+        """Without some true boxes that nothing found.
 
         A class that loses all of them has no AP, and is left out of the mean.
         """
-        return replace(self, num_true=self.num_true - num_missing)
+        labels = self.matching.scene.true_label[some]
+        return replace(
+            self, num_true=self.num_true - np.bincount(labels, minlength=len(self.num_true))
+        )
 
     def mended(self, kind: Verdict, verdict: NDArray[np.int8], target: Ints) -> _World:
         """With the errors of one kind mended as the paper's oracles do.
@@ -204,7 +206,3 @@ class _World:
         label[right], hit[right] = self.matching.scene.true_label[aim[right]], True
         wrong[right] = False
         return replace(self, label=label, hit=hit).keep(~wrong)
-
-
-def _per_class(scene: Scene, some: Bools, num_classes: int) -> Ints:
-    return np.bincount(scene.true_label[some], minlength=num_classes)

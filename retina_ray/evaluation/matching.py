@@ -1,6 +1,6 @@
 """Which detection finds which true box, by COCO's rules, and what else each detection lies on.
 
-What the figures of `COCOeval` are counted from, with the boxes themselves at hand: the error
+What the metrics of `COCOeval` are counted from, with the boxes themselves at hand: the error
 analysis, the curves and the page of a run start here. A test holds the AP that follows from it to
 pycocotools'.
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.evaluation.coco_checks import box_faults, ground_truth_faults, result_faults
+from retina_ray.evaluation.coco_checks import coco_faults
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -113,9 +113,7 @@ def scene_of(
     Raises:
         ValueError: what `evaluate_coco` refuses too; all faults at once.
     """
-    faults = [*ground_truth_faults(ground_truth), *result_faults(ground_truth, results)]
-    faults += box_faults(ground_truth, results)
-    if faults:
+    if faults := list(coco_faults(ground_truth, results)):
         raise ValueError("cannot match these predictions:\n" + "\n".join(faults))
     image_ids = np.array(sorted(image["id"] for image in ground_truth["images"]), np.int64)
     names = {c["id"]: str(c.get("name") or f"class {c['id']}") for c in ground_truth["categories"]}

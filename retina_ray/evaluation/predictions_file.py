@@ -6,7 +6,7 @@
                  y_center, width, height, angle
     score        float64
 
-Rows keep their order and numbers every bit, so figures computed from the file are those of the
+Rows keep their order and numbers every bit, so metrics computed from the file are those of the
 evaluation that wrote it. The file's metadata say which step made it, and on which data.
 """
 

@@ -1,8 +1,8 @@
 """COCO's evaluation of rotated boxes: pycocotools' own, with the overlap of rotated boxes.
 
 As in detectron2's `RotatedCOCOEvaluator`, a `bbox` holds (x_center, y_center, width, height, angle)
-and only the overlap counts: a box turned by a half turn, or by a quarter turn with its sides
-exchanged, is the same box.
+and only the overlap counts: rotated by 180 degrees, or by 90 with its sides swapped, a box is the
+same box.
 
 Shapes: D detections and G true boxes of one image and class.
 """

@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from retina_ray.evaluation.coco import FIGURES, CocoMetrics
+from retina_ray.evaluation.coco import COCO_METRICS, CocoMetrics
 
 _MEANING = {
     "AP": "IoU 0.50:0.95",
@@ -26,16 +26,16 @@ _MEANING = {
 }
 
 
-def metrics_table(metrics: CocoMetrics, *, title: str | None = "COCO metrics") -> Table:
-    """The twelve figures, then AP of each class, best first.
+def metrics_table(metrics: CocoMetrics) -> Table:
+    """The twelve metrics, then AP of each class, best first.
 
     All in percent; a dash where the ground truth has no box to measure on.
     """
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title="COCO metrics", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("metric", no_wrap=True)
     table.add_column("%", justify="right", no_wrap=True)
     table.add_column("on", style="dim")
-    for name in FIGURES:
+    for name in COCO_METRICS:
         style = "bold" if name == "AP" else None
         table.add_row(name, _percent(getattr(metrics, name)), _MEANING[name], style=style)
     table.add_section()

@@ -83,7 +83,7 @@ class ResNetBackbone(nn.Module):
         """Compute the feature maps.
 
         Args:
-            x: (N, 3, H, W) normalised RGB; any H and W.
+            x: (N, 3, H, W) normalized RGB; any H and W.
 
         Returns:
             Level l (2 to 5) to C_l, (N, channels[l], ceil(H / 2**l), ceil(W / 2**l)).

@@ -7,7 +7,7 @@ from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.postprocess import Coder
 from retina_ray.ops.rotated.coder import RotatedBoxCoder
 
-# A drawn rectangle has no front: turned by a quarter, with width and height exchanged, it is the
+# A drawn rectangle has no front: rotated by 90 degrees, with width and height swapped, it is the
 # same. The target is the description nearest to the anchor, so no two anchors are told to predict
 # different numbers for what they see alike.
 _SYMMETRY_DEG = 90

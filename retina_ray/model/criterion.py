@@ -1,4 +1,4 @@
-"""The training loss: assign anchors to boxes, then class loss and box loss over a normaliser.
+"""The training loss: assign anchors to boxes, then class loss and box loss over a normalizer.
 
 Apart from the model, so that a model is a function of images only and the loss can be studied and
 changed by itself.
@@ -35,14 +35,14 @@ _IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 class RetinaNetCriterion(nn.Module):
-    """Class loss over all anchors and box loss over the positive ones, both over a normaliser.
+    """Class loss over all anchors and box loss over the positive ones, both over a normalizer.
 
-    The normaliser is the number of positive anchors of a step over *all* workers, at least 1,
+    The normalizer is the number of positive anchors of a step over *all* workers, at least 1,
     smoothed over the steps or not. As DDP averages gradients over W workers, each worker's loss is
-    its sum times W over the normaliser: the average is then what one worker would compute for the
+    its sum times W over the normalizer: the average is then what one worker would compute for the
     union of the batches.
 
-    The smoothed normaliser is the buffer `normalizer`: on the device, in the state dict, the same
+    The smoothed normalizer is the buffer `normalizer`: on the device, in the state dict, the same
     on every worker. In evaluation mode it is used and not changed, and workers do not wait for each
     other (they may evaluate different numbers of batches).
 
@@ -143,7 +143,7 @@ class RetinaNetCriterion(nn.Module):
         )
 
     def forward(self, outputs: HeadOutputs, targets: Targets) -> dict[str, Tensor]:
-        """Loss of a batch; in training mode, also the next value of the normaliser.
+        """Loss of a batch; in training mode, also the next value of the normalizer.
 
         Args:
             outputs: of the model.
@@ -207,13 +207,13 @@ class RetinaNetCriterion(nn.Module):
 
     @torch.no_grad()
     def loss_scale(self, num_positive: Tensor) -> Tensor:
-        """The factor on the sums of a step; in training mode, moves the normaliser on by one step.
+        """The factor on the sums of a step; in training mode, moves the normalizer on by one step.
 
         Args:
             num_positive: positive anchors of this worker in the step, a scalar on the device.
 
         Returns:
-            Workers over normaliser, a scalar.
+            Workers over normalizer, a scalar.
         """
         num_positive = num_positive.to(self.normalizer.dtype, copy=True)  # reduced in place
         num_workers = 1

@@ -1,4 +1,4 @@
-"""Normalisation layers: frozen, per-batch, synchronised, per-level and group normalisation.
+"""Normalization layers: frozen, per-batch, synchronized, per-level and group normalization.
 
 Shapes: N images, C channels, H and W cells.
 """
@@ -17,11 +17,11 @@ BatchNormName = Literal["bn", "sync_bn"]
 NormName = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
 NUM_GROUPS = 32
-"""Groups of group normalisation (Wu and He 2018, section 4: 32 is their default)."""
+"""Groups of group normalization (Wu and He 2018, section 4: 32 is their default)."""
 
 
 def make_norm(name: NormName, num_channels: int) -> nn.Module:
-    """Build a normalisation layer for `num_channels` channels.
+    """Build a normalization layer for `num_channels` channels.
 
     Args:
         name: `none` gives an `nn.Identity`, which has no parameters and no state.
@@ -57,12 +57,12 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W)."""
+        """Normalize (N, C, H, W)."""
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with fixed statistics and a fixed affine map.
+    """Batch normalization with fixed statistics and a fixed affine map.
 
     All four tensors are buffers, so they are saved but neither trained nor counted as parameters.
     They carry the names of `nn.BatchNorm2d`, so weights of the one load into the other. The output
@@ -72,24 +72,23 @@ class FrozenBatchNorm2d(nn.Module):
 
     Args:
         num_channels: C.
-        eps: added to the variance.
     """
 
+    eps = 1e-5
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_channels: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.eps = eps
         self.register_buffer("weight", torch.ones(num_channels))
         self.register_buffer("bias", torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels) - eps)
+        self.register_buffer("running_var", torch.ones(num_channels) - self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W)."""
+        """Normalize (N, C, H, W)."""
         if not x.requires_grad:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -116,7 +115,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); in training, by the statistics over all processes."""
+        """Normalize (N, C, H, W); in training, by the statistics over all processes."""
         if input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)  # pyright: ignore[reportArgumentType]
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
@@ -142,7 +141,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class PerLevelBatchNorm2d(nn.Module):
-    """Batch normalisation for a layer that all pyramid levels share.
+    """Batch normalization for a layer that all pyramid levels share.
 
     Each level has its own statistics, because features of different levels differ in scale and one
     running mean would fit none of them in evaluation; the affine map is shared, as the convolution
@@ -163,7 +162,7 @@ class PerLevelBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor, level: int) -> Tensor:
-        """Normalise (N, C, H, W) with the statistics of the level at that index."""
+        """Normalize (N, C, H, W) with the statistics of the level at that index."""
         return _affine(self.levels[level](x), self.weight, self.bias)
 
 

@@ -95,25 +95,14 @@ class RetinaNet(nn.Module):
             ConfigError: `num_classes` is null, or anchors are still to be fitted.
         """
         if config.num_classes is None:
-            raise ConfigError(
-                [
-                    (
-                        "model.num_classes",
-                        "null: take the number from the data set's class names before building "
-                        "the model, or set it",
-                    )
-                ]
-            )
+            message = "null: take it from the data set's class names before building the model"
+            raise ConfigError([("model.num_classes", message)])
         if config.anchors.fit != "none":
-            raise ConfigError(
-                [
-                    (
-                        "model.anchors.fit",
-                        f'"{config.anchors.fit}": anchors are fitted to the data set before the '
-                        "model is built; a finished run's config.json has the numbers",
-                    )
-                ]
+            message = (
+                f'"{config.anchors.fit}": anchors are fitted to the data set before the model is '
+                "built; a finished run's config.json has the numbers"
             )
+            raise ConfigError([("model.anchors.fit", message)])
         backbone = ResNetBackbone(
             config.backbone,
             norm=config.backbone_norm,
@@ -190,7 +179,7 @@ def _warn_of_random_weights(config: ModelConfig) -> None:
         return
     hindrances = []
     if config.backbone_norm == "frozen_bn":
-        hindrances.append("backbone_norm 'frozen_bn' does not normalise")
+        hindrances.append("backbone_norm 'frozen_bn' does not normalize")
     if config.freeze_stages:
         hindrances.append(f"freeze_stages {config.freeze_stages} keeps random weights as they are")
     if hindrances:

@@ -10,6 +10,12 @@ from torch import Tensor
 
 from retina_ray.ops.boxes import at_least_float32
 
+SCALE_CLAMP = math.log(1000.0 / 16)
+"""Largest dw and dh (after division by the weights) that is decoded as it is.
+
+It lets a 16 px anchor grow to 1000 px, as in Detectron; without a bound, an untrained model's
+exp(dw) overflows."""
+
 
 class BoxCoder:
     """Turns boxes into deltas (dx, dy, dw, dh) from reference boxes, and back.
@@ -23,18 +29,11 @@ class BoxCoder:
     each times its weight.
     """
 
-    def __init__(
-        self,
-        weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-        scale_clamp: float = math.log(1000.0 / 16),
-    ) -> None:
+    def __init__(self, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> None:
         """Make a coder.
 
         Args:
             weights: factors on (dx, dy, dw, dh).
-            scale_clamp: largest dw and dh (after division by the weights) that `decode` takes as
-                they are. log(1000 / 16) lets a 16 px anchor grow to 1000 px, as in Detectron;
-                without a bound, an untrained model's exp(dw) overflows.
 
         Raises:
             ValueError: if there are not four positive weights.
@@ -44,7 +43,6 @@ class BoxCoder:
                 f"weights: expected four positive factors on (dx, dy, dw, dh), got {weights}"
             )
         self.weights = tuple(float(w) for w in weights)
-        self.scale_clamp = float(scale_clamp)
 
     def encode(self, reference: Tensor, target: Tensor) -> Tensor:
         """Deltas that lead from the reference boxes to the target boxes.
@@ -76,7 +74,7 @@ class BoxCoder:
         deltas = _times(deltas, [1 / w for w in self.weights])
         centers_a, sides_a = _centers_and_sides(reference)
         centers = centers_a + deltas[..., :2] * sides_a
-        half_sides = 0.5 * sides_a * deltas[..., 2:].clamp(max=self.scale_clamp).exp()
+        half_sides = 0.5 * sides_a * deltas[..., 2:].clamp(max=SCALE_CLAMP).exp()
         return torch.cat((centers - half_sides, centers + half_sides), -1)
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on boxes: areas, overlaps, clipping, scaling.
+"""Arithmetic on boxes: areas, overlaps, clipping.
 
 Boxes are XYXY in absolute pixels, `(..., 4)`; pixel (i, j) covers `[j, j + 1) x [i, i + 1)`, so a
 side is `x1 - x0` with no `+ 1`. Sizes are (height, width).
@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-Size = Sequence[float] | Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union.masked_fill(empty, 1.0)
 
 
-def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
+def clip_boxes(boxes: Tensor, size: Sequence[float] | Tensor) -> Tensor:
     """Move coordinates that lie outside the image to its border.
 
     Args:
@@ -120,29 +118,5 @@ def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
         (..., 4) float32 with `0 <= x <= width`, `0 <= y <= height`; NaN stays NaN.
     """
     boxes = at_least_float32(boxes)
-    height, width = _height_width(size, boxes)
+    height, width = torch.as_tensor(size, dtype=boxes.dtype, device=boxes.device)
     return torch.minimum(boxes.clamp(min=0), torch.stack((width, height, width, height)))
-
-
-def scale_boxes(boxes: Tensor, source_size: Size, target_size: Size) -> Tensor:
-    """Carry boxes along when their image is resized.
-
-    Args:
-        boxes: (..., 4) in pixels of the image of `source_size`.
-        source_size: (height, width) before, in pixels.
-        target_size: (height, width) after, in pixels.
-
-    Returns:
-        (..., 4) float32 in pixels of the image of `target_size`.
-    """
-    boxes = at_least_float32(boxes)
-    source_height, source_width = _height_width(source_size, boxes)
-    height, width = _height_width(target_size, boxes)
-    x, y = width / source_width, height / source_height
-    return boxes * torch.stack((x, y, x, y))
-
-
-def _height_width(size: Size, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The size as two scalars of the dtype and on the device of `like`."""
-    height, width = torch.as_tensor(size, dtype=like.dtype, device=like.device)
-    return height, width

@@ -1,6 +1,6 @@
 """The losses in their textbook form: one value for a pair of tensors, always the **sum**.
 
-Whoever calls them divides by a normaliser of its own choice. All of them compute in float32
+Whoever calls them divides by a normalizer of its own choice. All of them compute in float32
 (float64 for float64 input), give 0 with a gradient for empty input, and stay finite, gradient
 included, for extreme logits and for boxes without area.
 

@@ -71,19 +71,16 @@ class Matcher:
         self.high = float(high)
         self.allow_low_quality = bool(allow_low_quality)
 
-    def __call__(self, iou: Tensor, *, valid: Tensor | None = None) -> MatchResult:
+    def __call__(self, iou: Tensor) -> MatchResult:
         """Match anchors by a table of overlaps.
 
         Args:
             iou: (..., M, R); M or R may be 0. Rows that are zero or negative throughout (padding)
                 match nothing.
-            valid: (..., M) bool; False marks rows to leave out.
 
         Returns:
             A result of shape (..., R).
         """
-        if valid is not None:
-            iou = iou.masked_fill(~valid[..., None], -1.0)
         return self._decide(*self._reduce(iou))
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
-from retina_ray.evaluation import Picture, draw_boxes, evaluate_coco, to_results
+from retina_ray.evaluation import evaluate_coco, to_results
 from retina_ray.evaluation.rotated import overlaps
 from retina_ray.structures import Detections
 
@@ -261,51 +261,3 @@ def test_a_prepared_set_of_turned_shapes_against_itself(tmp_path):
     assert evaluate_coco(ground_truth, results).AP == pytest.approx(1.0)
     aligned = dataset.ground_truth()
     assert evaluate_coco(aligned, perfect(aligned)).AP == pytest.approx(1.0)
-
-
-# Pictures
-
-
-def drawn_on(image, **boxes):
-    return (draw_boxes(image, class_names=("ship",), **boxes) != image).any(axis=2)
-
-
-def test_rotated_boxes_are_drawn_as_they_lie():
-    image = np.full((400, 500, 3), 128, np.uint8)
-    box = [250, 200, 200, 60, 30]
-    detections = Detections(torch.tensor([box]).float(), torch.tensor([0.9]), torch.tensor([0]))
-    for drawn in (
-        drawn_on(image, detections=detections),
-        drawn_on(image, truth_boxes=[box], truth_labels=[0]),
-    ):
-        cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
-        for right, down in ((100, 0), (-100, 0), (0, 30), (0, -30), (60, 30), (-60, -30)):
-            x, y = 250 + right * cos + down * sin, 200 - right * sin + down * cos
-            assert drawn[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3].any()
-        assert not drawn[190:210, 240:260].any()  # not filled
-        # The corners of an aligned box of these sides, and of the enclosing box, stay free.
-        for x, y in ((150, 170), (350, 230), (149, 124), (351, 276)):
-            assert not drawn[y - 4 : y + 5, x - 4 : x + 5].any()
-
-
-def test_odd_rotated_boxes_do_not_fail():
-    image = np.full((64, 64, 3), 128, np.uint8)
-    nan, inf = math.nan, math.inf
-    boxes = np.array(
-        [
-            [nan, 0, 10, 10, 0],
-            [0, 0, 10, 10, inf],
-            [0, 0, 1e12, 10, 20],
-            [-90, -90, 20, 10, 20],
-            [30, 30, 0, 0, 720],
-            [63, 1, 40, 10, 45],
-        ]
-    )
-    picture = Picture(
-        image=image,
-        truth_boxes=boxes,
-        truth_labels=np.zeros(6, int),
-        detections=Detections(torch.tensor(boxes), torch.full((6,), 0.9), torch.zeros(6).long()),
-        class_names=("ship",),
-    ).draw()
-    assert picture.shape[1] == 384

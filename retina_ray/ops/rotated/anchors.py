@@ -1,8 +1,5 @@
 """Rotated anchor boxes of every cell of a pyramid (RRPN, arXiv:1703.01086, section III-C).
 
-A rotated box is (x_center, y_center, width, height, angle): pixels, and degrees counter-clockwise
-as seen on the image.
-
 Shapes: A anchors a cell, H and W cells of a level.
 """
 
@@ -44,20 +41,28 @@ class RotatedAnchorGenerator(AnchorGenerator):
         """Make a generator.
 
         Args:
-            sizes: per level, the square roots of the anchors' areas in pixels.
-            aspect_ratios: height / width before the turn, the same for all sizes and levels.
-            angles_deg: turns in degrees, counter-clockwise, the same for all shapes.
-            strides: per level, the distance between neighbouring cells in pixels.
-            offset: centre of the first anchor in strides.
+            sizes: as in `AnchorGenerator`.
+            aspect_ratios: height / width of the unrotated box; likewise.
+            angles_deg: degrees counter-clockwise, the same for all shapes.
+            strides: as in `AnchorGenerator`.
+            offset: likewise.
 
         Raises:
-            ValueError: if levels disagree in number or in anchors a cell, a size, ratio or stride
-                is not positive, an angle is not finite, or the offset is not in [0, 1).
+            ValueError: as `AnchorGenerator`; or if an angle is not finite, or there is none.
         """
         if not len(angles_deg) or not all(math.isfinite(angle) for angle in angles_deg):
             raise ValueError(f"anchors: angles_deg: expected one or more degrees, got {angles_deg}")
         super().__init__(sizes, aspect_ratios, strides, offset)
-        self._set_cells([_turned(cells, angles_deg) for cells in self._cells])
+        self._set_cells(
+            [
+                [
+                    (0.0, 0.0, x1 - x0, y1 - y0, float(a))
+                    for x0, y0, x1, y1 in cells
+                    for a in angles_deg
+                ]
+                for cells in self._cells
+            ]
+        )
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> RotatedAnchorGenerator:
@@ -74,14 +79,3 @@ class RotatedAnchorGenerator(AnchorGenerator):
     def _shifts(x: Tensor, y: Tensor) -> Tensor:
         zero = torch.zeros_like(x)
         return torch.stack((x, y, zero, zero, zero), -1)
-
-
-def _turned(
-    cells: Sequence[tuple[float, ...]], angles_deg: Sequence[float]
-) -> list[tuple[float, ...]]:
-    """Each aligned anchor around the origin at each angle."""
-    return [
-        (0.0, 0.0, x1 - x0, y1 - y0, float(angle))
-        for x0, y0, x1, y1 in cells
-        for angle in angles_deg
-    ]

@@ -1,4 +1,4 @@
-"""Arithmetic on rotated boxes: corners, enclosing boxes, flips, scaling, overlaps.
+"""Arithmetic on rotated boxes: corners, enclosing boxes, scaling, overlaps.
 
 A rotated box is (x_center, y_center, width, height, angle), `(..., 5)`: pixels, and degrees
 counter-clockwise as seen on the image (y points down), so the width runs along (cos a, -sin a) and
@@ -48,7 +48,7 @@ def wrap_angle(angles_deg: Tensor, period_deg: float = 360.0) -> Tensor:
 
     Args:
         angles_deg: (...) degrees.
-        period_deg: 360, or 180 where a half turn changes nothing.
+        period_deg: 360, or 180 where a rotation by 180 changes nothing.
 
     Returns:
         (...) degrees; angles that are in the range already come back unchanged.
@@ -95,8 +95,8 @@ def rotated_corners(boxes: Tensor) -> Tensor:
         boxes: (..., 5).
 
     Returns:
-        (..., 4, 2) float32 (x, y): top left, top right, bottom right, bottom left of the box before
-        it is turned.
+        (..., 4, 2) float32 (x, y): top left, top right, bottom right, bottom left of the unrotated
+        box.
     """
     x, y, width, height, angle = at_least_float32(boxes).unbind(-1)
     cos, sin = cos_sin_deg(angle)
@@ -121,20 +121,6 @@ def enclosing_boxes(boxes: Tensor) -> Tensor:
     dx = 0.5 * (width * cos + height * sin)
     dy = 0.5 * (width * sin + height * cos)
     return torch.stack((x - dx, y - dy, x + dx, y + dy), -1)
-
-
-def flip_rotated(boxes: Tensor, width_px: float | Tensor) -> Tensor:
-    """Boxes of the image mirrored left to right.
-
-    Args:
-        boxes: (..., 5).
-        width_px: width of the image in pixels.
-
-    Returns:
-        (..., 5) float32: x becomes `width_px - x` and the angle changes its sign.
-    """
-    x, y, width, height, angle = at_least_float32(boxes).unbind(-1)
-    return torch.stack((width_px - x, y, width, height, -angle), -1)
 
 
 def scale_rotated(boxes: Tensor, scale_x: float | Tensor, scale_y: float | Tensor) -> Tensor:

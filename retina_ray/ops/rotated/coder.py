@@ -1,16 +1,11 @@
-"""Rotated boxes as offsets from rotated reference boxes (RRPN, arXiv:1703.01086, section III-D).
-
-A rotated box is (x_center, y_center, width, height, angle): pixels, and degrees counter-clockwise
-as seen on the image.
-"""
+"""Rotated boxes as offsets from rotated reference boxes (RRPN, arXiv:1703.01086, section III-D)."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
+from retina_ray.ops.box_coder import SCALE_CLAMP
 from retina_ray.ops.boxes import at_least_float32
 from retina_ray.ops.rotated.boxes import wrap_angle
 
@@ -27,11 +22,11 @@ class RotatedBoxCoder:
     each times its weight. dx and dy are along the image's axes, not the box's.
 
     The same rectangle has several descriptions, and a box may be meant as any of them. The
-    symmetry says which are the same box, and `encode` takes the one with the smallest turn:
+    symmetry says which are the same box, and `encode` takes the one with the smallest rotation:
 
     - 360: a box has a front; da in [-180, 180) degrees. detectron2's rule.
-    - 180: a half turn changes nothing; da in [-90, 90) degrees.
-    - 90: a quarter turn with width and height swapped changes nothing either; da in [-45, 45).
+    - 180: a rotation by 180 changes nothing; da in [-90, 90) degrees.
+    - 90: nor does one by 90 with width and height swapped; da in [-45, 45).
     """
 
     def __init__(
@@ -39,15 +34,12 @@ class RotatedBoxCoder:
         weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0),
         *,
         symmetry_deg: int = 360,
-        scale_clamp: float = math.log(1000.0 / 16),
     ) -> None:
         """Make a coder.
 
         Args:
             weights: factors on (dx, dy, dw, dh, da).
-            symmetry_deg: 360, 180 or 90: the turn after which a box is the same box.
-            scale_clamp: largest dw and dh (after division by the weights) that `decode` takes as
-                they are, as in `BoxCoder`.
+            symmetry_deg: 360, 180 or 90: the rotation after which a box is the same box.
 
         Raises:
             ValueError: if there are not five positive weights, or the symmetry is another number.
@@ -60,7 +52,6 @@ class RotatedBoxCoder:
             raise ValueError(f"symmetry_deg: expected 360, 180 or 90, got {symmetry_deg}")
         self.weights = tuple(float(w) for w in weights)
         self.symmetry_deg = int(symmetry_deg)
-        self.scale_clamp = float(scale_clamp)
 
     def encode(self, reference: Tensor, target: Tensor) -> Tensor:
         """Deltas that lead from the reference boxes to the target boxes.
@@ -74,17 +65,17 @@ class RotatedBoxCoder:
         """
         x_a, y_a, w_a, h_a, angle_a = at_least_float32(reference).unbind(-1)
         x, y, w, h, angle = at_least_float32(target).unbind(-1)
-        turn = wrap_angle(angle - angle_a, 360 if self.symmetry_deg == 360 else 180)
+        rotation = wrap_angle(angle - angle_a, 360 if self.symmetry_deg == 360 else 180)
         if self.symmetry_deg == 90:
-            over, under = turn >= 45, turn < -45
-            turn = torch.where(over, turn - 90, torch.where(under, turn + 90, turn))
+            over, under = rotation >= 45, rotation < -45
+            rotation = torch.where(over, rotation - 90, torch.where(under, rotation + 90, rotation))
             w, h = torch.where(over | under, h, w), torch.where(over | under, w, h)
         deltas = (
             (x - x_a) / w_a,
             (y - y_a) / h_a,
             torch.log(w / w_a),
             torch.log(h / h_a),
-            torch.deg2rad(turn),
+            torch.deg2rad(rotation),
         )
         parts = zip(deltas, self.weights, strict=True)
         # Numbers, not a tensor of weights: that would be copied to the device first.
@@ -93,8 +84,8 @@ class RotatedBoxCoder:
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
         """Boxes that the deltas lead to.
 
-        The inverse of `encode` up to the clamp; with a symmetry below 360, up to another
-        description of the same rectangle.
+        The inverse of `encode` up to the clamp, which is `BoxCoder`'s; with a symmetry below 360,
+        up to another description of the same rectangle.
 
         Args:
             deltas: (..., 5) (dx, dy, dw, dh, da).
@@ -104,13 +95,13 @@ class RotatedBoxCoder:
             (..., 5) float32 boxes, angles in [-180, 180), not clipped to any image.
         """
         parts = zip(at_least_float32(deltas).unbind(-1), self.weights, strict=True)
-        dx, dy, dw, dh, turn = [delta / weight for delta, weight in parts]
+        dx, dy, dw, dh, da = [delta / weight for delta, weight in parts]
         x_a, y_a, w_a, h_a, angle_a = at_least_float32(reference).unbind(-1)
         boxes = (
             x_a + dx * w_a,
             y_a + dy * h_a,
-            w_a * dw.clamp(max=self.scale_clamp).exp(),
-            h_a * dh.clamp(max=self.scale_clamp).exp(),
-            wrap_angle(angle_a + torch.rad2deg(turn)),
+            w_a * dw.clamp(max=SCALE_CLAMP).exp(),
+            h_a * dh.clamp(max=SCALE_CLAMP).exp(),
+            wrap_angle(angle_a + torch.rad2deg(da)),
         )
         return torch.stack(boxes, -1)

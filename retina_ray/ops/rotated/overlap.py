@@ -1,7 +1,7 @@
 """The area that two rotated rectangles share, exactly and for many pairs at once.
 
-A rectangle is the columns (x_center, y_center, width / 2, height / 2, cos, sin) of its turn
-counter-clockwise as seen on the image: pixels, y pointing down.
+A rectangle is the columns (x_center, y_center, width / 2, height / 2, cos, sin) of its
+angle, counter-clockwise as seen on the image: pixels, y pointing down.
 
 Shapes: P pairs.
 """

@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from retina_ray.evaluation.coco import FIGURES
+from retina_ray.evaluation.coco import COCO_METRICS
 from retina_ray.evaluation.curves import RECALL_POINTS
 from retina_ray.reports.dataset.page import legend
 from retina_ray.reports.run.analysis import RunAnalysis
@@ -69,7 +69,8 @@ def coco_figures(figures: Mapping[str, float], source: str) -> str:
         source: HTML that says where they come from.
     """
     rows = [
-        (escape(name), percent(figures.get(name, math.nan)), _MEANING[name]) for name in FIGURES
+        (escape(name), percent(figures.get(name, math.nan)), _MEANING[name])
+        for name in COCO_METRICS
     ]
     items = "".join(
         f"<div><b>{value}</b> <span>{name}</span><small>{meaning}</small></div>"

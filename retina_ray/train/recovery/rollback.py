@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from retina_ray.evaluation.pictures import draw_boxes, write_png
+from retina_ray.evaluation.drawing import draw_boxes, write_png
 from retina_ray.storage.files import copy_up, read_text, write_text
 from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.errors import NonFiniteLossError

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from retina_ray.data.rotated_boxes import scale_rotated
-from retina_ray.evaluation.pictures import Picture
+from retina_ray.evaluation.drawing import AnnotatedImage
 from retina_ray.train.engine.validation import Sample
 
 
 def to_pictures(
     samples: Sequence[Sample], truth: dict[str, Any], class_names: Sequence[str]
-) -> list[Picture]:
+) -> list[AnnotatedImage]:
     """Join samples with their true boxes.
 
     Args:
@@ -38,10 +38,10 @@ def _picture(
     image: dict[str, Any],
     boxes: Sequence[tuple[list[float], int]],
     class_names: Sequence[str],
-) -> Picture:
+) -> AnnotatedImage:
     height, width = sample.pixels.shape[:2]
     scale = (width / image["width"], height / image["height"])
-    return Picture(
+    return AnnotatedImage(
         image=sample.pixels,
         truth_boxes=_scaled([box for box, _ in boxes], *scale),
         truth_labels=np.array([label for _, label in boxes], dtype=np.int64),

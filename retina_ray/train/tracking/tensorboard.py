@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retina_ray.evaluation.pictures import Picture
+    from retina_ray.evaluation.drawing import AnnotatedImage
 
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class TensorBoardFile:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
 
-    def log_pictures(self, pictures: Sequence[Picture], step: int) -> None:
+    def log_pictures(self, pictures: Sequence[AnnotatedImage], step: int) -> None:
         """Record pictures with their boxes."""
         for number, picture in enumerate(pictures):
             tag = f"val/pictures/{number}"

@@ -17,7 +17,7 @@ from retina_ray.train.tracking.tensorboard import open_tensorboard
 from retina_ray.train.tracking.wandb_run import open_wandb
 
 if TYPE_CHECKING:
-    from retina_ray.evaluation.pictures import Picture
+    from retina_ray.evaluation.drawing import AnnotatedImage
 
 
 Status = Literal["finished", "failed", "stopped"]
@@ -36,7 +36,7 @@ class Place(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of a step."""
 
-    def log_pictures(self, pictures: Sequence[Picture], step: int) -> None:
+    def log_pictures(self, pictures: Sequence[AnnotatedImage], step: int) -> None:
         """Record pictures; at least one."""
 
     def finish(self, status: Status) -> None:
@@ -112,7 +112,7 @@ class Tracker:
         self._file.write(step, values, at=at)
         self._everywhere(lambda place: place.log(values, step))
 
-    def log_pictures(self, pictures: Sequence[Picture], step: int) -> None:
+    def log_pictures(self, pictures: Sequence[AnnotatedImage], step: int) -> None:
         """Record pictures with true and predicted boxes: a PNG sheet, and W&B's box overlays.
 
         Args:
@@ -121,7 +121,7 @@ class Tracker:
         """
         if not pictures:
             return
-        from retina_ray.evaluation.pictures import contact_sheet, write_png
+        from retina_ray.evaluation.drawing import contact_sheet, write_png
 
         sheet = contact_sheet([picture.draw() for picture in pictures])
         write_png(self.run_dir / "pictures" / f"step_{step:08d}.png", sheet)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retina_ray.train.tracking.wandb_mode import Mode, resolve_mode
 
 if TYPE_CHECKING:
-    from retina_ray.evaluation.pictures import Picture
+    from retina_ray.evaluation.drawing import AnnotatedImage
 
 
 STEP_KEY = "train/step"
@@ -39,7 +39,7 @@ class WandbRun:
         """Record numbers of a step."""
         self.run.log({**metrics, STEP_KEY: step})
 
-    def log_pictures(self, pictures: Sequence[Picture], step: int) -> None:
+    def log_pictures(self, pictures: Sequence[AnnotatedImage], step: int) -> None:
         """Record pictures with box overlays."""
         self.run.log({"val/pictures": [_image(p) for p in pictures], STEP_KEY: step})
 
@@ -147,7 +147,7 @@ def _init(mode: Mode, start: dict[str, Any]) -> Any:
     return run
 
 
-def _image(picture: Picture) -> Any:
+def _image(picture: AnnotatedImage) -> Any:
     """A picture with both kinds of boxes as overlays that W&B can switch on and off."""
     import numpy as np
     import wandb

@@ -1,12 +1,10 @@
 import pytest
 import torch
 import torchvision
+from rotated_cases import INF, NAN
 
+from retina_ray.ops.rotated import batched_rotated_nms, rotated_from_aligned, rotated_iou
 from retina_ray.ops.rotated import nms as rotated_nms
-from retina_ray.ops.rotated.boxes import rotated_from_aligned, rotated_iou
-from retina_ray.ops.rotated.nms import batched_rotated_nms
-
-NAN, INF = float("nan"), float("inf")
 
 
 def crowded(count, seed, *, num_classes=3, spread=60.0):
@@ -32,24 +30,22 @@ def greedy(boxes, scores, labels, threshold):
     return kept
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("num_classes", [1, 4])
-def test_equals_the_greedy_definition(threshold, num_classes):
+def test_equals_the_greedy_definition(num_classes):
     boxes, scores, labels = crowded(150, 0, num_classes=num_classes)
-    kept = batched_rotated_nms(boxes, scores, labels, threshold)
-    assert kept.dtype == torch.int64
-    assert kept.tolist() == greedy(boxes, scores, labels, threshold)
-    if 0 < threshold < 1:
-        assert len(kept) < 150
+    for threshold in (0.0, 0.1, 0.5, 0.8, 1.0):
+        kept = batched_rotated_nms(boxes, scores, labels, threshold)
+        assert kept.dtype == torch.int64
+        assert kept.tolist() == greedy(boxes, scores, labels, threshold), threshold
 
 
-@pytest.mark.parametrize(("rows", "pairs"), [(1, 3), (7, 10), (64, 5)])
-def test_blocks_do_not_show(monkeypatch, rows, pairs):
-    boxes, scores, labels = crowded(120, 1, num_classes=5)
+def test_blocks_do_not_show(monkeypatch):
+    boxes, scores, labels = crowded(40, 1, num_classes=3)
     expected = batched_rotated_nms(boxes, scores, labels, 0.3)
-    monkeypatch.setattr(rotated_nms, "_ROWS_CPU", rows)
-    monkeypatch.setattr(rotated_nms, "_PAIRS_CPU", pairs)
-    assert torch.equal(batched_rotated_nms(boxes, scores, labels, 0.3), expected)
+    for rows, pairs in ((1, 3), (7, 10), (64, 5)):
+        monkeypatch.setattr(rotated_nms, "_ROWS_CPU", rows)
+        monkeypatch.setattr(rotated_nms, "_PAIRS_CPU", pairs)
+        assert torch.equal(batched_rotated_nms(boxes, scores, labels, 0.3), expected)
 
 
 def test_equals_torchvision_on_aligned_boxes():

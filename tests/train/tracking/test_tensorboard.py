@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retina_ray.config import TrackingConfig
-from retina_ray.evaluation import Picture
+from retina_ray.evaluation import AnnotatedImage
 from retina_ray.structures import Detections
 from retina_ray.train.tracking import open_tracker, tensorboard
 
@@ -37,7 +37,7 @@ def read():
 
 
 def picture():
-    return Picture(
+    return AnnotatedImage(
         image=np.full((40, 60, 3), 200, np.uint8),
         truth_boxes=torch.tensor([[10.0, 10, 30, 30]]),
         truth_labels=torch.tensor([1]),

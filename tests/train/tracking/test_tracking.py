@@ -14,7 +14,7 @@ import torch
 from wandb_file import finished_records, history
 
 from retina_ray.config import TrackingConfig
-from retina_ray.evaluation import Picture
+from retina_ray.evaluation import AnnotatedImage
 from retina_ray.structures import Detections
 from retina_ray.train.tracking import open_tracker, wandb_mode, wandb_run
 from retina_ray.train.tracking.metrics_file import read_metrics
@@ -46,7 +46,7 @@ def wandb_files(run_dir):
 
 
 def picture(caption="x.jpg"):
-    return Picture(
+    return AnnotatedImage(
         image=np.full((60, 80, 3), 200, np.uint8),
         truth_boxes=torch.tensor([[10.0, 10, 40, 50], [0, 0, 5, 5]]),
         truth_labels=torch.tensor([1, 0]),
@@ -290,7 +290,7 @@ def test_importing_the_module_does_not_import_wandb():
 
 
 def test_rotated_boxes_are_drawn_into_the_picture(tmp_path):
-    turned = Picture(
+    turned = AnnotatedImage(
         image=np.full((60, 80, 3), 200, np.uint8),
         truth_boxes=torch.tensor([[40.0, 30, 20, 10, 30]]),
         truth_labels=torch.tensor([1]),
