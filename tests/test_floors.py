@@ -51,7 +51,6 @@ STILL_LARGE = {
     "retina_ray/data/loading/batch_loader.py",
     "retina_ray/data/plan/run_plan.py",
     "retina_ray/data/prepared/writer.py",
-    "retina_ray/evaluation/pictures.py",
     "retina_ray/sweep/report/plots.py",
     "retina_ray/train/engine/loop.py",
     "retina_ray/train/engine",
