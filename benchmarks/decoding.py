@@ -1,17 +1,15 @@
 """What does it cost to turn a JPEG into pixels, and into a picture of a training's size?
 
-First to all of its pixels: OpenCV, torchvision, and simplejpeg as `decode_image` calls it. Then to
-a size: with the stream's reductions while decoding (1/2, 1/4, 1/8), with any eighth that
-libjpeg-turbo has, and decoded in full; and how far each lies from antialiased resizing of all
-pixels in float64. Images are held in memory and decoded one after the other, in turn with the other
-ways.
+First to all of its pixels: `decode_image` (OpenCV) and torchvision. Then to a size: with the
+stream's reductions while decoding (1/2, 1/4, 1/8) and decoded in full; and how far each lies from
+antialiased resizing of all pixels in float64. Images are held in memory and decoded one after the
+other, in turn with the other ways.
 
 python benchmarks/decoding.py --voc BCCD --coco COCO_TINY
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,7 +18,6 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 import typer
 from ingest import Case, encoded_images, photographs
@@ -32,20 +29,13 @@ from torchvision.transforms.v2 import functional
 
 from retina_ray.data.augment.transforms import resize_image
 from retina_ray.data.images.decoding import Pixels, decode_image
-from retina_ray.data.images.headers import encoded_size
 from retina_ray.data.loading.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
-OURS, OPENCV, TORCHVISION = "decode_image (simplejpeg)", "OpenCV", "torchvision"
-REDUCED, EIGHTHS, IN_FULL = "ours, by 1/2, 1/4, 1/8", "by any eighth", "decoded in full"
+OURS, TORCHVISION = "decode_image (OpenCV)", "torchvision"
+REDUCED, IN_FULL = "ours, by 1/2, 1/4, 1/8", "decoded in full"
 ANTIALIASED = "torchvision, antialiased"
 Target = tuple[bytes, int, int]
-
-
-def by_opencv(data: bytes) -> Pixels:
-    """All pixels, in the order of colours that the others give."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    return np.asarray(picture, np.uint8)
 
 
 def by_torchvision(data: bytes) -> torch.Tensor:
@@ -64,16 +54,6 @@ def in_full(data: bytes, height: int, width: int) -> Pixels:
     return resize_image(decode_image(data), height, width)
 
 
-def by_eighths(data: bytes, height: int, width: int) -> Pixels:
-    """With the smallest reduction to n/8 that leaves enough pixels, and the stream's resizing."""
-    size = encoded_size(data)
-    assert size is not None
-    eighths = math.ceil(8 * max(height / size[0], width / size[1]) - 1e-9)
-    at_least = [-(-side * min(8, eighths) // 8) for side in size]
-    picture = simplejpeg.decode_jpeg(data, "RGB", min_height=at_least[0], min_width=at_least[1])
-    return resize_image(picture, height, width)
-
-
 def antialiased(data: bytes, height: int, width: int) -> Pixels:
     """What torch's DataLoader would be given to do."""
     picture = functional.resize(by_torchvision(data), [height, width], antialias=True)
@@ -82,7 +62,6 @@ def antialiased(data: bytes, height: int, width: int) -> Pixels:
 
 TO_SIZE: dict[str, Callable[[bytes, int, int], Pixels]] = {
     REDUCED: reduced,
-    EIGHTHS: by_eighths,
     IN_FULL: in_full,
     ANTIALIASED: antialiased,
 }
@@ -140,17 +119,16 @@ def main(
             for name, dataset in sets.items()
             for side in sizes
         }
-    decoders = {OURS: decode_image, OPENCV: by_opencv, TORCHVISION: by_torchvision}
+    decoders = {OURS: decode_image, TORCHVISION: by_torchvision}
     rows = []
     for name in sets:
         files = [(data,) for data, _, _ in targets[name, sizes[0]]]
         times = cpu_ms(decoders, files, rounds)
         spreads = [str(Spread.of(times[way])) for way in decoders]
-        others = [str(ratios(times[way], times[OURS])) for way in (OPENCV, TORCHVISION)]
-        rows.append([name, *spreads, *others])
+        rows.append([name, *spreads, str(ratios(times[TORCHVISION], times[OURS]))])
     page.table(
         f"All pixels: CPU ms an image, median (range) of {rounds} rounds, and ratios to ours",
-        ["images", *decoders, f"{OPENCV} / ours", f"{TORCHVISION} / ours"],
+        ["images", *decoders, f"{TORCHVISION} / ours"],
         rows,
     )
     for (name, side), of in targets.items():
@@ -168,7 +146,7 @@ def main(
                 for way in TO_SIZE
             ],
         )
-    page.text(f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}; {images} images.")
+    page.text(f"OpenCV {cv2.__version__}; {images} images.")
     page.finish(out)
 
 

@@ -70,7 +70,6 @@ OWNERS = {
     },
     "wandb": {"retina_ray.train.tracking"},
     "cv2": {"retina_ray.data", "retina_ray.evaluation.drawing", "benchmarks", "datasets"},
-    "simplejpeg": {"retina_ray.data.images.decoding", "benchmarks"},
     "pycocotools": {"retina_ray.evaluation", "retina_ray.data.importers", "benchmarks"},
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from retina_ray.data.images.files import check_whole
@@ -21,11 +20,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
-_JPEG_START = b"\xff\xd8"
-_MAX_PIXELS = 2**30
-"""OpenCV refuses more."""
-_MIN_SIDE = 8
-"""Sides that reductions by different factors may make equally long are left to OpenCV."""
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class DecodeError(ValueError):
@@ -46,7 +41,7 @@ def decode_image(
 
     Args:
         data: JPEG, PNG, or what else OpenCV reads.
-        min_shorter_side: the picture may come out smaller, by 1/2, 1/4 or 1/8, as long as its
+        min_shorter_side: the image may come out smaller, by 1/2, 1/4 or 1/8, as long as its
             shorter side keeps this length. Only JPEGs do, since their decoder saves the work; a
             reduced side has ceil(side / factor) pixels, and a factor whose last pixel would lie
             by more than half outside the image is not used.
@@ -62,35 +57,17 @@ def decode_image(
         raise DecodeError("the file is empty")
     size = encoded_size(data)
     _check_size(size, expected_size)
-    factor, image = 1, None
+    factor = 1
     if data.startswith(_JPEG_START):
         if size is not None:
             factor = _reduction(size, min_shorter_side)
-            image = _decode_jpeg(data, size, factor)
-        if image is None:
-            # Some versions of OpenCV fill the missing part with grey, without a word.
+        if size is None or not data.endswith(_JPEG_END):
+            # OpenCV fills what is missing with grey, without a word.
             _check_whole(data)
-    if image is None:
-        image = _decode_any(data, factor)
+    image = _decode(data, factor)
     if size is None:
         _check_size(image.shape[:2], expected_size)
     return image
-
-
-def _decode_jpeg(data: bytes, size: tuple[int, int], factor: int) -> Pixels | None:
-    """Decode a JPEG without OpenCV's detours around the same library, for the same pixels.
-
-    Returns:
-        (H, W, 3); None for what is left to OpenCV's judgement: a damaged or unusual file.
-    """
-    if min(size) < _MIN_SIDE or size[0] * size[1] > _MAX_PIXELS:
-        return None
-    reduced = (-(-size[0] // factor), -(-size[1] // factor))
-    try:
-        image = simplejpeg.decode_jpeg(data, "RGB", min_height=reduced[0], min_width=reduced[1])
-    except (ValueError, RuntimeError, MemoryError):
-        return None
-    return image if image.shape == (*reduced, 3) else None
 
 
 def _check_whole(data: bytes) -> None:
@@ -105,7 +82,7 @@ def _check_whole(data: bytes) -> None:
         raise DecodeError(f"the JPEG is truncated: {error.message}") from error
 
 
-def _decode_any(data: bytes, factor: int) -> Pixels:
+def _decode(data: bytes, factor: int) -> Pixels:
     """Decode whatever OpenCV reads.
 
     Raises:
