@@ -14,7 +14,7 @@ CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv sweep test test-fast lint bench constraints clean
+.PHONY: help venv sweep test test-fast lint docs bench constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  exit 1; }
 	@"$(PY)" -m pip --version >/dev/null 2>&1 && "$(PY)" -c '$(CHECK_PYTHON)' || \
 	  "$(PYTHON)" -m venv --clear "$(VENV)"
-	"$(PY)" -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	"$(PY)" -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch "$@"
 
 sweep: $(INSTALLED) ## Run a sweep and write its report
@@ -51,12 +51,15 @@ lint: $(INSTALLED) ## Check style, format and types
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m pyright --pythonpath "$(PY)"
 
+docs: $(INSTALLED) ## Write the pages and the API reference to build/site
+	NO_MKDOCS_2_WARNING=1 "$(PY)" -m mkdocs build $(ARGS)
+
 bench: $(INSTALLED) ## Run every benchmark but the soak and the learning, which take an hour each
 	@set -e; for file in $(filter-out %/soak.py %/learning.py,$(sort $(wildcard benchmarks/*.py))); do \
 	  echo "== $$file"; "$(PY)" "$$file" $(ARGS); done
 
 constraints: $(INSTALLED) ## Upgrade all packages and pin what came of it
-	"$(PY)" -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	"$(PY)" -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev,docs]'
 	"$(PY)" -m pip freeze --all --exclude pip --exclude-editable > .constraints.new
 	@{ sed -n '/^#/p; /^[^#]/q' constraints.txt; LC_ALL=C sort -f .constraints.new; } \
 	  > constraints.txt.new && mv constraints.txt.new constraints.txt && rm .constraints.new

@@ -74,7 +74,7 @@ def checkout(tmp_path):
     return Checkout(tmp_path)
 
 
-INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev]"
+INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,docs]"
 
 
 def test_the_environment_is_made_once(checkout):
