@@ -1,7 +1,7 @@
 """Check a data set: read all of it, and name everything that is wrong or odd, at once.
 
-Split after split, image after image in threads; of an image only its look stays in memory (see
-`check_looks`). Nothing is written.
+Split after split, image after image in threads; of an image only its perceptual hash stays in
+memory (see `retina_ray.checks.duplicates`). Nothing is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from retina_ray.checks.duplicates import Looks
+from retina_ray.checks.duplicates import DuplicateFinder
 from retina_ray.checks.findings import Finding, Findings
 from retina_ray.checks.formats import LayoutName, find_layout
 from retina_ray.checks.images import CheckSettings, check_image
@@ -101,7 +101,7 @@ def check_dataset(
     """
     settings = settings or CheckSettings()
     layout = find_layout(dataset, root=root)
-    findings, looks, summaries = Findings(), Looks(), []
+    findings, finder, summaries = Findings(), DuplicateFinder(), []
     for name, open_split in layout.splits.items():
         try:
             split = open_split()
@@ -109,8 +109,8 @@ def check_dataset(
             findings.add(name, error.faults)
             continue
         shown = name if len(layout.splits) > 1 else split.name
-        summaries.append(_check_split(split, shown, settings, findings, looks, on_image))
-    for split_name, fault in looks.faults():
+        summaries.append(_check_split(split, shown, settings, findings, finder, on_image))
+    for split_name, fault in finder.faults():
         findings.add(split_name, [fault])
     for split_name, fault in _class_faults(summaries):
         findings.add(split_name, [fault])
@@ -131,10 +131,10 @@ def _check_split(
     name: str,
     settings: CheckSettings,
     findings: Findings,
-    looks: Looks,
+    finder: DuplicateFinder,
     on_image: OnImage | None,
 ) -> SplitSummary:
-    """Look at every image of a split."""
+    """Check every image of a split."""
     summary = SplitSummary(name, split.categories)
     counts = np.zeros(len(split.categories), np.int64)
     results = map_ahead(
@@ -146,7 +146,7 @@ def _check_split(
         summary.num_crowd += result.num_crowd
         counts += np.bincount(result.labels, minlength=len(counts)).astype(np.int64)
         findings.add(name, result.faults)
-        looks.add(name, result)
+        finder.add(name, result)
         if on_image is not None:
             on_image(name, summary.num_images, split.num_images)
     findings.add(name, split.faults)

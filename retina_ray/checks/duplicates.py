@@ -1,11 +1,11 @@
 """Which images of a data set are copies of each other, or nearly so, within and across splits.
 
-Files that agree byte by byte are found by their digest, near-duplicates by their looks (see
-`retina_ray.data.images.probe`). Looks are not compared all with all: of two hashes of 64 bits that
-differ in at most 11, one of four bands of 16 bits differs in at most two (pigeonhole), so each
-image is compared only with those that have a band at most two bits off: for 100 000 random hashes
-42 million pairs instead of 5 billion, in 3 s of one core and 20 MB; 200 000 take 7 s. For millions
-it becomes minutes, where reading them takes hours.
+Files that agree byte by byte are found by their digest, near-duplicates by their perceptual
+hashes. These are not compared all with all: of two hashes of 64 bits that differ in at most 11, one
+of four bands of 16 bits differs in at most two (pigeonhole), so each image is compared only with
+those that have a band at most two bits off: for 100 000 random hashes 42 million pairs instead of
+5 billion, in 3 s of one core and 20 MB; 200 000 take 7 s. For millions it becomes minutes, where
+reading them takes hours.
 
 Memory: about 0.4 kB for each image.
 """
@@ -21,7 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.checks.images import ImageResult
-from retina_ray.data.images.perceptual_hash import MAX_HASH_BITS, MAX_LOOK_DISTANCE, look_distances
+from retina_ray.data.images.perceptual_hash import (
+    MAX_HASH_BITS,
+    MAX_THUMBNAIL_DISTANCE,
+    thumbnail_distances,
+)
 from retina_ray.errors import Fault
 
 _NUM_BANDS, _BAND_BITS, _SLACK_BITS = 4, 16, 2
@@ -31,11 +35,11 @@ _MAX_SHARED = 64
 """With how many of those in the same bucket an image is compared: a still camera makes thousands
 that are all alike, and one or two partners are enough to name it."""
 _PAIRS_AT_ONCE = 1 << 16
-_LOOKS_AT_ONCE = 1 << 12
+_THUMBNAILS_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
-class _Partner:
+class _NearDuplicate:
     """An earlier image that a later one looks like."""
 
     position: int
@@ -43,8 +47,8 @@ class _Partner:
     distance: float
 
 
-class Looks:
-    """Collects the looks of all images of all splits; then finds those that are alike."""
+class DuplicateFinder:
+    """Collects the perceptual hashes of all images of all splits, then finds those alike."""
 
     def __init__(self) -> None:
         self._splits: list[str] = []
@@ -70,10 +74,10 @@ class Looks:
         first = self._digests.setdefault(result.digest, position)
         if first != position:
             self._copies.append((position, first))
-        elif result.look is not None:
+        elif result.perceptual_hash is not None:
             self._seen.append(position)
-            self._hashes.append(result.look.hash)
-            self._thumbnails += result.look.thumbnail.tobytes()
+            self._hashes.append(result.perceptual_hash.bits)
+            self._thumbnails += result.perceptual_hash.thumbnail.tobytes()
 
     def faults(self) -> Iterator[tuple[str, Fault]]:
         """Yield (split, fault) for each image that an earlier one is like."""
@@ -81,12 +85,12 @@ class Looks:
             same = self._split_of[position] == self._split_of[first]
             kind = "image twice in a split" if same else "image in two splits"
             yield self._fault(kind, position, f"is byte by byte {self._name(first)}")
-        for position, partner in sorted(self._partners().items()):
-            same = self._split_of[position] == self._split_of[partner.position]
+        for position, other in sorted(self._near_duplicates().items()):
+            same = self._split_of[position] == self._split_of[other.position]
             kind = "near-duplicate images" if same else "near-duplicate images across splits"
             message = (
-                f"looks like {self._name(partner.position)}: {partner.bits} of 64 bits differ, "
-                f"distance {partner.distance:.3f}"
+                f"looks like {self._name(other.position)}: {other.bits} of 64 bits differ, "
+                f"distance {other.distance:.3f}"
             )
             yield self._fault(kind, position, message)
 
@@ -97,22 +101,24 @@ class Looks:
     def _name(self, position: int) -> str:
         return f"{self._splits[self._split_of[position]]}: {self._names[position]}"
 
-    def _partners(self) -> dict[int, _Partner]:
+    def _near_duplicates(self) -> dict[int, _NearDuplicate]:
         """For each image its most alike earlier one; of another split, if there is such a one."""
         hashes = np.frombuffer(self._hashes, np.uint64) if self._hashes else np.empty(0, np.uint64)
         shape = (len(hashes), 16, 16)
         thumbnails = np.frombuffer(bytes(self._thumbnails), np.uint8).reshape(shape)
-        best: dict[int, tuple[bool, float, _Partner]] = {}
+        best: dict[int, tuple[bool, float, _NearDuplicate]] = {}
         for a, b, bits in close_pairs(hashes):
-            slices = [slice(i, i + _LOOKS_AT_ONCE) for i in range(0, len(a), _LOOKS_AT_ONCE)]
+            slices = [
+                slice(i, i + _THUMBNAILS_AT_ONCE) for i in range(0, len(a), _THUMBNAILS_AT_ONCE)
+            ]
             distances = np.concatenate(
-                [look_distances(thumbnails[a[s]], thumbnails[b[s]]) for s in slices]
+                [thumbnail_distances(thumbnails[a[s]], thumbnails[b[s]]) for s in slices]
             )
-            for k in np.flatnonzero(distances <= MAX_LOOK_DISTANCE).tolist():
+            for k in np.flatnonzero(distances <= MAX_THUMBNAIL_DISTANCE).tolist():
                 earlier, later = (self._seen[i] for i in sorted((int(a[k]), int(b[k]))))
                 distance = float(distances[k])
                 within = self._split_of[earlier] == self._split_of[later]
-                rank = (within, distance, _Partner(earlier, int(bits[k]), distance))
+                rank = (within, distance, _NearDuplicate(earlier, int(bits[k]), distance))
                 if later not in best or rank[:2] < best[later][:2]:
                     best[later] = rank
         return {later: rank[2] for later, rank in best.items()}

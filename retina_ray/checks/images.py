@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retina_ray.checks.boxes import DUPLICATE_BOX, TINY_BOX, repeated_boxes, tiny_boxes
 from retina_ray.config import InputConfig
 from retina_ray.data.images.files import ENORMOUS
-from retina_ray.data.images.perceptual_hash import Look
+from retina_ray.data.images.perceptual_hash import PerceptualHash
 from retina_ray.data.images.probe import ImageProbe, probe_image
 from retina_ray.data.importers.box_checks import CheckedBoxes
 from retina_ray.errors import Fault, SourceFileError
@@ -85,7 +85,7 @@ class ImageResult:
         labels: (M,) classes of its usable boxes, without crowd regions.
         num_crowd: crowd regions.
         digest: of the file; None where it could not be read.
-        look: None where it was not decoded.
+        perceptual_hash: None where it was not decoded.
     """
 
     item: ImageItem
@@ -93,7 +93,7 @@ class ImageResult:
     labels: NDArray[np.int32]
     num_crowd: int
     digest: bytes | None
-    look: Look | None
+    perceptual_hash: PerceptualHash | None
 
 
 def check_image(item: ImageItem, settings: CheckSettings) -> ImageResult:
@@ -131,8 +131,10 @@ def check_image(item: ImageItem, settings: CheckSettings) -> ImageResult:
             faults += [_fault(item, kind, message, id_) for id_, message in found]
         labels = checked.labels[~checked.iscrowd]
         num_crowd = int(checked.iscrowd.sum())
-    digest, look = (probe.digest, probe.look) if probe is not None else (None, None)
-    return ImageResult(item, faults, labels, num_crowd, digest, look)
+    digest, perceptual_hash = (
+        (probe.digest, probe.perceptual_hash) if probe is not None else (None, None)
+    )
+    return ImageResult(item, faults, labels, num_crowd, digest, perceptual_hash)
 
 
 def _fault(item: ImageItem, kind: str, message: str, annotation_id: int | None = None) -> Fault:
@@ -165,7 +167,7 @@ def _file_faults(item: ImageItem, probe: ImageProbe, settings: CheckSettings) ->
     header = probe.header
     if header is None:
         return
-    num_pixels = header.num_pixels or 0
+    num_pixels = header.num_pixels
     if num_pixels > settings.large_pixels and not _is_too_large(probe):
         message = (
             f"{header.width} x {header.height} pixels, {3 * num_pixels / 1e6:.0f} MB once decoded"

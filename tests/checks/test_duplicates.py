@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from check_sources import picture
 
-from retina_ray.checks.duplicates import Looks, close_pairs
+from retina_ray.checks.duplicates import DuplicateFinder, close_pairs
 from retina_ray.checks.images import ImageItem, ImageResult
-from retina_ray.data.images.perceptual_hash import Look, look_of
+from retina_ray.data.images.perceptual_hash import PerceptualHash, perceptual_hash
 
 
 def pairs_of(hashes, max_bits=11) -> list[tuple[int, int, int]]:
@@ -71,52 +71,54 @@ def test_thousands_that_are_all_alike_are_each_found():
     assert near.sum() <= 2 * 64 * num
 
 
-def result(number: int, look: Look | None, digest: bytes | None = None) -> ImageResult:
+def result(
+    number: int, perceptual_hash: PerceptualHash | None, digest: bytes | None = None
+) -> ImageResult:
     item = ImageItem(f"{number}.jpg", number, 1, 1, bytes, lambda *_: None)  # type: ignore
     digest = digest or number.to_bytes(16, "big")
-    return ImageResult(item, [], np.empty(0, np.int32), 0, digest, look)
+    return ImageResult(item, [], np.empty(0, np.int32), 0, digest, perceptual_hash)
 
 
-def faults(looks: Looks) -> list[tuple[str, str, str]]:
-    return [(split, fault.kind, str(fault)) for split, fault in looks.faults()]
+def faults(finder: DuplicateFinder) -> list[tuple[str, str, str]]:
+    return [(split, fault.kind, str(fault)) for split, fault in finder.faults()]
 
 
 def test_nothing_to_compare():
-    looks = Looks()
-    assert faults(looks) == []
-    looks.add("train", ImageResult(result(1, None).item, [], np.empty(0, np.int32), 0, None, None))
-    looks.add("train", result(2, None))
-    assert faults(looks) == []
+    finder = DuplicateFinder()
+    assert faults(finder) == []
+    finder.add("train", ImageResult(result(1, None).item, [], np.empty(0, np.int32), 0, None, None))
+    finder.add("train", result(2, None))
+    assert faults(finder) == []
 
 
 def test_near_hashes_of_pictures_that_differ_are_not_reported():
-    looks = Looks()
+    finder = DuplicateFinder()
     for number in (1, 2):
-        thumbnail = look_of(picture(number)[..., 0]).thumbnail
-        looks.add("train", result(number, Look(7, thumbnail)))
-    assert faults(looks) == []
+        thumbnail = perceptual_hash(picture(number)[..., 0]).thumbnail
+        finder.add("train", result(number, PerceptualHash(7, thumbnail)))
+    assert faults(finder) == []
 
 
 def test_the_partner_of_another_split_comes_first_though_one_of_its_own_is_nearer():
-    look = look_of(picture(1)[..., 0])
-    looks = Looks()
-    looks.add("train", result(1, Look(look.hash ^ 0b111, look.thumbnail)))
-    looks.add("val", result(2, look))
-    looks.add("val", result(3, look))
+    hashed = perceptual_hash(picture(1)[..., 0])
+    finder = DuplicateFinder()
+    finder.add("train", result(1, PerceptualHash(hashed.bits ^ 0b111, hashed.thumbnail)))
+    finder.add("val", result(2, hashed))
+    finder.add("val", result(3, hashed))
     kind = "near-duplicate images across splits"
     text = "looks like train: 1.jpg: 3 of 64 bits differ, distance 0.000"
-    assert faults(looks) == [
+    assert faults(finder) == [
         ("val", kind, f"2.jpg, image 2: {text}"),
         ("val", kind, f"3.jpg, image 3: {text}"),
     ]
 
 
 def test_a_copy_that_was_not_decoded_is_found_by_its_bytes():
-    looks = Looks()
-    looks.add("train", result(1, None, b"x" * 16))
-    looks.add("val", result(2, None, b"x" * 16))
-    looks.add("val", result(3, None, b"x" * 16))
-    assert [(split, kind) for split, kind, _ in faults(looks)] == [
+    finder = DuplicateFinder()
+    finder.add("train", result(1, None, b"x" * 16))
+    finder.add("val", result(2, None, b"x" * 16))
+    finder.add("val", result(3, None, b"x" * 16))
+    assert [(split, kind) for split, kind, _ in faults(finder)] == [
         ("val", "image in two splits"),
         ("val", "image in two splits"),
     ]

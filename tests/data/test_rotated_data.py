@@ -13,7 +13,7 @@ import torch
 
 from retina_ray.config import ExperimentConfig, ModelConfig, SyntheticConfig
 from retina_ray.data.augment.augmenter import Augmenter
-from retina_ray.data.augment.views import Source
+from retina_ray.data.augment.views import LazyImage
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
@@ -101,7 +101,7 @@ def transform(box, target_size, *, horizontal=False, vertical=False, **options):
 
 def augmented(augmenter, image, boxes, target_size, rng):
     labels = np.arange(len(boxes), dtype=np.int32)
-    source = Source(lambda _: image, (HEIGHT, WIDTH), boxes, labels)
+    source = LazyImage(lambda _: image, (HEIGHT, WIDTH), boxes, labels)
     return augmenter(source, target_size=target_size, size_px=1, max_size_px=1, rng=rng)
 
 

@@ -19,12 +19,12 @@ from retina_ray.data.augment.crops import corner_window, draw_crop, draw_window
 from retina_ray.data.augment.mixing import blend, paste
 from retina_ray.data.augment.transforms import (
     Flip,
-    Sample,
+    LabeledImage,
     shortest_edge_size,
     turn_boxes,
     turned_size,
 )
-from retina_ray.data.augment.views import Source, View, scaled, show
+from retina_ray.data.augment.views import LazyImage, View, scaled, show
 from retina_ray.data.images.decoding import Pixels
 from retina_ray.data.random_streams import random_stream
 from retina_ray.data.rotated_boxes import are_rotated, shorter_sides
@@ -115,8 +115,8 @@ class Augmenter:
 
     def __call__(
         self,
-        main: Source,
-        partners: Sequence[Source] = (),
+        main: LazyImage,
+        partners: Sequence[LazyImage] = (),
         *,
         target_size: Size,
         size_px: int,
@@ -125,7 +125,7 @@ class Augmenter:
         mosaic: bool = False,
         mixup: bool = False,
         out: Pixels | None = None,
-    ) -> Sample:
+    ) -> LabeledImage:
         """Make a sample of a picture.
 
         Args:
@@ -171,9 +171,9 @@ class Augmenter:
             sample = blend(sample, partner, share)
         image = self.colour(sample.image, streams(_COLOUR)) if self.colour else sample.image
         keep = _are_large(sample.boxes, self.min_box_size_px)
-        return Sample(image, sample.boxes[keep], sample.labels[keep])
+        return LabeledImage(image, sample.boxes[keep], sample.labels[keep])
 
-    def _view(self, source: Source, number: int, streams: _Streams) -> View:
+    def _view(self, source: LazyImage, number: int, streams: _Streams) -> View:
         """Draw flips, turn and crop of a picture."""
         coins = (streams.coins if number == 0 else streams(_FLIP, number).random(2)) < 0.5
         turns = int(streams(_TURN, number).integers(4)) if self.rotate_90 else 0
@@ -199,14 +199,14 @@ class Augmenter:
 
     def _filled(
         self,
-        source: Source,
+        source: LazyImage,
         number: int,
         view: View,
         size: Size,
         canvas: Size,
         streams: _Streams,
         out: Pixels | None = None,
-    ) -> Sample:
+    ) -> LabeledImage:
         """Resize a picture to `size`, or to what jitter makes of it, and fill a canvas with it."""
         view = view.resized(size)
         if self.scale_jitter is not None:
@@ -219,7 +219,9 @@ class Augmenter:
         y = canvas[0] - view.size[0] if view.vertical else 0
         return paste([sample], [(x, y)], canvas)
 
-    def _fitted(self, source: Source, number: int, canvas: Size, streams: _Streams) -> Sample:
+    def _fitted(
+        self, source: LazyImage, number: int, canvas: Size, streams: _Streams
+    ) -> LabeledImage:
         """Fill a canvas with a picture of another shape, as large as it fits in as a whole."""
         view = self._view(source, number, streams)
         factor = min(side / own for side, own in zip(canvas, view.crop_size, strict=True))
@@ -228,8 +230,12 @@ class Augmenter:
         return self._filled(source, number, view, size, canvas, streams)
 
     def _mosaic(
-        self, pictures: Sequence[Source], canvas: Size, limits: tuple[int, int], streams: _Streams
-    ) -> Sample:
+        self,
+        pictures: Sequence[LazyImage],
+        canvas: Size,
+        limits: tuple[int, int],
+        streams: _Streams,
+    ) -> LabeledImage:
         """Put four pictures around a point of a canvas, which a corner of each touches."""
         draws = streams(_MOSAIC).random(2 + _NUM_MOSAIC)
         y, x = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from retina_ray.data.augment.transforms import Sample
+from retina_ray.data.augment.transforms import LabeledImage
 from retina_ray.data.rotated_boxes import are_rotated
 
 FILL = (124, 116, 104)
@@ -15,8 +15,8 @@ FILL = (124, 116, 104)
 
 
 def paste(
-    samples: Sequence[Sample], places: Sequence[tuple[int, int]], size: tuple[int, int]
-) -> Sample:
+    samples: Sequence[LabeledImage], places: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> LabeledImage:
     """Put pictures on a grey canvas.
 
     Args:
@@ -40,10 +40,10 @@ def paste(
         canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         shift = [x, y, 0, 0, 0] if are_rotated(sample.boxes) else [x, y, x, y]
         boxes.append(sample.boxes + np.array(shift, np.float32))
-    return Sample(canvas, np.concatenate(boxes), np.concatenate([s.labels for s in samples]))
+    return LabeledImage(canvas, np.concatenate(boxes), np.concatenate([s.labels for s in samples]))
 
 
-def blend(a: Sample, b: Sample, share: float) -> Sample:
+def blend(a: LabeledImage, b: LabeledImage, share: float) -> LabeledImage:
     """Mix two pictures of one size (mixup for detection, arXiv:1902.04103); all boxes stay.
 
     Args:
@@ -55,7 +55,7 @@ def blend(a: Sample, b: Sample, share: float) -> Sample:
         A sample of the same size, with the boxes of both.
     """
     image = cv2.addWeighted(a.image, share, b.image, 1 - share, 0)
-    return Sample(
+    return LabeledImage(
         np.asarray(image, np.uint8),
         np.concatenate([a.boxes, b.boxes]),
         np.concatenate([a.labels, b.labels]),

@@ -28,7 +28,7 @@ Flip = Literal["none", "horizontal", "vertical", "both"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class LabeledImage:
     """A picture ready for a batch.
 
     Attributes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retina_ray.data.augment.crops import Rectangle, are_visible
 from retina_ray.data.augment.transforms import (
-    Sample,
+    LabeledImage,
     flip_boxes,
     place_boxes,
     resize_image,
@@ -30,7 +30,7 @@ from retina_ray.data.rotated_boxes import are_rotated
 
 
 @dataclass(frozen=True)
-class Source:
+class LazyImage:
     """A picture that is not decoded yet, with its boxes.
 
     Attributes:
@@ -131,7 +131,9 @@ def scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return height, width
 
 
-def show(source: Source, view: View, *, min_visible: float, out: Pixels | None = None) -> Sample:
+def show(
+    source: LazyImage, view: View, *, min_visible: float, out: Pixels | None = None
+) -> LabeledImage:
     """Decode a picture and make the view of it, with its boxes.
 
     Boxes are cut where the view ends, and dropped where less than `min_visible` of their area is
@@ -172,7 +174,7 @@ def show(source: Source, view: View, *, min_visible: float, out: Pixels | None =
         turned = (rectangle[3] - rectangle[1], rectangle[2] - rectangle[0])
     boxes = place_boxes(boxes, turned, view.size)
     boxes = flip_boxes(boxes, *view.size, horizontal=view.horizontal, vertical=view.vertical)
-    return Sample(image, boxes, labels)
+    return LabeledImage(image, boxes, labels)
 
 
 def _shown_pixels(

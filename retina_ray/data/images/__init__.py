@@ -1,1 +1,1 @@
-"""Encoded images: their headers, whether they are whole, their pixels."""
+"""Encoded images: their headers, whether they are complete, their pixels."""

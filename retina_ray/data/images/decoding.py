@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.data.images.files import check_whole
+from retina_ray.data.images.files import check_complete
 from retina_ray.data.images.headers import encoded_size
 from retina_ray.errors import SourceFileError
 
@@ -63,21 +63,21 @@ def decode_image(
             factor = _reduction(size, min_shorter_side)
         if size is None or not data.endswith(_JPEG_END):
             # OpenCV fills what is missing with grey, without a word.
-            _check_whole(data)
+            _check_complete(data)
     image = _decode(data, factor)
     if size is None:
         _check_size(image.shape[:2], expected_size)
     return image
 
 
-def _check_whole(data: bytes) -> None:
+def _check_complete(data: bytes) -> None:
     """Refuse a JPEG without its end.
 
     Raises:
         DecodeError: it was cut off.
     """
     try:
-        check_whole(data)
+        check_complete(data)
     except SourceFileError as error:
         raise DecodeError(f"the JPEG is truncated: {error.message}") from error
 

@@ -1,4 +1,4 @@
-"""Reading image files on import: is it inside its folder, is it whole, how large is it really.
+"""Reading image files on import: is it inside its folder, is it complete, how large is it really.
 
 Needs numpy and cv2 only: no PyTorch.
 """
@@ -76,10 +76,10 @@ def read_image_file(folder: SourceFolder, file_name: str) -> bytes:
 def load_image(
     data: bytes, *, max_size_px: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> EncodedImage:
-    """Decode an image file to see that it is whole, and re-encode it only where needed.
+    """Decode an image file to see that it is complete, and re-encode it only where needed.
 
     JPEG and PNG files keep their bytes, except where the image is larger than `max_size_px` or its
-    EXIF orientation turns it: then the turned, smaller image is stored as JPEG of quality 95, so
+    EXIF orientation rotates it: then the upright, smaller image is stored as JPEG of quality 95, so
     that every decoder sees the same pixels. BMP, GIF, WebP, TIFF and PNM become PNG.
 
     Args:
@@ -96,7 +96,7 @@ def load_image(
     pixels = _decode_checked(data, max_pixels)
     height, width = pixels.shape[:2]
     changes = []
-    if _is_turned(data, pixels):
+    if _is_rotated(data, pixels):
         changes.append("orientation applied")
     if max_size_px is not None and max(height, width) > max_size_px:
         pixels = _shrink(pixels, max_size_px)
@@ -111,14 +111,14 @@ def load_image(
 
 
 def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image file that is not of a prepared set, judged and turned as an import does.
+    """Decode an image file that is not of a prepared set, judged and rotated as an import does.
 
     Args:
         data: the bytes of the file.
         max_pixels: height times width; an image whose header says more is not decoded.
 
     Returns:
-        (H, W, 3) uint8 RGB, turned and mirrored as its EXIF says.
+        (H, W, 3) uint8 RGB, rotated and flipped as its EXIF says.
 
     Raises:
         SourceFileError: not an image, cut off, or enormous.
@@ -133,21 +133,25 @@ def encode_jpeg(pixels_rgb: np.ndarray) -> bytes:
 
 
 def _decode_checked(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode what is whole and not enormous to (H, W, 3) uint8 BGR, upright."""
-    check_whole(data)
+    """Decode what is complete and not enormous to (H, W, 3) uint8 BGR, upright."""
+    check_complete(data)
     check_size(read_header(data), max_pixels)
-    return _decode(data, cv2.IMREAD_COLOR)
+    return decode_pixels(data, cv2.IMREAD_COLOR)
 
 
-def _decode(data: bytes, flags: int) -> np.ndarray:
-    """Decode to (H, W, 3) uint8 BGR."""
+def decode_pixels(data: bytes, flags: int) -> np.ndarray:
+    """Decode to uint8 by OpenCV, with its flags: (H, W, 3) BGR, or (H, W) grey.
+
+    Raises:
+        SourceFileError: it cannot.
+    """
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise SourceFileError("unreadable image", f"OpenCV cannot decode it: {error.err}") from None
     if pixels is None:
         raise SourceFileError("unreadable image", "not an image that OpenCV can decode")
-    return pixels
+    return np.asarray(pixels, np.uint8)
 
 
 def _encode(pixels: np.ndarray, extension: str, options: list[int]) -> bytes:
@@ -163,16 +167,16 @@ def _shrink(pixels: np.ndarray, max_size_px: int) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-def _is_turned(data: bytes, pixels: np.ndarray) -> bool:
+def _is_rotated(data: bytes, pixels: np.ndarray) -> bool:
     """Whether EXIF orientation changed what was decoded; compared only where there is EXIF."""
     head = data[: 1 << 16]
     if b"Exif\0" not in head and b"eXIf" not in head:
         return False
-    stored = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    stored = decode_pixels(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return stored.shape != pixels.shape or not np.array_equal(stored, pixels)
 
 
-def check_whole(data: bytes) -> None:
+def check_complete(data: bytes) -> None:
     """Refuse files that were cut off: decoders fill the rest with grey and say nothing.
 
     Raises:
@@ -180,12 +184,8 @@ def check_whole(data: bytes) -> None:
     """
     if not data:
         raise SourceFileError("unreadable image", "the file is empty")
-    whole = True
-    if data.startswith(_JPEG_START):
-        whole = _jpeg_is_whole(data)
-    elif data.startswith(_PNG_START):
-        whole = _png_is_whole(data)
-    if not whole:
+    is_jpeg, is_png = data.startswith(_JPEG_START), data.startswith(_PNG_START)
+    if (is_jpeg and not _jpeg_is_complete(data)) or (is_png and not _png_is_complete(data)):
         raise SourceFileError(
             "truncated image",
             f"the file ends early or is damaged ({len(data)} bytes); copy it again",
@@ -224,7 +224,7 @@ def check_size(header: ImageHeader | None, max_pixels: int) -> ImageHeader:
     return header
 
 
-def _jpeg_is_whole(data: bytes) -> bool:
+def _jpeg_is_complete(data: bytes) -> bool:
     """Walk the segments of a JPEG to its end marker."""
     at = 2
     while at + 1 < len(data):
@@ -251,7 +251,7 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
-def _png_is_whole(data: bytes) -> bool:
+def _png_is_complete(data: bytes) -> bool:
     """Walk the chunks of a PNG to its end, checking their sums."""
     at = len(_PNG_START)
     while at + 12 <= len(data):

@@ -2,7 +2,13 @@
 
 Nothing is decoded, so a file that would unfold into gigabytes is known before it does. Formats:
 JPEG (ITU-T T.81), PNG, TIFF 6.0, BMP, GIF, WebP and PNM; of others nothing is known. A
-header must be read as decoders read it, or a bomb passes for a small image.
+header must be read as OpenCV reads it, or a bomb passes for a small image.
+
+Pillow does not serve here. It takes six times as long (220 us instead of 37 for a file of BCCD, on
+a busy core), says 1 x 3000 of a PNM that OpenCV decodes to 3000 x 3000 (a comment within a number),
+takes the last of a repeated TIFF tag (up to version 12.0), and refuses files that OpenCV decodes:
+PNGs with a compressed text above 1 MB, BMPs with unusual masks. Its `verify` does nothing for a
+JPEG.
 
 Needs the standard library only: no PyTorch, no OpenCV.
 """
@@ -57,11 +63,9 @@ class ImageHeader:
     orientation: int = 1
 
     @property
-    def num_pixels(self) -> int | None:
-        """Height times width; None where one of them is not known."""
-        if self.height is None or self.width is None:
-            return None
-        return self.height * self.width
+    def num_pixels(self) -> int:
+        """Height times width; 0 where one of them is not known."""
+        return (self.height or 0) * (self.width or 0)
 
     def shown_size(self) -> tuple[int | None, int | None]:
         """(height, width) in pixels once the orientation is applied."""

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.data.augment.augmenter import Augmenter
-from retina_ray.data.augment.transforms import Sample, Size, resize_image, shortest_edge_size
-from retina_ray.data.augment.views import Source
+from retina_ray.data.augment.transforms import LabeledImage, Size, resize_image, shortest_edge_size
+from retina_ray.data.augment.views import LazyImage
 from retina_ray.data.images.decoding import DecodeError, Pixels, decode_image
 from retina_ray.data.loading.packing import join_batches, pack_batch, padded_batch
-from retina_ray.data.loading.stored_images import ImageSource, StoredImage
+from retina_ray.data.loading.stored_images import StoredImage, StoredImages
 from retina_ray.data.loading.target_checks import check_targets
 from retina_ray.data.plan.layout import TRAIN, VAL
 from retina_ray.data.plan.order import NUM_MOSAIC_PARTNERS
@@ -78,7 +78,7 @@ class BatchLoader:
         if lone:
             raise ValueError(f"{lone}: a data set and its index are needed together")
         self._sources = {
-            kind: ImageSource(data, index, box_type=box_type)
+            kind: StoredImages(data, index, box_type=box_type)
             for kind, data, index in pairs
             if data is not None and index is not None
         }
@@ -150,7 +150,7 @@ class BatchLoader:
         ]
         return join_batches(batches)
 
-    def _source(self, kind: str) -> ImageSource:
+    def _source(self, kind: str) -> StoredImages:
         if kind not in self._sources:
             raise ValueError(f"a {kind} row came, but the loader was given no {kind} set")
         return self._sources[kind]
@@ -192,7 +192,7 @@ class BatchLoader:
         repeat: int = 0,
         partners: Sequence[StoredImage] = (),
         place: Pixels | None = None,
-    ) -> tuple[Sample | None, list[Undecodable]]:
+    ) -> tuple[LabeledImage | None, list[Undecodable]]:
         """Augment an image, without partners where one of them is bad; None where itself is."""
         bad: list[Undecodable] = []
         for others in [partners, ()] if partners else [()]:
@@ -217,7 +217,7 @@ class BatchLoader:
 
     def _spare(
         self, row: Mapping[str, Any], bad: Sequence[Undecodable]
-    ) -> tuple[StoredImage, Sample]:
+    ) -> tuple[StoredImage, LabeledImage]:
         """Find an image for a training row of which none can be decoded."""
         source = self._source(TRAIN)
         for k in range(1, NUM_SPARES + 1):
@@ -256,14 +256,14 @@ class BatchLoader:
         images = [stored[position] for position in row["images"]]
         sizes, room, places = self._room(row, images)
 
-        def sample(image: StoredImage, size: Size, place: Pixels) -> tuple[Sample, Any]:
+        def sample(image: StoredImage, size: Size, place: Pixels) -> tuple[LabeledImage, Any]:
             error = None
             try:
                 pixels = resize_image(_source(image).decode(min(size)), *size, place)
             except DecodeError as caught:
                 pixels, error = np.zeros((*size, 3), np.uint8), caught
             boxes = np.zeros((0, self._box_dim), np.float32)
-            return Sample(pixels, boxes, np.zeros(0, np.int32)), error
+            return LabeledImage(pixels, boxes, np.zeros(0, np.int32)), error
 
         results = self._map(lambda one: sample(*one), list(zip(images, sizes, places, strict=True)))
         used = [(image, result) for image, (result, _) in zip(images, results, strict=True)]
@@ -273,7 +273,7 @@ class BatchLoader:
     def _pack(
         self,
         row: Mapping[str, Any],
-        used: Sequence[tuple[StoredImage, Sample]],
+        used: Sequence[tuple[StoredImage, LabeledImage]],
         bad: Sequence[Undecodable],
         room: Pixels,
     ) -> pa.Table:
@@ -301,7 +301,7 @@ class _BadImageError(DecodeError):
         self.image = image
 
 
-def _source(image: StoredImage) -> Source:
+def _source(image: StoredImage) -> LazyImage:
     """An image for the augmentation: decoded when its size is known, checked against its record."""
 
     def decode(min_shorter_side: int) -> np.ndarray:
@@ -314,7 +314,7 @@ def _source(image: StoredImage) -> Source:
         except DecodeError as error:
             raise _BadImageError(image, error) from error
 
-    return Source(decode, image.size, image.boxes, image.labels)
+    return LazyImage(decode, image.size, image.boxes, image.labels)
 
 
 def _positions(row: Mapping[str, Any]) -> list[int]:
@@ -328,11 +328,11 @@ def _partners(row: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _without_bad(
-    tried: Sequence[tuple[StoredImage, Sample | None]],
-) -> list[tuple[StoredImage, Sample]]:
+    tried: Sequence[tuple[StoredImage, LabeledImage | None]],
+) -> list[tuple[StoredImage, LabeledImage]]:
     """Put the next good image in the place of each bad one; at least one image is good."""
-    used: list[tuple[StoredImage, Sample]] = []
-    following: tuple[StoredImage, Sample] | None = None
+    used: list[tuple[StoredImage, LabeledImage]] = []
+    following: tuple[StoredImage, LabeledImage] | None = None
     # Backwards, twice round: the second time every bad image has a good one after it.
     for image, sample in [*tried, *tried][::-1]:
         if sample is not None:

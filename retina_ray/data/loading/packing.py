@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retina_ray.data.augment.transforms import Sample, Size
+from retina_ray.data.augment.transforms import LabeledImage, Size
 from retina_ray.data.images.decoding import DecodeError, Pixels
 from retina_ray.data.loading.stored_images import StoredImage
 
@@ -68,7 +68,7 @@ def padded_batch(sizes: Sequence[Size], size_divisibility_px: int) -> Pixels:
 
 def pack_batch(
     row: Mapping[str, Any],
-    used: Sequence[tuple[StoredImage, Sample]],
+    used: Sequence[tuple[StoredImage, LabeledImage]],
     bad: Sequence[tuple[StoredImage, DecodeError]],
     *,
     size_divisibility_px: int,

@@ -44,7 +44,7 @@ class StoredImage:
     damage: str | None = None
 
 
-class ImageSource:
+class StoredImages:
     """A data set with the places of its images: position in the index -> stored image.
 
     Picklable; what it keeps of the images stays behind.

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retina_ray.data.augment.augmenter import Augmenter
-from retina_ray.data.augment.transforms import Sample, shortest_edge_size
-from retina_ray.data.augment.views import Source
+from retina_ray.data.augment.transforms import LabeledImage, shortest_edge_size
+from retina_ray.data.augment.views import LazyImage
 from retina_ray.data.random_streams import image_stream
 
 MARKS = (10, 50, 170, 210, 250)  # blue of each picture's map; the canvas's is 104
@@ -46,9 +46,9 @@ class Scene:
         """For each label its picture and its box."""
         return [(i, box) for i, boxes in enumerate(self.boxes) for box in boxes]
 
-    def run(self, pictures: list[np.ndarray]) -> Sample:
+    def run(self, pictures: list[np.ndarray]) -> LabeledImage:
         sources = [
-            Source(self.decoder(picture), picture.shape[:2], boxes, labels)
+            LazyImage(self.decoder(picture), picture.shape[:2], boxes, labels)
             for picture, boxes, labels in zip(pictures, self.boxes, self.labels, strict=True)
         ]
         max_size_px = 2 * self.size_px
@@ -164,7 +164,7 @@ def test_paint_is_found_where_the_box_says(scene):
         np.testing.assert_allclose(found, box, atol=atol)
 
 
-def run_maps(scene: Scene) -> tuple[Sample, list[np.ndarray]]:
+def run_maps(scene: Scene) -> tuple[LabeledImage, list[np.ndarray]]:
     """A sample of maps, and (H, W) flags for each picture: where it shows."""
     maps = []
     for size, mark in zip(scene.sizes, MARKS, strict=False):

@@ -15,14 +15,14 @@ from retina_ray.data.augment.augmenter import Augmenter
 from retina_ray.data.augment.colour import ColourJitter
 from retina_ray.data.augment.mixing import FILL
 from retina_ray.data.augment.transforms import (
-    Sample,
+    LabeledImage,
     flip_boxes,
     place_boxes,
     resize_image,
     shortest_edge_size,
     turn_boxes,
 )
-from retina_ray.data.augment.views import Source
+from retina_ray.data.augment.views import LazyImage
 from retina_ray.data.images.decoding import DecodeError, decode_image
 from retina_ray.data.random_streams import image_stream, random_stream
 from retina_ray.data.rotated_boxes import turn_rotated
@@ -48,11 +48,11 @@ class Coins:
         return self.draws
 
 
-def source(image: np.ndarray, boxes=(), labels=None) -> Source:
+def source(image: np.ndarray, boxes=(), labels=None) -> LazyImage:
     boxes = np.array(boxes, np.float32)
     boxes = boxes if boxes.size else boxes.reshape(-1, 4)
     labels = np.arange(len(boxes)) if labels is None else labels
-    return Source(lambda _: image, image.shape[:2], boxes, np.asarray(labels, np.int32))
+    return LazyImage(lambda _: image, image.shape[:2], boxes, np.asarray(labels, np.int32))
 
 
 def flat(height: int, width: int, level) -> np.ndarray:
@@ -73,14 +73,14 @@ def run(augmenter, main, partners=(), *, size_px=None, max_size_px=2000, seed=0,
     )
 
 
-def assert_same(a: Sample, b: Sample) -> None:
+def assert_same(a: LabeledImage, b: LabeledImage) -> None:
     for one, other in ((a.image, b.image), (a.boxes, b.boxes), (a.labels, b.labels)):
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         assert one.tobytes() == other.tobytes()
 
 
-def plain(main: Source, target, flip, rng) -> Sample:
+def plain(main: LazyImage, target, flip, rng) -> LabeledImage:
     """Resize and flip, written out."""
     coins = rng.random(2) < 0.5
     across = bool(coins[0]) and flip in ("horizontal", "both")
@@ -92,7 +92,7 @@ def plain(main: Source, target, flip, rng) -> Sample:
     )
     sides = boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 2:] - boxes[:, :2]
     keep = sides.min(axis=1) >= 1
-    return Sample(image, boxes[keep], main.labels[keep])
+    return LabeledImage(image, boxes[keep], main.labels[keep])
 
 
 # Nothing on
@@ -402,7 +402,7 @@ def test_partners_must_be_as_many_as_are_mixed():
 # Draws
 
 
-def pictures(num: int = 5, size: int = 48) -> list[Source]:
+def pictures(num: int = 5, size: int = 48) -> list[LazyImage]:
     rng = np.random.default_rng(7)
     images = rng.integers(0, 256, (num, size, size, 3), np.uint8)
     return [source(image, [[4, 8, 30, 40], [20, 2, 44, 20]], [2 * i, 2 * i + 1])
@@ -499,7 +499,7 @@ def asked(augmenter: Augmenter, seed: int = 0, **options) -> list[int]:
         sides.append(min_shorter_side)
         return flat(480, 640, 0)
 
-    picture = Source(decode, (480, 640), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    picture = LazyImage(decode, (480, 640), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     partners = [picture] * (3 * options.get("mosaic", False) + options.get("mixup", False))
     run(augmenter, picture, partners, size_px=120, seed=seed, **options)
     return sides
@@ -530,7 +530,7 @@ def test_paint_is_found_after_reduced_decoding():
         return decoded[-1]
 
     boxes = np.array([[500, 300, 614, 402]], np.float32)
-    main = Source(decode, (height, width), boxes, np.zeros(1, np.int32))
+    main = LazyImage(decode, (height, width), boxes, np.zeros(1, np.int32))
     for augmenter in (
         Augmenter(),
         Augmenter(rotate_90=True, crop_prob=1.0, crop_min_scale=0.8, flip="both"),
@@ -552,7 +552,7 @@ def test_a_picture_that_cannot_be_decoded_is_told():
     def decode(_: int) -> np.ndarray:
         raise DecodeError("broken")
 
-    bad = Source(decode, (9, 9), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    bad = LazyImage(decode, (9, 9), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     good = source(flat(9, 9, 0))
     for main, partners in ((bad, []), (good, [bad])):
         with pytest.raises(DecodeError, match="broken"):

@@ -12,9 +12,9 @@ from retina_ray.data.images.files import load_image
 from retina_ray.data.images.headers import ImageHeader, read_header
 from retina_ray.data.images.perceptual_hash import (
     MAX_HASH_BITS,
-    MAX_LOOK_DISTANCE,
-    look_distances,
-    look_of,
+    MAX_THUMBNAIL_DISTANCE,
+    perceptual_hash,
+    thumbnail_distances,
 )
 from retina_ray.data.images.probe import probe_image
 from retina_ray.errors import SourceFileError
@@ -24,7 +24,7 @@ needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is absent")
 
 
 def picture(height=48, width=64, seed=0) -> np.ndarray:
-    """Smooth blobs: something with a look, unlike noise."""
+    """Smooth blobs: something to be hashed, unlike noise."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (6, 8, 3)).astype(np.float32)
     return np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 255)
 
@@ -210,8 +210,8 @@ def test_a_sound_image():
     probe = probe_image(jpeg(picture()))
     assert probe.problem is None
     assert (probe.height, probe.width) == (48, 64)
-    assert probe.look is not None
-    assert probe.look.thumbnail.shape == (16, 16)
+    assert probe.perceptual_hash is not None
+    assert probe.perceptual_hash.thumbnail.shape == (16, 16)
     assert len(probe.digest) == 16
 
 
@@ -239,7 +239,7 @@ def test_one_pixel():
 def test_problems(data, kind, message):
     probe = probe_image(data)
     assert probe.problem is not None
-    assert (probe.problem.kind, probe.look) == (kind, None)
+    assert (probe.problem.kind, probe.perceptual_hash) == (kind, None)
     assert message in probe.problem.message
 
 
@@ -275,7 +275,7 @@ def test_what_importing_refuses_is_refused_in_its_words_and_not_decoded(monkeypa
     probe = probe_image(data, decode=decode)
     assert probe.problem is not None
     assert message in probe.problem.message
-    assert probe.look is None
+    assert probe.perceptual_hash is None
     is_known = message != NO_HEADER
     assert (probe.height, probe.width) == ((50_000, 50_000) if is_known else (None, None))
     with pytest.raises(SourceFileError) as refused:
@@ -295,7 +295,7 @@ def test_the_limit_can_be_set():
 def test_without_decoding_only_headers_and_ends_are_read(monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     whole = probe_image(jpeg(picture()), decode=False)
-    assert (whole.problem, whole.look, whole.height) == (None, None, 48)
+    assert (whole.problem, whole.perceptual_hash, whole.height) == (None, None, 48)
     cut = probe_image(jpeg(picture())[:-200], decode=False)
     assert cut.problem is not None
 
@@ -310,13 +310,13 @@ def test_the_orientation_is_applied_or_not(shape):
     stored = probe_image(file.getvalue(), apply_orientation=False)
     assert (upright.height, upright.width) == shape[::-1]
     assert (stored.height, stored.width) == shape
-    assert upright.look is not None
-    assert stored.look is not None
-    side = np.rot90(stored.look.thumbnail, -1)
-    assert np.abs(upright.look.thumbnail.astype(int) - side).max() <= 8
+    assert upright.perceptual_hash is not None
+    assert stored.perceptual_hash is not None
+    side = np.rot90(stored.perceptual_hash.thumbnail, -1)
+    assert np.abs(upright.perceptual_hash.thumbnail.astype(int) - side).max() <= 8
 
 
-# Looks
+# DuplicateFinder
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
@@ -324,17 +324,17 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def compare(one: np.ndarray, other: np.ndarray) -> tuple[int, float]:
-    a, b = look_of(one), look_of(other)
-    distance = look_distances(a.thumbnail[None], b.thumbnail[None])[0]
-    return (a.hash ^ b.hash).bit_count(), float(distance)
+    a, b = perceptual_hash(one), perceptual_hash(other)
+    distance = thumbnail_distances(a.thumbnail[None], b.thumbnail[None])[0]
+    return (a.bits ^ b.bits).bit_count(), float(distance)
 
 
 def test_bits_of_the_hash_are_signs_of_frequencies():
     """One wave along x: its own bit, and only that, changes with its sign."""
     x = np.cos(np.pi * (np.arange(32) + 0.5) * 2 / 32)
     wave = np.tile(100 * x, (32, 1))
-    positive, negative = (look_of((128 + sign * wave).astype(np.uint8)) for sign in (1, -1))
-    differing = positive.hash ^ negative.hash
+    positive, negative = (perceptual_hash((128 + sign * wave).astype(np.uint8)) for sign in (1, -1))
+    differing = positive.bits ^ negative.bits
     # (y, x) = (0, 2) is the third of the lowest frequencies: the first of them is dealt to the
     # first band, so it is bit 0 of band 2, counted from the highest bit.
     assert differing >> (63 - 32) & 1
@@ -342,15 +342,15 @@ def test_bits_of_the_hash_are_signs_of_frequencies():
 
 def test_distances_by_hand():
     ramp = np.tile(np.arange(16, dtype=np.uint8) * 4, (16, 1))
-    alike = look_distances(
+    alike = thumbnail_distances(
         np.stack([ramp, ramp, ramp]), np.stack([ramp, 2 * ramp + 50, ramp.max() - ramp])
     )
     np.testing.assert_allclose(alike, [0, 0, 2], atol=1e-6)
     black, grey_, white = (np.full((16, 16), v, np.uint8) for v in (0, 2, 255))
-    flat = look_distances(np.stack([black, black, black]), np.stack([black, grey_, white]))
+    flat = thumbnail_distances(np.stack([black, black, black]), np.stack([black, grey_, white]))
     np.testing.assert_allclose(flat, [0, 0.1, 2])
     none = np.empty((0, 16, 16), np.uint8)
-    assert look_distances(none, none).shape == (0,)
+    assert thumbnail_distances(none, none).shape == (0,)
 
 
 def test_altered_copies_are_near_and_others_far():
@@ -366,23 +366,23 @@ def test_altered_copies_are_near_and_others_far():
     for name, copy in copies.items():
         bits, distance = compare(grey(original), grey(copy))
         assert bits <= MAX_HASH_BITS, name
-        assert distance <= MAX_LOOK_DISTANCE, name
+        assert distance <= MAX_THUMBNAIL_DISTANCE, name
     for other in (picture(480, 640, seed=1), original[:, ::-1]):
         bits, distance = compare(grey(original), grey(other))
         assert bits > MAX_HASH_BITS
-        assert distance > MAX_LOOK_DISTANCE
+        assert distance > MAX_THUMBNAIL_DISTANCE
 
 
 @needs_bccd
 def test_pictures_of_cells_are_told_apart():
     files = sorted(BCCD.glob("*.jpg"))[:80]
-    looks = [probe_image(file.read_bytes()).look for file in files]
+    hashes = [probe_image(file.read_bytes()).perceptual_hash for file in files]
     near = []
-    for i in range(len(looks)):
+    for i in range(len(hashes)):
         for j in range(i):
-            a, b = looks[i], looks[j]
+            a, b = hashes[i], hashes[j]
             assert a is not None
             assert b is not None
-            if (a.hash ^ b.hash).bit_count() <= MAX_HASH_BITS:
+            if (a.bits ^ b.bits).bit_count() <= MAX_HASH_BITS:
                 near.append((files[j].stem, files[i].stem))
     assert near == [("BloodImage_00037", "BloodImage_00038")]

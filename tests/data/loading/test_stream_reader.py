@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from retina_ray.data.augment.transforms import Sample
+from retina_ray.data.augment.transforms import LabeledImage
 from retina_ray.data.loading import stream_reader as arrivals
 from retina_ray.data.loading.packing import pack_batch
 from retina_ray.data.loading.stored_images import StoredImage
@@ -121,7 +121,7 @@ def one_batch():
         labels = np.arange(num_boxes, dtype=np.int32)
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
         stored = StoredImage(b"", f"{number}.jpg", number, (height, width), boxes, labels)
-        used.append((stored, Sample(pixels, boxes, labels)))
+        used.append((stored, LabeledImage(pixels, boxes, labels)))
     row = {"plan_index": 3, "kind": "train", "epoch": 1, "step": 2, "worker": 0, "num_fill": 0}
     return pack_batch(row, used, [], size_divisibility_px=32)
 

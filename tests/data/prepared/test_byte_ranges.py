@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.local import LocalFileOpener
 
 from retina_ray.data.loading import stored_images as image_source
-from retina_ray.data.loading.stored_images import ImageSource
+from retina_ray.data.loading.stored_images import StoredImages
 from retina_ray.data.prepared import image_reader
 from retina_ray.data.prepared.byte_ranges import (
     IMAGE_RANGE,
@@ -166,7 +166,7 @@ def test_shards_of_older_versions_are_read_by_the_row_group(tmp_path):
 def test_images_of_a_source_have_their_boxes(tmp_path, box_type, box):
     """By hand: image 2 has a box and a crowd region, 3 none, 4 one box."""
     dataset = write(tmp_path / "a", box_type="rotated")
-    source = ImageSource(dataset, dataset.index(), box_type=box_type)
+    source = StoredImages(dataset, dataset.index(), box_type=box_type)
     for _ in range(2):  # the second time from what was kept
         images = source.read([4, 2, 3, 2])
         assert sorted(images) == [2, 3, 4]
@@ -182,7 +182,7 @@ def test_images_of_a_source_have_their_boxes(tmp_path, box_type, box):
 
 def test_pickles_leave_everything_behind(tmp_path):
     dataset = write(tmp_path / "a")
-    source = ImageSource(dataset, dataset.index())
+    source = StoredImages(dataset, dataset.index())
     before = len(pickle.dumps(source))
     first = source.read(range(11))
     assert len(pickle.dumps(source)) == before
@@ -200,12 +200,12 @@ def test_what_is_kept_of_the_images_has_a_bound(tmp_path, monkeypatch):
         return read_light(groups, columns)
 
     monkeypatch.setattr(dataset, "read_light", counted)
-    source = ImageSource(dataset, dataset.index())
+    source = StoredImages(dataset, dataset.index())
     for _ in range(3):
         source.read(range(11))
     assert asked == [11]
     monkeypatch.setattr(image_source, "_MAX_NOTES_BYTES", 3000)  # less than three groups
-    source = ImageSource(dataset, dataset.index())
+    source = StoredImages(dataset, dataset.index())
     for _ in range(3):
         assert [image.image_id for image in source.read(range(11)).values()] == [*range(100, 111)]
     assert asked[1:] == [11, 9, 9]
@@ -222,7 +222,7 @@ def test_a_damaged_picture_is_named_and_the_others_are_read(tmp_path):
     content[offset + length - 1] ^= 1
     path.write_bytes(content)
     assert dataset.read_images(places(dataset)) == [*SMALL[:4], None, *SMALL[5:]]
-    images = ImageSource(dataset, dataset.index()).read([3, 4])
+    images = StoredImages(dataset, dataset.index()).read([3, 4])
     assert (images[3].data, images[3].damage) == (SMALL[3], None)
     assert images[4].data == b""
     assert images[4].damage is not None
@@ -303,7 +303,7 @@ def test_columns_that_do_not_fit_each_other(tmp_path):
     crowd = pa.array([[], [False, True], [False], [], [False], [False, True], []])
     place = table.schema.get_field_index("iscrowd")
     pq.write_table(table.set_column(place, "iscrowd", crowd), path, row_group_size=3)
-    source = ImageSource(dataset, dataset.index())
+    source = StoredImages(dataset, dataset.index())
     with pytest.raises(DataError, match=r"shard-00000\.parquet: row group 0: columns of different"):
         source.read([0])
 
@@ -357,7 +357,7 @@ def far(traffic, tmp_path) -> PreparedDataset:
 def test_a_batch_costs_its_own_bytes(far, traffic, monkeypatch):
     """Not those of its row groups, and not again the footer and the boxes."""
     monkeypatch.setattr(image_reader, "_MAX_KEPT_BYTES", 0)
-    source = ImageSource(PreparedDataset.open(far.uri), far.index())
+    source = StoredImages(PreparedDataset.open(far.uri), far.index())
     traffic.clear()
     source.read([1, 9, 21, 40])
     assert 4 * FAR_BYTES < sum(traffic) < 4 * FAR_BYTES + 80_000
@@ -371,7 +371,7 @@ def test_a_batch_costs_its_own_bytes(far, traffic, monkeypatch):
 
 
 def test_a_small_set_is_kept(far, traffic):
-    source = ImageSource(PreparedDataset.open(far.uri), far.index())
+    source = StoredImages(PreparedDataset.open(far.uri), far.index())
     first = source.read(range(0, NUM_FAR, 2))
     traffic.clear()
     again = source.read(range(0, NUM_FAR, 2))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retina_ray.data.loading.stored_images import ImageSource
+from retina_ray.data.loading.stored_images import StoredImages
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import (
     SHARD_SCHEMA,
@@ -159,7 +159,7 @@ def ways_to_read(dataset, index):
         lambda: dataset.read_row_group(1, 1),
         lambda: dataset.read_images([(1, 1, 0)]),
         lambda: dataset.read_light([(1, 1)], ["height"]),
-        lambda: ImageSource(dataset, index).read([6]),
+        lambda: StoredImages(dataset, index).read([6]),
     ]
 
 
@@ -225,7 +225,7 @@ def test_a_shard_without_a_value_is_named(folder, name, values):
     for read in (
         dataset.annotations,
         lambda: dataset.read_row_group(1, 1),
-        lambda: ImageSource(dataset, index).read([7]),
+        lambda: StoredImages(dataset, index).read([7]),
     ):
         with pytest.raises(
             DataError, match=rf"shard-00001\.parquet: rows without a value in {name}: .*again"
