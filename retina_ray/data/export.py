@@ -24,8 +24,8 @@ import pyarrow.fs as pafs
 from retina_ray.data.importers.box_checks import repeated
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.shard_file import write_whole
 from retina_ray.errors import DataError, Fault, SourceFileError
+from retina_ray.storage.files import write_whole
 from retina_ray.storage.source_folder import check_file_name, map_ahead
 from retina_ray.storage.uris import open_filesystem, shown_uri
 
@@ -232,7 +232,7 @@ class _ImageFolder:
 
         def write(item: tuple[int, bytes]) -> None:
             position, picture = item
-            write_whole(self._filesystem, self._paths[position], picture)
+            write_whole(self._filesystem, self._paths[position], picture, durable=False)
 
         damaged: list[Fault] = []
         with closing(self._in_threads(write, missing, damaged)) as written:

@@ -68,19 +68,6 @@ def _resolved(path: Path) -> Path:
         raise OSError(errno.ELOOP, reason, str(path)) from None
 
 
-def read_file(uri: str | os.PathLike[str]) -> bytes:
-    """Read a file that the user named, wherever it lies; a link is followed.
-
-    Raises:
-        DataError: the URI's scheme is unknown.
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
-    """
-    filesystem, path = open_filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        return file.read()
-
-
 def map_ahead(
     function: Callable[[Item], Result],
     items: Iterable[Item],

@@ -176,11 +176,11 @@ def failing_writer(num_good: int, error: BaseException):
     """A writer that ends with an error in the middle of a file, once so many are whole."""
     write_whole, numbers = export.write_whole, iter(range(10**6))
 
-    def write(filesystem, path, content):
+    def write(filesystem, path, content, **options):
         if next(numbers) >= num_good:
             Path(f"{path}.partial").write_bytes(content[: len(content) // 2])
             raise error
-        write_whole(filesystem, path, content)
+        write_whole(filesystem, path, content, **options)
 
     return write
 
@@ -231,10 +231,10 @@ def test_an_interrupt_leaves_no_json_even_where_there_was_one(many, tmp_path, mo
 def test_images_are_written_several_at_once(many, tmp_path, monkeypatch):
     write_whole, both = export.write_whole, threading.Barrier(2, timeout=20)
 
-    def write(filesystem, path, content):
+    def write(filesystem, path, content, **options):
         if "/img/" in path:
             both.wait()
-        write_whole(filesystem, path, content)
+        write_whole(filesystem, path, content, **options)
 
     monkeypatch.setattr(export, "write_whole", write)
     monkeypatch.setattr("os.cpu_count", lambda: 2)

@@ -4,7 +4,8 @@ import pytest
 
 from retina_ray.data.images.files import read_image_file
 from retina_ray.errors import DataError, SourceFileError, StorageError
-from retina_ray.storage.source_folder import SourceFolder, map_ahead, read_file
+from retina_ray.storage.files import read_bytes
+from retina_ray.storage.source_folder import SourceFolder, map_ahead
 from retina_ray.storage.uris import join_uri, parent_uri, shown_uri
 
 
@@ -33,7 +34,7 @@ def test_files_are_read_from_any_storage(folder):
     assert folder.read_bytes("a.txt", 99) == b"first"
     assert folder.read_bytes("sub/b.TXT") == b"second"
     assert folder.child("sub").read_bytes("deep/c.txt") == b""
-    assert read_file(f"{folder}/a.txt") == b"first"
+    assert read_bytes(f"{folder}/a.txt") == b"first"
     with pytest.raises(FileNotFoundError):
         folder.read_bytes("no.txt")
 

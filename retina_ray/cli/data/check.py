@@ -22,8 +22,8 @@ from retina_ray.checks.json_report import report_json
 from retina_ray.cli.recipes import RecipesOption, config_of_recipe
 from retina_ray.cli.scripts import USER_FAULT, clean_exit
 from retina_ray.config import ConfigError, InputConfig
-from retina_ray.data.prepared.shard_file import write_whole
 from retina_ray.errors import DataError, StorageError
+from retina_ray.storage.files import write_whole
 from retina_ray.storage.uris import open_filesystem, shown_uri
 
 DIRTY = 1

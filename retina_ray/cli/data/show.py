@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ from retina_ray.cli.recipes import RecipesOption, config_of_recipe
 from retina_ray.cli.scripts import clean_exit
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
 from retina_ray.overrides import parse_assignments
+from retina_ray.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from retina_ray.reports.dataset.report import OnStage
@@ -88,17 +88,7 @@ def _replace(out: Path, html: str) -> int:
     """Write the page and put it into its place in one step; its size in bytes."""
     data = html.encode()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(scratch, 0o644)  # mkstemp's files are for their owner alone
-            os.replace(scratch, out)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
-            raise
+        write_bytes(out, data)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror or error}") from error
     return len(data)

@@ -20,7 +20,7 @@ from retina_ray.data.prepared.record_checks import is_id
 from retina_ray.data.prepared.schema import Category
 from retina_ray.data.rotated_boxes import enclosing_boxes
 from retina_ray.errors import DataError, Fault
-from retina_ray.storage.source_folder import read_file
+from retina_ray.storage.files import read_bytes
 from retina_ray.storage.uris import shown_uri
 
 _AN_ID = "an integer id of at most 64 bits"
@@ -34,7 +34,7 @@ def load_json(path: str) -> dict[str, list[dict[str, Any]]]:
     """
     shown = shown_uri(path)
     try:
-        data = json.loads(read_file(path))
+        data = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{shown}: no such annotation file") from None
     except RecursionError:

@@ -15,7 +15,7 @@ from yaml.constructor import ConstructorError
 
 from retina_ray.data.prepared.record_checks import is_id
 from retina_ray.errors import DataError
-from retina_ray.storage.source_folder import read_file
+from retina_ray.storage.files import read_bytes
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -60,7 +60,7 @@ def load_plain_yaml(uri: str | os.PathLike[str], file: str) -> Any:
         DataError: missing, malformed, or with what is refused.
     """
     try:
-        return yaml.load(read_file(uri), Loader=_PlainLoader)
+        return yaml.load(read_bytes(uri), Loader=_PlainLoader)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except ConstructorError as error:

@@ -24,7 +24,8 @@ from retina_ray.data.importers.raw import RawImage
 from retina_ray.data.prepared.completeness import IMPORT_FOLDER
 from retina_ray.data.prepared.info import FORMAT_VERSION
 from retina_ray.data.prepared.schema import BoxType
-from retina_ray.data.prepared.shard_file import ShardContent, shard_name, write_whole
+from retina_ray.data.prepared.shard_file import ShardContent, shard_name
+from retina_ray.storage.files import write_whole
 from retina_ray.storage.source_folder import SourceFolder
 from retina_ray.storage.uris import open_filesystem
 

@@ -12,8 +12,8 @@ from collections.abc import Collection
 import pyarrow.fs as pafs
 
 from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
-from retina_ray.data.prepared.shard_file import PARTIAL_SUFFIX
 from retina_ray.errors import Fault
+from retina_ray.storage.files import PARTIAL_SUFFIX
 from retina_ray.storage.uris import open_filesystem
 
 IMPORT_FOLDER = "_import"

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,8 +33,7 @@ from retina_ray.data.prepared.schema import (
     records_to_table,
     shard_schema,
 )
-
-PARTIAL_SUFFIX = ".partial"
+from retina_ray.storage.files import AtomicFile
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,8 @@ class ShardFile:
         self._digests: list[str] = []
         self._counts = np.zeros(num_classes, np.int64)
         self._num_crowd = 0
-        self._target = self._path
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            # A name of its own: what an earlier process left behind may still be written to.
-            self._target = f"{self._path}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
-        self._sink = filesystem.open_output_stream(self._target)
-        self._ranges = RangeRecorder(self._sink)
+        self._file = AtomicFile(filesystem, self._path)
+        self._ranges = RangeRecorder(self._file.sink)
         recorded = pa.PythonFile(self._ranges, mode="w")
         self._parquet = _parquet_writer(recorded, shard_schema(box_type))
 
@@ -135,9 +128,7 @@ class ShardFile:
         self._flush()
         self._parquet.add_key_value_metadata(self._ranges.footer)
         self._parquet.close()
-        self._sink.close()
-        if self._target != self._path:
-            os.replace(self._target, self._path)
+        self._file.commit()
         size = self._filesystem.get_file_info(self._path).size
         return ShardContent(
             info=ShardInfo(self._name, self.num_rows, int(size or 0), tuple(self._group_rows)),
@@ -149,9 +140,7 @@ class ShardFile:
     def abort(self) -> None:
         """Leave no file."""
         self._parquet.close()
-        self._sink.close()
-        if self._filesystem.get_file_info(self._target).type != pafs.FileType.NotFound:
-            self._filesystem.delete_file(self._target)
+        self._file.abort()
 
 
 def fingerprint(categories: Sequence[Category], contents: Iterable[ShardContent]) -> str:
@@ -254,21 +243,3 @@ def _parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
         write_statistics=False,
         use_compliant_nested_type=False,
     )
-
-
-def write_whole(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it.
-
-    Object stores show a file when it is closed; on a disk it is written aside and renamed.
-
-    Args:
-        filesystem: where it goes.
-        path: on that file system.
-        content: of the file.
-    """
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    target = f"{path}{PARTIAL_SUFFIX}" if local else path
-    with filesystem.open_output_stream(target) as stream:
-        stream.write(content)
-    if local:
-        os.replace(target, path)

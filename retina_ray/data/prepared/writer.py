@@ -26,9 +26,9 @@ from retina_ray.data.prepared.shard_file import (
     ShardFile,
     fingerprint,
     shard_name,
-    write_whole,
 )
 from retina_ray.errors import DataError
+from retina_ray.storage.files import write_whole
 from retina_ray.storage.uris import open_filesystem, shown_uri
 
 

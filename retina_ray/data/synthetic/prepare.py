@@ -27,6 +27,7 @@ from retina_ray.data.prepared.schema import Category
 from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.drawing import PICTURE_VERSION, SHAPE_NAMES, TURNED_NAMES, draw_image
 from retina_ray.errors import DataError
+from retina_ray.storage.files import atomic_folder
 from retina_ray.storage.uris import open_filesystem
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -118,33 +119,34 @@ def prepare_synthetic(config: SyntheticConfig, root: str | os.PathLike[str]) -> 
     infos = filesystem.get_file_info([f"{path}/{name}/{s}/{INFO_FILE}" for s in ("train", "val")])
     if not all(info.is_file for info in infos):
         if local:
-            os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=path if local else None, prefix=f".{name}-", ignore_cleanup_errors=True
-        ) as scratch:
-            made = Path(scratch) / name
-            for split, num_images in (("train", config.num_train), ("val", config.num_val)):
-                make_shapes(
-                    made / split,
-                    num_images=num_images,
-                    size_px=config.size_px,
-                    seed=config.seed,
-                    split=split,
-                    rotated=config.rotated,
-                )
-            if local:
-                _move_into_place(made, Path(path) / name)
-            else:
-                _copy_into_place(made, filesystem, f"{path}/{name}")
+            _draw_into_place(config, Path(path) / name)
+        else:
+            with tempfile.TemporaryDirectory(prefix=f"{name}-") as made:
+                _draw(config, Path(made))
+                _copy_into_place(Path(made), filesystem, f"{path}/{name}")
     for uri in uris:
         PreparedDataset.open(uri)
     return uris
 
 
-def _move_into_place(made: Path, target: Path) -> None:
-    """Rename in one step; where another process was first, its set stays."""
+def _draw(config: SyntheticConfig, folder: Path) -> None:
+    """Draw both splits into a local folder."""
+    for split, num_images in (("train", config.num_train), ("val", config.num_val)):
+        make_shapes(
+            folder / split,
+            num_images=num_images,
+            size_px=config.size_px,
+            seed=config.seed,
+            split=split,
+            rotated=config.rotated,
+        )
+
+
+def _draw_into_place(config: SyntheticConfig, target: Path) -> None:
+    """Draw a set on a local disk; where another process was first, its set stays."""
     try:
-        made.rename(target)
+        with atomic_folder(target) as made:
+            _draw(config, made)
     except OSError as error:
         if not (target / "train" / INFO_FILE).is_file():
             raise DataError(

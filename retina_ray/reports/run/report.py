@@ -6,9 +6,7 @@ where it lacks something; the others are there all the same.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,7 @@ from retina_ray.reports.run.tables import (
     logged_class_table,
     precision_charts,
 )
+from retina_ray.storage.files import write_text
 
 REPORT_FILE = "report.html"
 """The page's name in a run's folder."""
@@ -127,17 +126,7 @@ def write_page(path: Path, html: str) -> None:
         ConfigError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(html)
-            os.chmod(scratch, 0o644)  # mkstemp's files are for their owner alone
-            os.replace(scratch, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
-            raise
+        write_text(path, html)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -28,7 +28,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
-from retina_ray.storage.files import sync
 
 FORMAT_VERSION = 2
 """The format that is written, and the newest that is read."""
@@ -100,8 +99,6 @@ class Checkpoint:
 def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the files of a checkpoint into an empty local folder, `meta.json` last.
 
-    All of it is on the disk when this returns: a power cut does not take it back.
-
     Raises:
         OSError: no space, no permission; safetensors and torch have errors of their own for it.
     """
@@ -115,9 +112,6 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     tree = {**asdict(checkpoint.meta), "files": files}
     tree["checksum"] = _checksum(tree)
     (folder / META).write_text(json.dumps(tree, indent=1))
-    for path in folder.iterdir():
-        sync(path)
-    sync(folder)
 
 
 def read_folder(folder: Path, *, uri: str, weights_only: bool = False) -> Checkpoint:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from retina_ray.storage.files import copy_down, copy_up, sync, write_text
+from retina_ray.storage.files import atomic_folder, copy_down, copy_up, write_text
 from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.checkpoint.format import META, STATE, Checkpoint, read_folder, write_folder
-
-_PARTIAL = ".partial-"
 
 
 def put_checkpoint(uri: str, checkpoint: Checkpoint) -> None:
@@ -26,24 +23,10 @@ def put_checkpoint(uri: str, checkpoint: Checkpoint) -> None:
     """
     fs, path = open_filesystem(uri)
     if isinstance(fs, pafs.LocalFileSystem):
-        _put_local(Path(path), checkpoint)
+        with atomic_folder(Path(path), overwrite=True) as folder:
+            write_folder(folder, checkpoint)
     else:
         _put_remote(fs, path, uri, checkpoint)
-
-
-def _put_local(final: Path, checkpoint: Checkpoint) -> None:
-    """Write under a temporary name, then rename: half a folder never has a final name."""
-    partial = final.with_name(f"{_PARTIAL}{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_folder(partial, checkpoint)
-        shutil.rmtree(final, ignore_errors=True)  # of a process that was killed: not indexed
-        partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync(final.parent)
 
 
 def _put_remote(fs: pafs.FileSystem, path: str, uri: str, checkpoint: Checkpoint) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from retina_ray.storage.files import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -94,16 +95,14 @@ def _cut(path: Path, last_step: int | None) -> None:
     ]
     if len(kept) < len(lines):
         _log.info("%s: dropped %d lines after step %s", path, len(lines) - len(kept), last_step)
-    rewritten = path.with_name(path.name + ".tmp")
-    rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(rewritten, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _set_aside(path: Path) -> None:
     number = 1
     while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
-    os.replace(path, kept)
+    path.rename(kept)
 
 
 def _json_number(value: float) -> int | float | None:

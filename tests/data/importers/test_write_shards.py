@@ -19,7 +19,6 @@ import pytest
 
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.write_shard import write_shard
-from retina_ray.data.prepared import shard_file
 from retina_ray.data.prepared import writer as shard_writer
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import record_from_row
@@ -480,7 +479,7 @@ def test_overwriting_may_end_at_any_file(source, monkeypatch):
         shutil.rmtree(source.root / "b", ignore_errors=True)
         shutil.copytree(source.root / "a", source.root / "b")
         names.clear()
-        monkeypatch.setattr(shard_file.os, "replace", stop_before(number))
+        monkeypatch.setattr(os, "replace", stop_before(number))
         try:
             source.run("b", overwrite=True)
         except StopError:

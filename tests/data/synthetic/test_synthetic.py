@@ -179,19 +179,16 @@ def test_processes_may_prepare_at_once(tmp_path):
 
 def test_lost_race_keeps_the_first_set(tmp_path, monkeypatch):
     """Another process puts its set into place while this one still draws."""
-    real = synthetic._move_into_place
-    calls = []
+    draw, sets = synthetic._draw, []
 
-    def late(made, target):
-        if not calls:
-            calls.append(target)
-            monkeypatch.setattr(synthetic, "_move_into_place", real)
-            prepare_synthetic(CONFIG, tmp_path)
-        real(made, target)
+    def late(config, folder):
+        monkeypatch.setattr(synthetic, "_draw", draw)
+        sets.append(prepare_synthetic(config, tmp_path))
+        draw(config, folder)
 
-    monkeypatch.setattr(synthetic, "_move_into_place", late)
+    monkeypatch.setattr(synthetic, "_draw", late)
     train, _ = prepare_synthetic(CONFIG, tmp_path)
-    assert calls
+    assert sets[0][0] == train
     assert PreparedDataset.open(train).num_images == 6
     assert len(list(tmp_path.iterdir())) == 1
 
