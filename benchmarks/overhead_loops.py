@@ -31,10 +31,11 @@ from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.loading.unpack import PlannedBatch
 from retina_ray.model import RetinaNet, RetinaNetCriterion
 from retina_ray.structures import Batch, ImageBatch, Targets
+from retina_ray.train.engine.callbacks import Snapshot
 from retina_ray.train.engine.loop import TrainingLoop
 from retina_ray.train.engine.optim import build_optimizer
 from retina_ray.train.engine.schedule import build_schedule
-from retina_ray.train.engine.validation import RoundResult
+from retina_ray.train.engine.validation import Predictions
 from retina_ray.train.spec import RunInputs, RunSpec
 
 WARM_UP = 2
@@ -233,34 +234,32 @@ def _copy(batch: Batch) -> Batch:
 
 def _turns_of(spec: RunSpec, inputs: RunInputs, device: torch.device, **others: Any) -> Turns:
     """The turns of a run's loop and a bare one like it."""
-    num_steps = inputs.shape(0).num_steps
+    num_steps = inputs.layout.num_steps
     build = functools.partial(BareLoop, spec.config, device=device, num_steps=num_steps)
     return Turns(build, device, **others)
 
 
 class _Silent:
-    """A host that does nothing with what it is told."""
+    """Callbacks that do nothing with what they are told."""
 
-    def log_step(self, metrics: dict[str, float], *, step: int) -> None: ...
+    def on_log(self, metrics: dict[str, float], *, step: int) -> None: ...
 
-    def saw_bad_images(self, bad: dict[str, str]) -> None: ...
+    def on_bad_images(self, bad: dict[str, str]) -> None: ...
 
-    def evaluated(self, result: RoundResult, *, step: int) -> dict[str, float]:
+    def score(self, found: Predictions, *, step: int) -> dict[str, float]:
         return {}
 
-    def round_ended(
-        self, metrics: dict[str, float], *, step: int, epoch: int, loop: TrainingLoop
-    ) -> None: ...
+    def on_validation_end(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None: ...
 
-    def round_is_over(self, timeout_s: float) -> bool:
+    def validation_is_done(self) -> bool:
         return True
 
-    def take_round(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
+    def take_validation(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
         return {}, {}
 
-    def last_round_ended(self, metrics: dict[str, float], *, step: int, epoch: int) -> None: ...
+    def on_last_validation(self, metrics: dict[str, float], *, step: int, epoch: int) -> None: ...
 
-    def checkpoint(self, *, step: int, epoch: int, loop: TrainingLoop) -> None: ...
+    def on_checkpoint(self, snapshot: Snapshot | None) -> None: ...
 
     def stop_reason(self) -> str | None:
         return None
@@ -285,7 +284,7 @@ def without_ray(
     batches = list(iterate(rows, inputs.loader, pin_memory=device.type == "cuda"))
     turns = _turns_of(spec, inputs, device, steps=steps, num_rounds=num_rounds)
     asked_at = time.time()
-    loop = TrainingLoop(spec.config, inputs.shape(0), device, inputs.category_ids, _Silent())
+    loop = TrainingLoop(spec.config, inputs.layout, device, inputs.category_ids, _Silent())
     entered_at = time.time()
     loop.run(turns.through(_endless(batches)))
     ours, bare = loop.model.state_dict(), turns.bare.model.state_dict()
@@ -317,7 +316,7 @@ def through_ray(spec: RunSpec, *, steps: int, num_rounds: int) -> tuple[Measured
     import ray
 
     from retina_ray.train.run import trainer
-    from retina_ray.train.run.resources import Footprint, connect
+    from retina_ray.train.run.resources import ResourceRequest, connect
 
     imported = time.perf_counter()
     cluster = connect(spec.config)
@@ -326,12 +325,12 @@ def through_ray(spec: RunSpec, *, steps: int, num_rounds: int) -> tuple[Measured
         store_bytes = ray.cluster_resources()["object_store_memory"]
         if store_bytes > STORE_BYTES:
             raise RuntimeError(f"Ray's object store has {store_bytes:g} B, not {STORE_BYTES}")
-        footprint = Footprint.of(spec.config, cluster)
-        footprint.require(cluster)
+        request = ResourceRequest.of(spec.config, cluster)
+        request.require(cluster)
         asked_at = time.time()
         worker = _worker_in_turns(steps=steps, num_rounds=num_rounds)
         with mock.patch.object(trainer, "_worker_in_group", worker):
-            trainer.fit(spec, footprint)
+            trainer.fit(spec, request)
     finally:
         ray.shutdown()
     found = json.loads(Path(spec.run_uri, RESULT).read_text())

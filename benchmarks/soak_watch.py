@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.train.run.resources import Footprint
+from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.run.trainer import fit
 from retina_ray.train.spec import RunSpec
 from retina_ray.train.tracking.metrics_file import read_metrics
@@ -101,7 +101,7 @@ class Watched:
         watcher = threading.Thread(target=watched._watch, args=(over, killer), daemon=True)
         start = time.monotonic()
         watcher.start()
-        fit(spec, Footprint(num_workers=1, cpus_per_worker=1.0, use_gpu=False))
+        fit(spec, ResourceRequest(num_workers=1, cpus_per_worker=1.0, use_gpu=False))
         watched.seconds = time.monotonic() - start
         over.set()
         watcher.join()

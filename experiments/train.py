@@ -18,7 +18,7 @@ from rich.console import Console
 from retina_ray.cli import clean_exit, load_config, run_name, storage_uri
 from retina_ray.cli.run import report_of_run
 from retina_ray.config import ConfigError
-from retina_ray.train.errors import HopelessRunError, RunError
+from retina_ray.train.errors import NonRetryableError, RunError
 from retina_ray.train.run.launch import prepare_run, resume_run, run
 
 SCRIPTS = Path(__file__).parent.name
@@ -60,7 +60,7 @@ def main(
         try:
             result = run(spec, console=console)
         except (KeyboardInterrupt, RunError) as error:
-            if not isinstance(error, HopelessRunError):
+            if not isinstance(error, NonRetryableError):
                 console.print(f"carry on with: {carry_on}", soft_wrap=True)
             raise
         if result.metrics:  # else the run ended before its first evaluation

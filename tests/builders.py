@@ -7,8 +7,13 @@ import torch
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
 from retina_ray.data.loading.local_stream import iterate
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import record_from_row
+from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs, RunSpec
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -17,13 +22,16 @@ BCCD, COCO_TINY = SHARED_DATA / "bccd", SHARED_DATA / "coco_tiny"
 
 
 def small_config(**overrides):
-    """ResNet-18 from scratch on pictures of 64 px: seconds for an epoch of 8 pictures."""
+    """A model on images of 64 px that trains for seconds: its backbone stays as it is drawn.
+
+    Group norm, so that batches do not mix images.
+    """
     base = ExperimentConfig(
         model=ModelConfig(
             num_classes=3,
             backbone="resnet18",
             backbone_norm="gn",
-            freeze_stages=0,
+            freeze_stages=5,
             max_level=5,
             fpn_channels=32,
             head_num_convs=1,
@@ -48,65 +56,103 @@ def small_config(**overrides):
             "train.eval_batch_size": 4,
             "train.log_every_steps": 1,
             "tracking.wandb": "disabled",
+            "tracking.tensorboard": "off",
+            "tracking.num_pictures": 0,
             **overrides,
         },
     )
 
 
-@dataclass
-class Harness:
-    """Runs a worker in this process over a set that is training and validation set at once."""
+ONE_EPOCH = {"train.epochs": 1, "schedule.warmup_steps": 1}
 
-    root: object
-    data: str
-    reports: list = field(default_factory=list)
 
-    def spec(self, config, name="run", **changes):
-        spec = RunSpec(
-            config=config,
-            train_uri=self.data,
-            val_uri=self.data,
-            run_uri=str(self.root / name),
-            name=name,
-            run_id=name,
-        )
-        return replace(spec, **changes)
+def damaged_copy(data, folder, positions):
+    """A copy of a set of one row group, of which these images are no images any more."""
+    source = PreparedDataset.open(data)
+    with ShardWriter(folder, name="t", split="x", categories=source.info.categories) as writer:
+        for number, row in enumerate(source.read_row_group(0, 0).to_pylist()):
+            record = record_from_row(row)
+            writer.add(replace(record, image=b"noise") if number in positions else record)
+    return str(folder)
 
-    def run(self, spec, *, stop_after_rows=None, on_row=None, **options):
-        """Run to the end, or break off as a killed process would after some rows of the plan.
 
-        `on_row` is called with a row's step before it is handed out; `options` are `run_worker`'s.
-        """
-        inputs, start = RunInputs.open(spec), spec.start_step()
-        rows = inputs.plan.worker_rows(0, start)
-        batches = iterate(rows, inputs.loader)
-        if stop_after_rows is not None:
-            batches = _broken_off(batches, stop_after_rows)
-        if on_row is not None:
-            batches = _watched(batches, on_row)
-        run_worker(
-            spec,
-            inputs,
-            batches,
-            start_step=start,
-            device=torch.device("cpu"),
-            report=lambda metrics, uri: self.reports.append((metrics, uri)),
-            **options,
-        )
+def make_spec(config, data, folder, name="run", **changes):
+    """A run over a set that is training and validation set at once."""
+    spec = RunSpec(
+        config=config,
+        train_uri=data,
+        val_uri=data,
+        run_uri=str(Path(folder) / name),
+        name=name,
+        run_id=name,
+    )
+    return replace(spec, **changes)
+
+
+def run_here(spec, *, num_workers=None, stop_after_rows=None, on_row=None, report=None, **options):
+    """Run in this process, without Ray, from the last checkpoint on.
+
+    Args:
+        spec: the run.
+        num_workers: of the plan; this is the first of them.
+        stop_after_rows: break off as a killed process would after so many rows of the plan.
+        on_row: called with each row before it is handed out.
+        report, options: of `run_worker`.
+    """
+    inputs, start = RunInputs.open(spec, num_workers), spec.start_step()
+    rows = inputs.plan.worker_rows(0, start, validate_first=spec.validates_first())
+
+    def batches():
+        for number, batch in enumerate(iterate(rows, inputs.loader)):
+            if number == stop_after_rows:
+                raise Killed
+            if on_row is not None:
+                on_row(batch)
+            yield batch
+
+    torch.set_num_threads(1)
+    run_worker(
+        spec,
+        inputs,
+        batches(),
+        start_step=start,
+        device=torch.device("cpu"),
+        report=report or (lambda metrics, uri: None),
+        **options,
+    )
 
 
 class Killed(Exception):  # noqa: N818 - not an error, the end of a process
     """Stands for the end of the process."""
 
 
-def _watched(batches, on_row):
-    for batch in batches:
-        on_row(batch.step)
-        yield batch
+@dataclass
+class Harness:
+    """Makes runs over one set in one folder, and keeps what they report."""
+
+    root: object
+    data: str
+    reports: list = field(default_factory=list)
+
+    def spec(self, config, name="run", **changes):
+        return make_spec(config, self.data, self.root, name, **changes)
+
+    def run(self, spec, **options):
+        """See `run_here`."""
+        run_here(spec, report=lambda *one: self.reports.append(one), **options)
 
 
-def _broken_off(batches, num_rows):
-    for number, batch in enumerate(batches):
-        if number == num_rows:
-            raise Killed
-        yield batch
+def logged(spec, key):
+    """(step, value) of every line of a run's record that has a metric."""
+    lines = read_metrics(f"{spec.run_uri}/metrics.jsonl")
+    return [(line["step"], line["metrics"][key]) for line in lines if key in line["metrics"]]
+
+
+def assert_same_weights(spec, other):
+    """The last checkpoints of two runs are of one step and equal bit for bit."""
+    ours, theirs = (load_checkpoint(one.checkpoints.last) for one in (spec, other))
+    assert ours.meta.step == theirs.meta.step
+    for mine, wanted in ((ours.model, theirs.model), (ours.ema or {}, theirs.ema or {})):
+        assert mine.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert torch.equal(mine[name], tensor), name

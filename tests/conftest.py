@@ -9,3 +9,11 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk():
+    """No test cuts the power: nothing waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield

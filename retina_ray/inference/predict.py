@@ -19,7 +19,7 @@ from retina_ray.ops.rotated.boxes import scale_rotated
 from retina_ray.structures import Detections, ImageBatch
 from retina_ray.train.checkpoint.format import CheckpointMeta
 from retina_ray.train.checkpoint.load import load_checkpoint
-from retina_ray.train.engine.validation import RoundResult, predict_dataset
+from retina_ray.train.engine.validation import Predictions, predict_dataset
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Predictor:
         *,
         num_samples: int = 0,
         on_progress: Callable[[int], None] | None = None,
-    ) -> RoundResult:
+    ) -> Predictions:
         """Predict every image of a prepared data set once.
 
         Args:

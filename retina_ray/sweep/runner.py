@@ -24,7 +24,7 @@ from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.sweep.space import baseline_point, first_points, to_tune
 from retina_ray.sweep.trial import trial_class
 from retina_ray.sweep.watch import Watcher
-from retina_ray.train.run.resources import Footprint, connect
+from retina_ray.train.run.resources import ResourceRequest, connect
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,13 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
     quiet_tune()
     concurrent = plan.max_concurrent or _trials_for_this_machine(plan.config)
     cluster = connect(plan.config, concurrent=min(concurrent, plan.num_samples))
-    footprint = Footprint.of(plan.config, cluster)
-    footprint.require(cluster)
-    fitting = footprint.fits(cluster)
+    request = ResourceRequest.of(plan.config, cluster)
+    request.require(cluster)
+    fitting = request.fits(cluster)
     concurrent = max(1, min(plan.max_concurrent or fitting, fitting, plan.num_samples))
     logger.info("%d of %d trials at once", concurrent, plan.num_samples)
 
-    trainable = tune.with_resources(trial_class(plan, footprint), _request(footprint))
+    trainable = tune.with_resources(trial_class(plan, request), _request(request))
     tune_folder = f"{plan.uri}/tune"
     if resume:
         if not tune.Tuner.can_restore(tune_folder):
@@ -123,10 +123,10 @@ class _TrialNames:
                 return name
 
 
-def _request(footprint: Footprint) -> dict[str, float]:
+def _request(request: ResourceRequest) -> dict[str, float]:
     """What Tune reserves for a trial: its worker, or next to nothing for a mere driver."""
-    if footprint.num_workers == 1:
-        return footprint.per_worker()
+    if request.num_workers == 1:
+        return request.per_worker()
     if ray.cluster_resources().get(DRIVER, 0) > 0:
         return {DRIVER: 1}
     return {"CPU": 0.01}

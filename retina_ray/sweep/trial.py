@@ -24,7 +24,7 @@ from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.checkpoint.load import load_meta
 from retina_ray.train.recovery.failures import FailureNote, name_cause
-from retina_ray.train.run.resources import Footprint
+from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.run.trainer import fit, fit_in_process
 from retina_ray.train.spec import RunSpec
 
@@ -34,14 +34,14 @@ CLOSE_S = 120.0
 _reporting, _closed = threading.Event(), threading.Event()
 
 
-def trial_class(plan: SweepPlan, footprint: Footprint) -> type:
+def trial_class(plan: SweepPlan, request: ResourceRequest) -> type:
     """The trials of a sweep, as Ray Tune takes them.
 
     Tune stops a trial by ending its thread where it reports, and then ends the process without
     waiting for the thread: the trial's W&B run would count as crashed. This class waits.
     """
 
-    class Trial(wrap_function(tune.with_parameters(_trial, plan=plan, footprint=footprint))):
+    class Trial(wrap_function(tune.with_parameters(_trial, plan=plan, request=request))):
         def cleanup(self) -> None:
             try:
                 super().cleanup()
@@ -57,7 +57,7 @@ def _wait_until_closed() -> None:
         _closed.wait(CLOSE_S)
 
 
-def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> None:
+def _trial(params: dict[str, Any], *, plan: SweepPlan, request: ResourceRequest) -> None:
     """One trial, in the process that Tune started for it."""
     context = tune.get_context()
     trial_id = context.get_trial_name()
@@ -67,10 +67,10 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, footprint: Footprint) -> 
             plan, params, trial_id=trial_id, run_id=f"{plan.name}-{context.get_trial_id()}"
         )
         unheard = last_evaluation(spec)
-        if footprint.num_workers == 1:
+        if request.num_workers == 1:
             fit_in_process(spec, report=_report_to_tune)
         else:
-            fit(spec, footprint, callbacks=[TuneReportCallback()])
+            fit(spec, request, callbacks=[TuneReportCallback()])
         if unheard is not None:
             _report_to_tune(unheard, spec.checkpoints.last or "")
     except Exception as error:

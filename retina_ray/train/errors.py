@@ -9,11 +9,11 @@ class RunError(RuntimeError):
     """A run ended with an error of its workers; the message is the cause."""
 
 
-class HopelessRunError(RunError):
+class NonRetryableError(RunError):
     """A run that would end in the same way if it were carried on as it is."""
 
 
-class NoRoomError(RunError):
+class DiskFullError(RunError):
     """A checkpoint or a record could not be written: the disk is full, or a quota used up.
 
     Raised by the one worker that writes. A restart would only meet it again, so there is none; once

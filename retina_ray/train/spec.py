@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 
-from retina_ray.config import ExperimentConfig
+from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.plan.layout import RunLayout, micro_batches_of
 from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.storage.files import read_text
-from retina_ray.train.checkpoint.format import META
+from retina_ray.train.checkpoint.load import load_meta
 from retina_ray.train.checkpoint.store import CheckpointStore
-from retina_ray.train.engine.run_shape import RunShape
 
 
 @dataclass(frozen=True)
@@ -56,15 +53,14 @@ class RunSpec:
         return self.checkpoints.last_step
 
     def validates_first(self) -> bool:
-        """Whether the validation round at `start_step`, where the plan has one, is still to do.
+        """Whether the validation at `start_step`, where the plan has one, is still to do.
 
-        A run that is told to end at the end of an epoch keeps its checkpoint before that round.
+        A run that is told to end at the end of an epoch keeps its checkpoint before it.
         """
         last = self.checkpoints.last
-        text = None if last is None else read_text(f"{last}/{META}")
-        with contextlib.suppress(ValueError, KeyError):  # whoever loads the checkpoint says it
-            meta = json.loads(text or "{}")
-            return meta["version"] > 1 and meta["metrics_step"] != meta["step"]
+        with contextlib.suppress(ConfigError):  # whoever loads the checkpoint says it
+            meta = None if last is None else load_meta(last)
+            return meta is not None and meta.metrics_step != meta.step
         return False
 
 
@@ -147,16 +143,6 @@ class RunInputs:
     def category_ids(self) -> list[int]:
         """The data set's own id of each label."""
         return [c.id for c in self.train.info.categories]
-
-    def shape(self, start_step: int) -> RunShape:
-        """Steps and validation rounds of the run, from `start_step` on."""
-        return RunShape(
-            num_steps=self.layout.num_steps,
-            steps_per_epoch=self.layout.steps_per_epoch,
-            val_rows_per_worker=self.layout.num_val_rows_per_worker,
-            start_step=start_step,
-            rows_per_step=self.layout.rows_per_step,
-        )
 
 
 def _image_bytes(shorter: int, most: int) -> int:

@@ -2,8 +2,9 @@
 
 import pytest
 import ray
+from builders import small_config
 
-from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
+from retina_ray.config import with_overrides
 from retina_ray.data.loading.ray_stream import IDLE_VARIABLE
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.train.run.resources import connect
@@ -30,36 +31,17 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """Make a config that trains for seconds; group norm, so that batches do not mix images."""
+    """Make a config whose whole model trains for seconds, with the optimizer's usual settings."""
 
-    def make(**overrides):
-        base = ExperimentConfig(
-            model=ModelConfig(
-                num_classes=3,
-                backbone="resnet18",
-                backbone_norm="gn",
-                freeze_stages=0,
-                max_level=5,
-                fpn_channels=32,
-                head_num_convs=1,
-                head_norm="gn",
-                anchors=AnchorConfig(sizes=(12.0, 24.0, 48.0)),
-            )
-        )
-        small = {
-            "input.train_sizes_px": (64,),
-            "input.train_max_size_px": 64,
-            "input.eval_size_px": 64,
-            "input.eval_max_size_px": 64,
-            "optimizer.clip": "norm",
-            "schedule.warmup_steps": 2,
-            "train.epochs": 2,
-            "train.batch_size": 4,
+    usual = with_overrides(
+        small_config(),
+        {
+            "model.freeze_stages": 0,
+            "optimizer": {"clip": "norm"},
+            "schedule": {"warmup_steps": 2},
             "train.eval_batch_size": 3,
-            "train.log_every_steps": 1,
             "train.cpus_per_worker": 1.0,
-            "tracking.wandb": "disabled",
-        }
-        return with_overrides(base, {**small, **overrides})
-
-    return make
+            "tracking": {"wandb": "disabled"},
+        },
+    )
+    return lambda **overrides: with_overrides(usual, overrides)

@@ -14,7 +14,8 @@ import pytest
 import ray
 import ray.cloudpickle
 from batch_digest import digest
-from faulty_runs import assert_same_end, injected, make_spec, run_alone, starts, val_figures
+from builders import logged, make_spec, run_here
+from faulty_runs import assert_same_end, injected, starts
 from ray.cluster_utils import Cluster
 
 from retina_ray.data.loading.batch_loader import BatchLoader
@@ -25,7 +26,7 @@ from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.train.recovery import elastic
 from retina_ray.train.run import async_validation, trainer
-from retina_ray.train.run.resources import Footprint, cluster_size, leave_a_cpu
+from retina_ray.train.run.resources import ResourceRequest, cluster_size, leave_a_cpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 # Decoding tasks cannot import a test module: its loader travels by value.
@@ -169,11 +170,11 @@ def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
     wish = {"train.epochs": 9, "train.checkpoint_every_steps": 2, "train.eval_every_epochs": 3}
     wish |= {"train.ema_decay": 0.9, "optimizer.lr": 0.001}
     whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), pictures, tmp_path, "whole")
-    run_alone(whole)
+    run_here(whole)
     wish |= {"train.num_workers": 2, "train.min_workers": 1, "train.cpus_per_worker": 1.5}
     spec = make_spec(tiny_config(**wish), pictures, tmp_path, "elastic")
-    footprint = Footprint.of(spec.config, cluster_size())
-    footprint.require(cluster_size())
+    request = ResourceRequest.of(spec.config, cluster_size())
+    request.require(cluster_size())
     monkeypatch.setattr(elastic, "INTERVAL_S", 1.0)
     # Ray Train learns late that a node is gone, and first waits for one in its place.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
@@ -191,7 +192,7 @@ def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
             time.sleep(2.5)  # until there are two nodes again
 
     with injected(monkeypatch, tmp_path, noted), ThreadPoolExecutor(1) as pool:
-        run = pool.submit(trainer.fit, spec, footprint)
+        run = pool.submit(trainer.fit, spec, request)
         wait_for(tmp_path / "group1-05", run)
         cluster.remove_node(sorted(cluster.worker_nodes, key=lambda n: n.node_id)[0], False)
         wait_for(tmp_path / "group2-07", run)
@@ -211,12 +212,12 @@ def test_two_workers_on_two_nodes_are_validated_beside_their_training(
     """One of the workers is killed while a round is under way."""
     wish = {"train.epochs": 4, "train.ema_decay": 0.9, "optimizer.lr": 0.001}
     whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), pictures, tmp_path, "whole")
-    run_alone(whole)
+    run_here(whole)
     wish |= {"train.num_workers": 2, "train.async_validation": True, "train.max_failures": 1}
     wish |= {"train.checkpoint_every_steps": 1}
     spec = make_spec(tiny_config(**wish), pictures, tmp_path, "beside")
-    footprint = Footprint.of(spec.config, cluster_size())
-    footprint.require(cluster_size())
+    request = ResourceRequest.of(spec.config, cluster_size())
+    request.require(cluster_size())
 
     def mortal(loop, do_step):
         from retina_ray.train.engine import distributed
@@ -239,11 +240,11 @@ def test_two_workers_on_two_nodes_are_validated_beside_their_training(
         trainer._validate = noted
 
     with injected(monkeypatch, tmp_path, mortal, before=before):
-        trainer.fit(spec, footprint)
+        trainer.fit(spec, request)
     assert (tmp_path / "died").exists()
     assert [start["step"] for start in starts(tmp_path)] == [0, 4]
     assert_same_end(spec, whole, exactly=False)
-    mine, theirs = val_figures(spec), val_figures(whole)
+    mine, theirs = logged(spec, "val/AP"), logged(whole, "val/AP")
     assert [step for step, _ in mine] == [step for step, _ in theirs] == [3, 6, 9, 12]
     assert [ap for _, ap in mine] == pytest.approx([ap for _, ap in theirs], abs=0.02)
     workers = {path.name.rpartition("-")[2] for path in tmp_path.glob("worker-*")}

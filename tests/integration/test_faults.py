@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import ray.cloudpickle
-from faulty_runs import ONE, TWO, assert_same_end, injected, make_spec, run_alone, starts
+from builders import make_spec, run_here
+from faulty_runs import ONE, TWO, assert_same_end, injected, starts
 from script_process import Script
 from wandb_server import WandbServer
 
@@ -43,7 +44,7 @@ def config(tiny_config):
 def whole(config, pictures, tmp_path_factory):
     """The run that nothing happens to."""
     spec = make_spec(config(), pictures, tmp_path_factory.mktemp("whole"))
-    run_alone(spec)
+    run_here(spec)
     return spec
 
 
@@ -130,7 +131,7 @@ def test_a_loss_of_nan_is_rolled_back_and_left_out(
 
     twin = make_spec(spec.config, pictures, tmp_path, "twin")
     Rollbacks(twin.run_uri).add(rollback)
-    run_alone(twin)
+    run_here(twin)
     assert_same_end(spec, twin, without=(7,))
     (skipped,) = {
         r["metrics"]["train/skipped_steps"]
@@ -274,6 +275,6 @@ def test_sigterm_to_the_driver_ends_in_order_and_resumes(pictures, tmp_path):
     assert second.end(400) == 0, second.output
     spec = resume_run(str(run))
     twin = replace(spec, run_uri=str(tmp_path / "twin"))
-    run_alone(twin)
+    run_here(twin)
     assert_same_end(spec, twin)
     assert second.left_behind() == []

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import ray
 import ray.cloudpickle
-from faulty_runs import ONE, assert_same_end, injected, make_spec, run_alone, starts
+from builders import make_spec, run_here
+from faulty_runs import ONE, assert_same_end, injected, starts
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
@@ -45,7 +46,7 @@ def run_without_its_node(cluster, pictures, tiny_config, tmp_path, monkeypatch):
         settings = {"train.batch_size": 2, "train.epochs": 3, "train.ema_decay": 0.9}
         config = tiny_config(**settings, **{"train.checkpoint_every_steps": 3}, **overrides)
         whole, spec = (make_spec(config, pictures, tmp_path, name) for name in ("whole", "run"))
-        run_alone(whole)
+        run_here(whole)
         (node,) = [n for n in cluster.list_all_nodes() if n is not cluster.head_node]
         first_node = node.node_id
         there, gone = tmp_path / "there", tmp_path / "gone"

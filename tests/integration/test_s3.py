@@ -24,7 +24,7 @@ from retina_ray.train.engine import loop
 from retina_ray.train.errors import RunError
 from retina_ray.train.run import trainer
 from retina_ray.train.run.launch import prepare_run, resume_run
-from retina_ray.train.run.resources import Footprint, connect
+from retina_ray.train.run.resources import ResourceRequest, connect
 from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics
@@ -37,7 +37,7 @@ RETRY_S = 20
 """Of all processes of this module: they are started with it."""
 GAP_S = 5
 NUM_STEPS = 6
-FOOTPRINT = Footprint(num_workers=1, cpus_per_worker=1, use_gpu=False)
+FOOTPRINT = ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import ray
 import ray.cloudpickle
 import torch
-from builders import ROOT
-from faulty_runs import TWO, damaged, make_spec, run_alone, val_figures
+from builders import ROOT, damaged_copy, logged, make_spec, run_here
+from faulty_runs import TWO
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from script_process import run_script, small_run_options
@@ -25,9 +25,9 @@ from retina_ray.reports.run.head import bad_image_list
 from retina_ray.reports.run.record import read_run
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
-from retina_ray.train.errors import HopelessRunError
+from retina_ray.train.errors import NonRetryableError
 from retina_ray.train.run import async_validation, trainer
-from retina_ray.train.run.resources import Footprint
+from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics
 
@@ -95,7 +95,7 @@ def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
         assert seen == plan.worker_rows(rank).column("plan_index").to_pylist()
 
     one = make_spec(tiny_config(), pictures, tmp_path, "one")
-    run_alone(one)
+    run_here(one)
     alone, together = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
     assert len(alone) == len(together) == plan.num_steps
     assert together == pytest.approx(alone, rel=1e-4)
@@ -108,7 +108,7 @@ def test_validation_beside_the_training_survives_kills_of_both(
 ):
     config = {"train.epochs": 3, "train.ema_decay": 0.5, "train.max_failures": 1}
     inline_spec = make_spec(tiny_config(**config), pictures, tmp_path, "inline")
-    run_alone(inline_spec)
+    run_here(inline_spec)
     config |= {"train.async_validation": True, "train.checkpoint_every_steps": 1}
     spec = make_spec(tiny_config(**config), pictures, tmp_path, "beside")
     out = tmp_path / "out"
@@ -137,7 +137,7 @@ def test_validation_beside_the_training_survives_kills_of_both(
         work(worker_config)
 
     monkeypatch.setattr(trainer, "_worker_in_group", mortal)
-    trainer.fit(spec, Footprint(num_workers=1, cpus_per_worker=1, use_gpu=False))
+    trainer.fit(spec, ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False))
     assert (out / "died").exists()
     rounds = [(out / f"round{n}").read_text().split() for n in range(len(list(out.glob("round*"))))]
     names = [name for _, name in rounds]
@@ -151,7 +151,7 @@ def test_validation_beside_the_training_survives_kills_of_both(
     for name, tensor in inline.weights.items():
         torch.testing.assert_close(tensor, beside.weights[name], msg=name)
     assert losses_of(tmp_path / "beside") == pytest.approx(losses_of(tmp_path / "inline"))
-    inline, beside = (val_figures(spec) for spec in (inline_spec, spec))
+    inline, beside = (logged(spec, "val/AP") for spec in (inline_spec, spec))
     assert [step for step, _ in beside] == [3, 6, 9]
     assert beside == [(step, pytest.approx(ap)) for step, ap in inline]
     for process in {process for process, _ in rounds[:1]}:
@@ -202,8 +202,8 @@ def with_bad_images(pictures, tiny_config, tmp_path):
     bad = [next(p for p, by in met_by.items() if by == turns) for turns in ([0, 1], [1, 0])]
     spec = replace(
         spec,
-        train_uri=damaged(pictures, tmp_path / "train", bad),
-        val_uri=damaged(pictures, tmp_path / "val", bad[:1]),
+        train_uri=damaged_copy(pictures, tmp_path / "train", bad),
+        val_uri=damaged_copy(pictures, tmp_path / "val", bad[:1]),
     )
     files = PreparedDataset.open(pictures).annotations()["file_name"].to_pylist()
     names = [f"{files[position]} (train)" for position in bad]
@@ -238,7 +238,9 @@ def test_bad_images_of_both_workers_are_replaced_and_count_once(local_ray, with_
 @pytest.mark.long
 def test_too_many_bad_images_of_both_workers_end_the_run(local_ray, with_bad_images):
     spec, names = with_bad_images
-    with pytest.raises(HopelessRunError, match="3 images could not be decoded, more than") as error:
+    with pytest.raises(
+        NonRetryableError, match="3 images could not be decoded, more than"
+    ) as error:
         trainer.fit(limited(spec, 0.29), TWO)
     assert all(f"{name}: " in str(error.value) for name in names)
     assert spec.checkpoints.last is None, "it ended before the first validation was over"

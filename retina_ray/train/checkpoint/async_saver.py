@@ -21,8 +21,8 @@ from retina_ray.storage.disk_space import Room, is_no_room, reason_of
 from retina_ray.storage.uris import is_uri
 from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.checkpoint.index import Entry
-from retina_ray.train.checkpoint.store import CheckpointStore, OvertakenError
-from retina_ray.train.errors import NoRoomError
+from retina_ray.train.checkpoint.store import CheckpointStore, FencedError
+from retina_ray.train.errors import DiskFullError
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class CheckpointSaver:
     def __init__(self, store: CheckpointStore) -> None:
         """Take the run over; who wrote its checkpoints before may no more."""
         self._store = store
-        self._index = store.claim()
+        self._index = store.acquire_lease()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -97,7 +97,7 @@ class CheckpointSaver:
 
         Raises:
             CheckpointError: the checkpoint before this one could not be written.
-            NoRoomError: because there was no room for it.
+            DiskFullError: because there was no room for it.
             StorageError: because its storage did not answer.
         """
         self.wait()
@@ -136,7 +136,7 @@ class CheckpointSaver:
         """Record the evaluation of the pending checkpoint, where no other checkpoint follows.
 
         Raises:
-            CheckpointError, StorageError, OvertakenError: as `wait`.
+            CheckpointError, StorageError, FencedError: as `wait`.
         """
         self.wait()
         self._index = self._store.settle(self._index, settlement.metrics, metric=settlement.metric)
@@ -146,18 +146,18 @@ class CheckpointSaver:
 
         Raises:
             CheckpointError: it could not be written.
-            NoRoomError: because there was no room for it.
+            DiskFullError: because there was no room for it.
             StorageError: because its storage did not answer.
-            OvertakenError: another process has taken the run over.
+            FencedError: another process has taken the run over.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if isinstance(error, StorageError | OvertakenError):
+        if isinstance(error, StorageError | FencedError):
             raise error
         if error is not None:
-            kind = NoRoomError if is_no_room(error) else CheckpointError
+            kind = DiskFullError if is_no_room(error) else CheckpointError
             raise kind(self._describe(error)) from error
 
     def close(self, *, has_failed: bool) -> None:
@@ -168,7 +168,7 @@ class CheckpointSaver:
                 it is logged.
 
         Raises:
-            CheckpointError, NoRoomError, StorageError, OvertakenError: as `wait`.
+            CheckpointError, DiskFullError, StorageError, FencedError: as `wait`.
         """
         try:
             self.wait()

@@ -36,7 +36,7 @@ INDEX = "index.json"
 logger = logging.getLogger(__name__)
 
 
-class OvertakenError(RuntimeError):
+class FencedError(RuntimeError):
     """Another process has taken the run over: this one may not add to its checkpoints."""
 
 
@@ -99,7 +99,7 @@ class CheckpointStore:
         """URI of what is called so in this folder."""
         return "/".join([self.uri.rstrip("/"), name])
 
-    def claim(self) -> CheckpointIndex:
+    def acquire_lease(self) -> CheckpointIndex:
         """Become the one who adds to this run's checkpoints; who did so before may no more.
 
         So a worker that was given up for lost, and is not, cannot spoil what its successor keeps.
@@ -147,22 +147,22 @@ class CheckpointStore:
             The new index.
 
         Raises:
-            OvertakenError: another process has claimed the run.
+            FencedError: another process has claimed the run.
         """
         new = index.with_entry(entry, keep=self.keep, is_pending=is_pending)
         try:
             put_checkpoint(self.uri_of(entry.name), checkpoint)
-            self._require_claim(index)
+            self._require_lease(index)
             if before_switch is not None:
                 before_switch()
-                self._require_claim(index)
+                self._require_lease(index)
             write_text(self.uri_of(INDEX), new.to_json())
         except BaseException:
             with contextlib.suppress(Exception):  # on a full disk its room is needed
                 if entry.name not in self.index.names:
                     self._fs.delete_dir(f"{self._root}/{entry.name}")
             with contextlib.suppress(OSError, StorageError, ConfigError):
-                self._require_claim(index)  # else its successor took away what was half written
+                self._require_lease(index)  # else its successor took away what was half written
             raise
         self._drop_all_but(new.names)
         return new
@@ -181,12 +181,12 @@ class CheckpointStore:
             The new index.
 
         Raises:
-            OvertakenError: another process has claimed the run.
+            FencedError: another process has claimed the run.
             ValueError: no checkpoint is pending.
         """
         assert index.pending is not None
         assert index.last is not None
-        self._require_claim(index)
+        self._require_lease(index)
         for name in {index.pending.name, index.last.name}:
             self.write_metrics(name, metrics, step=index.pending.step)
         new = index.settled(metric)
@@ -244,10 +244,10 @@ class CheckpointStore:
             )
         return None
 
-    def _require_claim(self, index: CheckpointIndex) -> None:
+    def _require_lease(self, index: CheckpointIndex) -> None:
         writer = self.index.writer
         if writer not in ("", index.writer):  # "": the index is gone, and is written anew
-            raise OvertakenError(
+            raise FencedError(
                 f"{self.uri}: another process has taken this run over, and only one may carry it "
                 "on: this one ends without its last checkpoint"
             )

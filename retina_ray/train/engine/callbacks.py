@@ -1,65 +1,84 @@
-"""Between a training loop and the world: what it is told of the run, and whom it tells."""
+"""What a training loop asks and tells of a run, and the state that it hands over."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from retina_ray.train.engine.loop import TrainingLoop
-    from retina_ray.train.engine.validation import RoundResult
+    from retina_ray.train.engine.validation import Predictions
 
 
-class Host(Protocol):
-    """Who the loop reports to; on every rank, but only rank 0's figures are kept."""
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a training loop between two steps.
 
-    def log_step(self, metrics: dict[str, float], *, step: int) -> None:
-        """Take the training figures of a logging interval (rank 0 only)."""
+    Nothing is copied: the tensors are those in use, which the next step changes.
 
-    def saw_bad_images(self, bad: dict[str, str]) -> None:
+    Attributes:
+        step: training steps done.
+        epoch: whole epochs done.
+        model: the model's state dict.
+        ema: its averaged weights under the same names; None where the run keeps none.
+        state: whatever else a run resumes from: plain numbers, and tensors.
+    """
+
+    step: int
+    epoch: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+
+class Callbacks(Protocol):
+    """Called by the loop on every rank, if not said otherwise; only rank 0's metrics are kept."""
+
+    def on_log(self, metrics: dict[str, float], *, step: int) -> None:
+        """Take the training metrics of a logging interval (rank 0 only)."""
+
+    def on_bad_images(self, bad: dict[str, str]) -> None:
         """Take names and reasons of images that the stream of any worker had to replace.
 
         Called with the same on every rank, so what it raises is raised by all of them at once.
         """
 
-    def evaluated(self, result: RoundResult, *, step: int) -> dict[str, float]:
-        """Score the gathered predictions of a validation round (rank 0 only)."""
+    def score(self, found: Predictions, *, step: int) -> dict[str, float]:
+        """Score the gathered predictions of a validation (rank 0 only)."""
         ...
 
-    def round_ended(
-        self, metrics: dict[str, float], *, step: int, epoch: int, loop: TrainingLoop
-    ) -> None:
-        """End a validation round: keep a checkpoint (rank 0) and report (every rank).
+    def on_validation_end(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        """Keep a checkpoint and report.
 
-        With `train.async_validation` the checkpoint goes into the next round beside the training,
-        and the figures are those of the round before.
+        With `train.async_validation` the checkpoint goes into the next validation, and the metrics
+        are those of the one before.
+
+        Args:
+            metrics: of the validation; empty but on rank 0.
+            snapshot: after it; None but on rank 0. What is kept of it must be copied.
         """
 
-    def round_is_over(self, timeout_s: float) -> bool:
-        """Whether no round beside the training is under way; waits for it so long (rank 0 only)."""
+    def validation_is_done(self) -> bool:
+        """Whether no asynchronous validation is under way; waits a while for it (rank 0 only)."""
         ...
 
-    def take_round(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Take in what the round beside the training came to (rank 0 only).
+    def take_validation(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Take in the outcome of the asynchronous validation (rank 0 only).
 
         Args:
             step: training steps done by now.
 
         Returns:
-            Its figures, and the images that could not be decoded; empty where there was no round.
+            Its metrics, and the images that could not be decoded; empty where there was none.
         """
         ...
 
-    def last_round_ended(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
-        """End the last round beside the training: record (rank 0) and report (every rank)."""
+    def on_last_validation(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
+        """Record the last asynchronous validation, which no checkpoint follows, and report."""
 
-    def checkpoint(self, *, step: int, epoch: int, loop: TrainingLoop) -> None:
-        """Keep a checkpoint between evaluations (rank 0; called on every rank).
-
-        Args:
-            step: training steps done.
-            epoch: whole epochs done.
-            loop: `loop.state()` and the weights may change as soon as this returns.
-        """
+    def on_checkpoint(self, snapshot: Snapshot | None) -> None:
+        """Keep a checkpoint between two validations; see `on_validation_end`."""
 
     def stop_reason(self) -> str | None:
         """Why this worker should stop, None where it should go on.

@@ -26,7 +26,7 @@ class Learner:
 
     Attributes:
         model: on the device, in channels_last.
-        criterion: the loss, with its normaliser.
+        criterion: the loss, with its normalizer.
         optimizer: over the parameters that are trained.
         schedule: of its learning rates.
         scaler: of the loss in fp16; else it does nothing.
@@ -84,11 +84,8 @@ class Learner:
         load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.average is None:
-            return
-        if checkpoint.ema is None:  # of a version, or a part of the run, that kept none
-            self.average.restart()
-        else:
+        if self.average is not None:
+            assert checkpoint.ema is not None
             self.average.load(checkpoint.ema, num_updates=state["ema"]["num_updates"])
 
     def init_from(self, checkpoint: Checkpoint) -> None:

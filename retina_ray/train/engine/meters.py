@@ -1,4 +1,4 @@
-"""Figures of a logging interval, kept on the device so that no step waits for them."""
+"""Metrics of a logging interval, kept on the device so that no step waits for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUM_NAMED_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class StepFigures:
+class StepMetrics:
     """What a training step tells of itself.
 
     Attributes:
@@ -95,7 +95,7 @@ class StepMeter:
         """Let it run on."""
         self._started += time.perf_counter() - self._paused
 
-    def update(self, figures: StepFigures, *, step: int, image_ids: list[int], lr: float) -> None:
+    def update(self, figures: StepMetrics, *, step: int, image_ids: list[int], lr: float) -> None:
         """Add a step; NaN and infinity are found later."""
         self._names = list(figures.losses)
         values = [*figures.losses.values(), figures.grad_norm, figures.is_sound]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _NORMS = (
-    nn.modules.batchnorm._BatchNorm,  # 1d to 3d, and synchronised
+    nn.modules.batchnorm._BatchNorm,  # 1d to 3d, and synchronized
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
     nn.LayerNorm,
@@ -96,10 +96,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group trained parameters by learning rate and weight decay, as few groups as possible.
 
-    The rules are detectron2's: parameters of normalisation layers take `weight_decay_norm`; then
-    every parameter named `bias`, of normalisation layers too, takes `bias_lr_factor` and, where it
+    The rules are detectron2's: parameters of normalization layers take `weight_decay_norm`; then
+    every parameter named `bias`, of normalization layers too, takes `bias_lr_factor` and, where it
     is set, `weight_decay_bias`. (detectron2 overlooks the shared weight of its head's per-level
-    batch norm; here it is a normalisation layer as well.)
+    batch norm; here it is a normalization layer as well.)
 
     Args:
         model: the model; a parameter that two modules share appears once.

@@ -6,8 +6,6 @@ generators are used, so Python's and NumPy's have no part in it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,27 +20,22 @@ def own_state(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def gather_states(device: torch.device) -> list[dict[str, Tensor]]:
+def gather_states(device: torch.device) -> list[dict[str, Tensor]] | None:
     """Collect the states of all workers, in the order of ranks; every worker must call it.
 
     Returns:
-        All of them on rank 0, elsewhere this worker's alone.
+        All of them on rank 0, None elsewhere.
     """
-    mine = own_state(device)
-    return distributed.gather_objects(mine) or [mine]
+    return distributed.gather_objects(own_state(device))
 
 
-def restore_state(states: Any, device: torch.device) -> None:
+def restore_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
     """Set this worker's generators.
 
     Args:
-        states: of `gather_states`; a worker that was not there takes rank 0's. Or one tensor, the
-            state of the CPU's generator, as earlier versions kept it.
+        states: of `gather_states`; a worker that was not there takes rank 0's.
         device: where this worker trains.
     """
-    if isinstance(states, Tensor):
-        torch.set_rng_state(states)
-        return
     rank = distributed.rank()
     mine = states[rank if rank < len(states) else 0]
     torch.set_rng_state(mine["cpu"])

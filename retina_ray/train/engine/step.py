@@ -20,7 +20,7 @@ from retina_ray.model.norms import SyncBatchNorm2d
 from retina_ray.structures import Batch, HeadOutputs, ImageBatch
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.learner import Learner
-from retina_ray.train.engine.meters import StepFigures
+from retina_ray.train.engine.meters import StepMetrics
 from retina_ray.train.engine.optim import clip_gradients, update_if_finite
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +42,7 @@ def local_norms(model: nn.Module) -> list[_BatchNorm]:
 class TrainingStep:
     """Makes the step of one worker, out of as many micro-batches as it has to take.
 
-    The normaliser of the loss counts the positive anchors of all micro-batches of all workers.
+    The normalizer of the loss counts the positive anchors of all micro-batches of all workers.
     What is positive depends on boxes, anchors and image sizes only, so it is known before the first
     forward pass, and every micro-batch can free its activations before the next one starts. The sum
     of their gradients is that of one large batch (but for batch norm, which sees the small ones).
@@ -58,6 +58,7 @@ class TrainingStep:
         self._criterion = learner.criterion
         self._optimizer = learner.optimizer
         self._scaler = learner.scaler
+        self._average = learner.average
         groups = learner.optimizer.param_groups
         self._trained = [parameter for group in groups for parameter in group["params"]]
         self._meets_in_forward = False
@@ -82,11 +83,11 @@ class TrainingStep:
             gradient_as_bucket_view=True,
             static_graph=num_micro_batches == 1 and not self._is_compiled,
         )
-        # Frozen and synchronised statistics are the same everywhere already. (The argument of this
+        # Frozen and synchronized statistics are the same everywhere already. (The argument of this
         # name has another one in later versions of PyTorch.)
         self._forward.broadcast_buffers = bool(local_norms(self._model))
 
-    def __call__(self, batches: Sequence[Batch]) -> StepFigures:
+    def __call__(self, batches: Sequence[Batch]) -> StepMetrics:
         """Train on one step's micro-batches; those without images change nothing."""
         moved = [batch.to(self._device) for batch in self._needed(batches)]
         assignments = [self._assign(batch) for batch in moved]
@@ -99,13 +100,16 @@ class TrainingStep:
                 losses = self._backward(batch, assignments[i], scale)
             for name, loss in losses.items():
                 total[name] = total[name] + loss if name in total else loss
-        return self._update(total)
+        metrics = self._update(total)
+        if self._average is not None:
+            self._average.update()
+        return metrics
 
     def _needed(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches that take part.
 
         One without images does where it must: a worker with nothing else has to meet the others
-        when the gradients are exchanged, and where batch norms are synchronised, in every forward
+        when the gradients are exchanged, and where batch norms are synchronized, in every forward
         pass.
         """
         with_images = [batch for batch in batches if batch.image_ids]
@@ -138,7 +142,7 @@ class TrainingStep:
         self._scaler.scale(loss).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _update(self, losses: dict[str, Tensor]) -> StepFigures:
+    def _update(self, losses: dict[str, Tensor]) -> StepMetrics:
         """Clip, and update where the gradient is finite; elsewhere the weights stay."""
         self._scaler.unscale_(self._optimizer)
         norm = clip_gradients(self._trained, self._optimizer_config)
@@ -150,7 +154,7 @@ class TrainingStep:
             self._scaler.update()
         else:
             update_if_finite(self._optimizer, is_sound)
-        return StepFigures(losses, norm, is_sound)
+        return StepMetrics(losses, norm, is_sound)
 
 
 class _Bare(nn.Module):

@@ -1,4 +1,4 @@
-"""When a run ends before its plan does: a plateau, a time budget, or somebody who stops it.
+"""When a run ends before its plan does: early stopping, a time budget, or somebody who stops it.
 
 Every worker must come to the same end at the same step, so they make the decision together.
 """
@@ -17,19 +17,19 @@ from retina_ray.train.engine import distributed
 Ended = Literal["", "finished", "early stop", "time budget"]
 
 
-class Plateau:
-    """Counts the evaluations without a better AP ("early stopping").
+class EarlyStopping:
+    """Counts the validations without a better AP.
 
     Attributes:
         best: the AP to beat; None before the first.
-        rounds_without_gain: evaluations since then.
+        rounds_without_gain: validations since then.
     """
 
     def __init__(self, rounds: int | None, *, min_gain: float) -> None:
         """Start counting.
 
         Args:
-            rounds: evaluations without gain that are a plateau; None: nothing is.
+            rounds: validations without gain that end the run; None: they never do.
             min_gain: by how much an AP must exceed the best one to count as better. Only then is it
                 the new best, so many small gains add up to one.
         """
@@ -39,7 +39,7 @@ class Plateau:
         self.rounds_without_gain = 0
 
     def add(self, ap: float | None) -> None:
-        """Take the AP of an evaluation; none, or NaN, is no gain."""
+        """Take the AP of a validation; none, or NaN, is no gain."""
         ap = -math.inf if ap is None or math.isnan(ap) else ap
         before = -math.inf if self.best is None else self.best + self._min_gain
         if ap > before:
@@ -49,7 +49,7 @@ class Plateau:
             self.rounds_without_gain += 1
 
     @property
-    def is_reached(self) -> bool:
+    def is_due(self) -> bool:
         """Whether the run should end."""
         return self._rounds is not None and self.rounds_without_gain >= self._rounds
 
@@ -64,7 +64,7 @@ class Plateau:
 
 
 class TimeBudget:
-    """The time that a run has trained, evaluations included, over all its parts.
+    """The time that a run has trained, validations included, over all its parts.
 
     What a killed part did after its last checkpoint is done again, and counted once.
     """
@@ -95,64 +95,63 @@ class TimeBudget:
         return self.elapsed_s >= self._max_s
 
 
-class Ending:
-    """The ends that a run may come to before its plan's."""
+class StoppingCriteria:
+    """What may end a run before its plan does."""
 
     def __init__(self, config: TrainConfig, *, num_steps: int, device: torch.device) -> None:
-        """Read the conditions.
+        """Read the criteria.
 
         Args:
             config: the `train` section.
             num_steps: of the plan; who has done them all has finished, whatever else is true.
             device: of this worker.
         """
-        self._plateau = Plateau(config.early_stop_rounds, min_gain=config.early_stop_min_gain)
+        self._early_stopping = EarlyStopping(
+            config.early_stop_rounds, min_gain=config.early_stop_min_gain
+        )
         self._budget = TimeBudget(config.max_hours)
         self._num_steps = num_steps
         self._device = device
-
-    @property
-    def elapsed_s(self) -> float:
-        """See `TimeBudget`."""
-        return self._budget.elapsed_s
 
     def start(self) -> None:
         """Let the time run."""
         self._budget.start()
 
-    def add_round(self, metrics: dict[str, float]) -> None:
-        """Take the figures of an evaluation (rank 0, which alone has them and decides for all)."""
-        self._plateau.add(metrics.get("val/AP"))
+    def add_validation(self, metrics: dict[str, float]) -> None:
+        """Take the metrics of a validation (rank 0, which alone has them and decides for all)."""
+        self._early_stopping.add(metrics.get("val/AP"))
 
-    def on_plateau(self, step: int) -> Ended:
-        """Whether the run ends after the evaluation at a step, on all workers alike."""
-        is_reached = distributed.maximum(int(self._plateau.is_reached), self._device)
-        return "early stop" if is_reached and step < self._num_steps else ""
+    def after_validation(self, step: int) -> Ended:
+        """Whether the run ends after the validation at a step, on all workers alike."""
+        is_due = distributed.maximum(int(self._early_stopping.is_due), self._device)
+        return "early stop" if is_due and step < self._num_steps else ""
 
-    def now(self, reason: str | None, *, step: int, round_is_due: bool) -> tuple[str | None, Ended]:
+    def now(
+        self, reason: str | None, *, step: int, validation_is_due: bool
+    ) -> tuple[str | None, Ended]:
         """Whether the run ends after a step, on all workers alike.
 
         Args:
             reason: why this worker should stop at once, if it should.
             step: training steps done.
-            round_is_due: an evaluation comes next, which time that is spent still allows.
+            validation_is_due: a validation comes next, which time that is spent still allows.
 
         Returns:
             The reason to stop at once, and the end that the time has brought.
         """
-        is_over = self._budget.is_spent and not round_is_due and step < self._num_steps
+        is_over = self._budget.is_spent and not validation_is_due and step < self._num_steps
         reason, is_over = agree_on_stop(reason, is_over=is_over, device=self._device)
         return reason, "time budget" if is_over else ""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs of it."""
-        return {"plateau": self._plateau.state_dict(), "elapsed_s": self.elapsed_s}
+        elapsed_s = self._budget.elapsed_s
+        return {"plateau": self._early_stopping.state_dict(), "elapsed_s": elapsed_s}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`; one of an earlier version has nothing of it."""
-        self._budget.elapsed_s = state.get("elapsed_s", 0.0)
-        if "plateau" in state:
-            self._plateau.load_state_dict(state["plateau"])
+        """Go on from `state_dict`."""
+        self._budget.elapsed_s = state["elapsed_s"]
+        self._early_stopping.load_state_dict(state["plateau"])
 
 
 def agree_on_stop(

@@ -1,11 +1,12 @@
-"""One validation round: every image of the validation set once, and what it comes to.
+"""A validation: every image of the validation set once, and the metrics that it comes to.
 
-In a run its images are spread over the workers; `predict_dataset` is the same round in one process.
+In a run its images are spread over the workers; `predict_dataset` does the same in one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,17 @@ from retina_ray.config import ExperimentConfig, InferenceConfig
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.plan.eval_plan import build_eval_plan
+from retina_ray.data.plan.layout import RunLayout
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.evaluation.results import to_results
 from retina_ray.model import RetinaNet
 from retina_ray.model.coders import make_coder
-from retina_ray.ops.postprocess import Coder, select_detections
+from retina_ray.ops.postprocess import select_detections
 from retina_ray.structures import Batch, Detections
 from retina_ray.train.engine import distributed
-from retina_ray.train.engine.bad_images import named_in_run
+from retina_ray.train.engine.learner import Learner
+from retina_ray.train.engine.step import local_norms
 
 
 @dataclass(frozen=True)
@@ -43,55 +46,54 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class RoundResult:
-    """What all workers found in a round.
+class Predictions:
+    """What was found in a validation set.
 
     Attributes:
         results: COCO results.
         image_ids: of every image that was seen, as often as it was.
         samples: images to look at.
         bad_images: names and reasons of images that could not be decoded; only where one
-            process made the whole round.
+            process predicted the whole set.
     """
 
-    results: list[dict[str, Any]]
-    image_ids: list[int]
-    samples: list[Sample]
+    results: list[dict[str, Any]] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     bad_images: dict[str, str] = field(default_factory=dict)
 
+    def gathered(self) -> Predictions:
+        """Those of all workers at rank 0, with its own samples. Elsewhere there are none."""
+        parts = distributed.gather_objects((self.results, self.image_ids)) or []
+        return Predictions(
+            results=[r for results, _ in parts for r in results],
+            image_ids=[i for _, ids in parts for i in ids],
+            samples=self.samples,
+        )
 
-class ValidationRound:
-    """Collects this worker's predictions, then gathers those of all workers."""
+
+class BatchPredictor:
+    """Predicts batches, and collects what it finds in `found`."""
 
     def __init__(
-        self,
-        config: InferenceConfig,
-        coder: Coder,
-        category_ids: list[int],
-        *,
-        num_samples: int = 0,
+        self, config: ExperimentConfig, category_ids: Sequence[int], *, num_samples: int
     ) -> None:
-        """Start a round.
+        """Start with nothing.
 
         Args:
-            config: thresholds.
-            coder: decodes the model's deltas.
+            config: coder and thresholds.
             category_ids: the data set's own id of each label.
-            num_samples: how many images to keep for pictures, the first that this worker sees.
+            num_samples: how many images to keep for pictures, the first that come.
         """
-        self._config = config
-        self._coder = coder
+        self._config = config.inference
+        self._coder = make_coder(config.model)
+        self._category_ids = list(category_ids)
         self._num_samples = num_samples
-        self._samples: list[Sample] = []
-        self._category_ids = category_ids
-        self._results: list[dict[str, Any]] = []
-        self._image_ids: list[int] = []
-        self.num_batches = 0
+        self.found = Predictions()
 
     @torch.inference_mode()
     def add(self, model: RetinaNet, batch: Batch) -> None:
-        """Predict a batch that lies on the model's device (a batch of no images only counts)."""
-        self.num_batches += 1
+        """Predict a batch that lies on the model's device; it may hold no images."""
         if not batch.image_ids:
             return
         detections = select_detections(
@@ -108,34 +110,82 @@ class ValidationRound:
             zip(detections, batch.image_ids, batch.original_sizes, sizes, strict=True)
         ):
             found = found.to("cpu")
-            self._image_ids.append(image_id)
-            if len(self._samples) < self._num_samples:
+            self.found.image_ids.append(image_id)
+            if len(self.found.samples) < self._num_samples:
                 pixels = batch.images.pixels[i, :, : resized[0], : resized[1]]
-                self._samples.append(
+                self.found.samples.append(
                     Sample(image_id, pixels.permute(1, 2, 0).cpu().numpy().copy(), found)
                 )
-            self._results += to_results(
-                found,
-                image_id=image_id,
-                original_size=original,
-                resized_size=(resized[0], resized[1]),
-                category_ids=self._category_ids,
+            self.found.results.extend(
+                to_results(
+                    found,
+                    image_id=image_id,
+                    original_size=original,
+                    resized_size=(resized[0], resized[1]),
+                    category_ids=self._category_ids,
+                )
             )
 
-    def result(self, bad_images: dict[str, str]) -> RoundResult:
-        """What this process alone found."""
-        return RoundResult(self._results, self._image_ids, self._samples, bad_images)
 
-    def gather(self) -> RoundResult:
-        """Collect everything at rank 0; the samples are rank 0's own. Elsewhere it is empty."""
-        parts = distributed.gather_objects((self._results, self._image_ids))
-        if parts is None:
-            return RoundResult([], [], [])
-        return RoundResult(
-            results=[r for results, _ in parts for r in results],
-            image_ids=[i for _, ids in parts for i in ids],
-            samples=self._samples,
-        )
+class Validator:
+    """The validations within a run: this worker's batches, and then what all workers found.
+
+    Attributes:
+        evaluated_step: training steps done at the last validation.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        layout: RunLayout,
+        learner: Learner,
+        device: torch.device,
+        category_ids: list[int],
+    ) -> None:
+        """Validate what a learner has learnt, as often as the layout of the run has it."""
+        self._config, self._layout, self._learner = config, layout, learner
+        self._device, self._category_ids = device, category_ids
+        self._predictor: BatchPredictor | None = None
+        self._num_batches = 0
+        self.evaluated_step = 0
+
+    def is_due(self, step: int) -> bool:
+        """Whether a validation follows a step, and is not over yet."""
+        if self.evaluated_step == step:
+            return False
+        epochs, rest = divmod(step, self._layout.steps_per_epoch)
+        every = self._config.train.eval_every_epochs
+        return rest == 0 and (epochs % every == 0 or step == self._layout.num_steps)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether some batches of a validation are done, and some are to come."""
+        return self._predictor is not None
+
+    def add(self, batch: Batch) -> Predictions | None:
+        """Predict a batch, with the averaged weights where there are some.
+
+        Returns:
+            After the last batch the predictions of all workers (on rank 0), before it None.
+        """
+        model, average = self._learner.model, self._learner.average
+        if self._predictor is None:
+            for norm in local_norms(model):  # rank 0's statistics are those that are kept
+                distributed.copy_from_first(norm.buffers())
+            model.eval()
+            num_samples = self._config.tracking.num_pictures
+            self._num_batches = 0
+            self._predictor = BatchPredictor(
+                self._config, self._category_ids, num_samples=num_samples
+            )
+        with contextlib.nullcontext() if average is None else average.applied():
+            self._predictor.add(model, batch.to(self._device))
+        self._num_batches += 1
+        if self._num_batches < self._layout.num_val_rows_per_worker:
+            return None
+        found, self._predictor = self._predictor.found, None
+        model.train()
+        return found.gathered()
 
 
 def predict_dataset(
@@ -147,7 +197,7 @@ def predict_dataset(
     num_samples: int = 0,
     num_threads: int = 1,
     on_progress: Callable[[int], None] | None = None,
-) -> RoundResult:
+) -> Predictions:
     """Predict every image of a prepared data set once, in this process and without Ray.
 
     Args:
@@ -173,45 +223,51 @@ def predict_dataset(
     loader = BatchLoader.from_config(
         config, train=None, val=dataset, train_index=None, val_index=index
     )
-    round_ = ValidationRound(
-        config.inference,
-        make_coder(config.model),
-        list(dataset.category_ids),
-        num_samples=num_samples,
-    )
-    bad_images: dict[str, str] = {}
-    done = 0
+    predictor = BatchPredictor(config, dataset.category_ids, num_samples=num_samples)
+    found = predictor.found
     for planned in iterate(plan.worker_rows(0), loader, num_threads=num_threads):
-        round_.add(model, planned.batch.to(device))
-        bad_images.update(named_in_run(planned.kind, planned.batch.bad_images))
-        done += len(planned.batch.image_ids)
+        predictor.add(model, planned.batch.to(device))
+        found.bad_images.update(named_in_run(planned.kind, planned.batch.bad_images))
         if on_progress is not None:
-            on_progress(done)
-    return round_.result(bad_images)
+            on_progress(len(found.image_ids))
+    return found
 
 
-def score_round(
-    result: RoundResult, truth: dict[str, Any], config: InferenceConfig
+def score_predictions(
+    found: Predictions, truth: dict[str, Any], config: InferenceConfig
 ) -> dict[str, float]:
-    """COCO's figures of a round, as metrics.
+    """COCO's metrics of the predictions of a validation set.
 
     Args:
-        result: of all workers.
+        found: by all workers.
         truth: COCO ground truth of the validation set.
-        config: limit of detections, and what computes the figures.
+        config: limit of detections, and what computes the metrics.
 
     Raises:
         RuntimeError: the images that were seen are not those of the set, each once.
     """
     expected = {image["id"] for image in truth["images"]}
-    if sorted(result.image_ids) != sorted(expected):
+    if sorted(found.image_ids) != sorted(expected):
         raise RuntimeError(
-            f"the validation round saw {len(result.image_ids)} images "
-            f"({len(set(result.image_ids))} different), but the set has {len(expected)}"
+            f"the validation saw {len(found.image_ids)} images "
+            f"({len(set(found.image_ids))} different), but the set has {len(expected)}"
         )
     return evaluate_coco(
         truth,
-        result.results,
+        found.results,
         max_detections=config.max_detections,
         backend=config.evaluation_backend,
     ).as_metrics()
+
+
+def named_in_run(kind: str, bad: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Name bad images of one set of a run: training and validation set may share file names.
+
+    Args:
+        kind: of the set, "train" or "val".
+        bad: (file name, reason) of each, as a batch has them.
+
+    Returns:
+        The reasons by name: "000000.jpg (val)".
+    """
+    return {f"{file_name} ({kind})": reason for file_name, reason in bad}

@@ -12,13 +12,13 @@ from retina_ray.storage.disk_space import Room, is_no_room, reason_of
 from retina_ray.storage.files import read_text, write_text
 from retina_ray.storage.uris import open_filesystem
 from retina_ray.train.errors import (
+    DiskFullError,
     NonFiniteLossError,
-    NoRoomError,
     RunError,
     TooManyBadImagesError,
 )
 
-HOPELESS = (NonFiniteLossError, TooManyBadImagesError, ConfigError)
+NON_RETRYABLE = (NonFiniteLossError, TooManyBadImagesError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
 which does the same steps over the same data, would raise again."""
 
@@ -85,11 +85,11 @@ def cause_of(error: Any) -> str:
 
 
 @contextlib.contextmanager
-def naming_no_room(run_uri: str) -> Iterator[None]:
+def naming_full_disk(run_uri: str) -> Iterator[None]:
     """Around what writes for the run at `run_uri`: without room, an error says what to do.
 
     Raises:
-        NoRoomError: instead of the system's error.
+        DiskFullError: instead of the system's error.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def naming_no_room(run_uri: str) -> Iterator[None]:
         if not is_no_room(error):
             raise
         rooms = dict.fromkeys(str(Room.at(place)) for place in (run_uri, tempfile.gettempdir()))
-        raise NoRoomError(
+        raise DiskFullError(
             f"no room on a disk: {reason_of(error)} ({'; '.join(rooms)}); the last checkpoint "
             "stays: make room, then carry on with --resume"
         ) from error

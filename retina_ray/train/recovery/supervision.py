@@ -17,19 +17,19 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
 from retina_ray.storage.files import exists
 from retina_ray.train.engine import distributed
 from retina_ray.train.errors import (
-    HopelessRunError,
+    DiskFullError,
     NonFiniteLossError,
-    NoRoomError,
+    NonRetryableError,
     RunError,
     RunStoppedError,
     RunTerminatedError,
 )
 from retina_ray.train.recovery.failures import (
-    HOPELESS,
+    NON_RETRYABLE,
     FailureNote,
     Note,
     name_cause,
-    naming_no_room,
+    naming_full_disk,
 )
 from retina_ray.train.recovery.preemption import PREEMPTED, TOLD, EndOnSigterm
 from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, dump_batch
@@ -54,13 +54,13 @@ def supervise(spec: RunSpec, attempt: Callable[[], None]) -> None:
         attempt: runs a group of workers to its end, from the last checkpoint.
 
     Raises:
-        HopelessRunError: the run would end in the same way again.
-        NoRoomError: the driver itself found no room for what it writes down.
+        NonRetryableError: the run would end in the same way again.
+        DiskFullError: the driver itself found no room for what it writes down.
         RunTerminatedError: the run was told to end, and did, with a checkpoint.
         RunError: as `attempt` raised it.
     """
     notes = _Notes(spec.run_uri)
-    with naming_no_room(spec.run_uri), EndOnSigterm(spec.run_uri) as signal:
+    with naming_full_disk(spec.run_uri), EndOnSigterm(spec.run_uri) as signal:
         while True:
             notes.clear()
             try:
@@ -75,7 +75,7 @@ def supervise(spec: RunSpec, attempt: Callable[[], None]) -> None:
                 raise _with_stacks(error, spec) from error
             reason, stopped = notes.failure.read(), notes.stopped.read()
             if reason is not None:
-                raise HopelessRunError(reason)
+                raise NonRetryableError(reason)
             non_finite = notes.non_finite.read()
             if non_finite is not None:
                 _roll_back(spec, NonFiniteStep.from_json(non_finite))
@@ -97,7 +97,7 @@ def telling_the_driver(run_uri: str) -> Iterator[None]:
     one worker alone leaves it, see `NoUselessRestart`.
     """
     notes, writes = _Notes(run_uri), distributed.rank() == 0
-    with naming_no_room(run_uri):
+    with naming_full_disk(run_uri):
         if writes:
             notes.clear()  # of a group that Ray Train restarted before the driver could read them
         try:
@@ -108,7 +108,7 @@ def telling_the_driver(run_uri: str) -> Iterator[None]:
         except NonFiniteLossError as error:
             if writes:
                 notes.non_finite.write(NonFiniteStep.of(error).to_json())
-        except HOPELESS as error:
+        except NON_RETRYABLE as error:
             if writes:
                 notes.failure.write(name_cause(error))
 
@@ -125,10 +125,10 @@ class NoUselessRestart(WorkerGroupCallback):
         """Raise such an error of a worker.
 
         Raises:
-            NoRoomError: as the worker raised it.
+            DiskFullError: as the worker raised it.
         """
         for error in worker_group_status.errors.values():
-            if isinstance(error, NoRoomError):
+            if isinstance(error, DiskFullError):
                 raise error
 
 
@@ -149,7 +149,7 @@ def _roll_back(spec: RunSpec, found: NonFiniteStep) -> None:
     """Leave a step out from now on.
 
     Raises:
-        HopelessRunError: that was done as often as is allowed, or the step was left out already.
+        NonRetryableError: that was done as often as is allowed, or the step was left out already.
     """
     rollbacks = Rollbacks(spec.run_uri)
     before = rollbacks.all()
@@ -159,7 +159,7 @@ def _roll_back(spec: RunSpec, found: NonFiniteStep) -> None:
     if len(before) >= allowed or found.step in {one.step for one in before}:
         tried = f", after {len(before)} roll-backs (train.max_rollbacks)" if before else ""
         FailureNote(spec.run_uri).write(f"{found.message}{tried}")
-        raise HopelessRunError(f"{found.message}{tried}{shown}")
+        raise NonRetryableError(f"{found.message}{tried}{shown}")
     start = spec.start_step()
     rollbacks.add(NonFiniteStep(**{**vars(found), "back_to": start}))
     logger.warning(

@@ -1,12 +1,12 @@
-"""Validation beside the training: a checkpoint is evaluated elsewhere while the steps go on.
+"""Asynchronous validation: a checkpoint is evaluated elsewhere while the steps go on.
 
-At most one round is under way. What it came to is taken in at the step where the next one is due,
-and at the end of the run: always at the same steps, however long it took, so a run stays
-repeatable. A round that is slower than the training between two of them is waited for.
+At most one is under way. Its outcome is taken in at the step where the next one is due, and at the
+end of the run: always at the same steps, however long it took, so a run stays repeatable. One that
+is slower than the training between two of them is waited for.
 
 Ray Train can validate checkpoints by itself (`validation_config`). This is the same idea without
 its own record of checkpoints, which only the version of Ray that wrote it can read: a run could not
-be carried on after an update of Ray.
+be resumed after an update of Ray.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.evaluation.predictions_file import PredictionsOrigin, predictions_to_parquet
 from retina_ray.model import RetinaNet
 from retina_ray.train.checkpoint.load import load_checkpoint
-from retina_ray.train.engine.validation import Sample, predict_dataset, score_round
+from retina_ray.train.engine.validation import Sample, predict_dataset, score_predictions
 from retina_ray.train.spec import RunSpec
 
 DURATION, WAIT = "perf/validation_s", "perf/validation_wait_s"
-"""Metrics: seconds that a round took, and those that the training waited for it."""
+"""Metrics: seconds that a validation took, and those that the training waited for it."""
+
+POLL_S = 5.0
+"""Between two looks at a validation that is waited for: how soon a reason to stop is heard."""
 
 
 class ValidationError(RuntimeError):
-    """A round beside the training failed, or did not come to its end in time."""
+    """An asynchronous validation failed, or did not come to its end in time."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round came to.
+    """What a validation came to.
 
     Attributes:
         step: training steps of the weights.
-        metrics: COCO's figures.
+        metrics: COCO's metrics.
         predictions: the content of a `predictions.parquet`.
         samples: images to look at.
         bad_images: reasons why images could not be decoded, by name (`named_in_run`).
@@ -73,7 +76,7 @@ def validate(spec: RunSpec, checkpoint_uri: str) -> Outcome:
     model.load_state_dict(checkpoint.weights)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = PreparedDataset.open(spec.val_uri)
-    result = predict_dataset(
+    found = predict_dataset(
         model.eval(),
         config,
         data,
@@ -82,77 +85,77 @@ def validate(spec: RunSpec, checkpoint_uri: str) -> Outcome:
         num_threads=num_threads,
     )
     truth = data.ground_truth(box_type=config.model.box_type)
-    metrics = score_round(result, truth, config.inference)
+    metrics = score_predictions(found, truth, config.inference)
     origin = PredictionsOrigin(checkpoint.meta.step, data.info.fingerprint)
     return Outcome(
         step=checkpoint.meta.step,
         metrics={**metrics, DURATION: time.perf_counter() - started},
-        predictions=predictions_to_parquet(result.results, origin=origin),
-        samples=result.samples,
-        bad_images=result.bad_images,
+        predictions=predictions_to_parquet(found.results, origin=origin),
+        samples=found.samples,
+        bad_images=found.bad_images,
     )
 
 
 class AsyncValidation:
-    """The rounds of a run, one after the other; for rank 0."""
+    """The asynchronous validations of a run, one after the other; for rank 0."""
 
     def __init__(self, submit: Callable[[str], Future[Outcome]], *, timeout_s: float) -> None:
-        """Take what starts a round.
+        """Take what starts a validation.
 
         Args:
             submit: starts `validate` for a checkpoint's URI somewhere, and returns at once.
-            timeout_s: how long the training waits for a round before the round counts as hung.
+            timeout_s: how long the training waits for one before it counts as hung.
         """
         self._submit = submit
         self._timeout_s = timeout_s
-        self._round: Future[Outcome] | None = None
+        self._running: Future[Outcome] | None = None
         self._waited_s = 0.0
 
     def start(self, checkpoint_uri: str) -> None:
-        """Start the round of a checkpoint; what fails, `take` raises."""
+        """Start the validation of a checkpoint; what fails, `take` raises."""
         self._waited_s = 0.0
         try:
-            self._round = self._submit(checkpoint_uri)
+            self._running = self._submit(checkpoint_uri)
         except Exception as error:
-            self._round = Future()
-            self._round.set_exception(error)
+            self._running = Future()
+            self._running.set_exception(error)
 
-    def is_over(self, timeout_s: float) -> bool:
-        """Whether no round is under way, or its outcome is there; waits for it a while.
+    def is_done(self) -> bool:
+        """Whether none is under way, or its outcome is there; waits for it for `POLL_S`.
 
         Raises:
             ValidationError: it was waited for too long by now.
         """
-        if self._round is None or self._round.done():
+        if self._running is None or self._running.done():
             return True
         before = time.monotonic()
-        wait([self._round], timeout=timeout_s)
+        wait([self._running], timeout=POLL_S)
         self._waited_s += time.monotonic() - before
-        if self._round.done():
+        if self._running.done():
             return True
         if self._waited_s > self._timeout_s:
             raise ValidationError(
-                f"the validation beside the training did not end: the training waited "
+                f"the asynchronous validation did not end: the training waited "
                 f"{self._waited_s:.0f} s for it (train.stall_timeout_s). Is there room for its "
                 "train.validation_cpus and train.validation_gpus?"
             )
         return False
 
     def take(self) -> tuple[Outcome, float] | None:
-        """The outcome of the round that is over, and the seconds it was waited for.
+        """The outcome of the validation that is done, and the seconds it was waited for.
 
-        None where no round was started.
+        None where none was started.
 
         Raises:
-            ValidationError: the round failed.
+            ValidationError: it failed.
         """
-        round_, self._round = self._round, None
-        if round_ is None:
+        done, self._running = self._running, None
+        if done is None:
             return None
         try:
-            return round_.result(timeout=0), self._waited_s
+            return done.result(timeout=0), self._waited_s
         except Exception as error:
             cause = getattr(error, "cause", None) or error
             raise ValidationError(
-                f"the validation beside the training failed: {type(cause).__name__}: {cause}"
+                f"the asynchronous validation failed: {type(cause).__name__}: {cause}"
             ) from error

@@ -27,7 +27,7 @@ from retina_ray.train.checkpoint.compatibility import (
 from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.checkpoint.load import load_checkpoint, load_meta
 from retina_ray.train.run.resolve import resolve
-from retina_ray.train.run.resources import Footprint, connect
+from retina_ray.train.run.resources import ResourceRequest, connect
 from retina_ray.train.run.trainer import fit
 from retina_ray.train.spec import RunSpec
 from retina_ray.train.tracking.progress import ProgressDisplay
@@ -124,14 +124,14 @@ def run(spec: RunSpec, *, console: Console) -> RunResult:
         ConfigError: the cluster cannot hold the run.
     """
     cluster = connect(spec.config)
-    footprint = Footprint.of(spec.config, cluster)
-    footprint.require(cluster)
+    request = ResourceRequest.of(spec.config, cluster)
+    request.require(cluster)
     metrics_path = Path(spec.run_uri) / "metrics.jsonl"
     if is_uri(spec.run_uri):
-        fit(spec, footprint)
+        fit(spec, request)
     else:
         with ProgressDisplay(metrics_path, num_epochs=spec.config.train.epochs, console=console):
-            fit(spec, footprint)
+            fit(spec, request)
     return result_of(spec)
 
 

@@ -29,7 +29,7 @@ class ClusterSize:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class ResourceRequest:
     """What one run (or one trial of a sweep) takes.
 
     Attributes:
@@ -49,8 +49,8 @@ class Footprint:
     validation_gpus: float = 0.0
 
     @classmethod
-    def of(cls, config: ExperimentConfig, cluster: ClusterSize) -> Footprint:
-        """The footprint of a configuration; `train.use_gpu = null` takes GPUs where there are."""
+    def of(cls, config: ExperimentConfig, cluster: ClusterSize) -> ResourceRequest:
+        """The request of a configuration; `train.use_gpu = null` takes GPUs where there are."""
         train, use_gpu = config.train, config.train.use_gpu
         beside = (
             (train.validation_cpus, train.validation_gpus) if train.async_validation else (0, 0)
@@ -83,7 +83,7 @@ class Footprint:
         return resources
 
     def fits(self, cluster: ClusterSize) -> int:
-        """How many runs of this footprint the cluster bears at once; 0 if not even one.
+        """How many runs of this request the cluster bears at once; 0 if not even one.
 
         With all their workers; where not even one run has room for them all, with the least.
         """

@@ -17,9 +17,8 @@ from retina_ray.evaluation.predictions_file import (
 from retina_ray.train.checkpoint.async_saver import CheckpointSaver, Settlement
 from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
 from retina_ray.train.engine import distributed
-from retina_ray.train.engine.bad_images import add_new
-from retina_ray.train.engine.loop import TrainingLoop
-from retina_ray.train.engine.validation import RoundResult, Sample, score_round
+from retina_ray.train.engine.callbacks import Snapshot
+from retina_ray.train.engine.validation import Predictions, Sample, score_predictions
 from retina_ray.train.errors import TooManyBadImagesError
 from retina_ray.train.run.async_validation import WAIT, AsyncValidation
 from retina_ray.train.spec import RunInputs, RunSpec
@@ -40,7 +39,7 @@ StopReason = Callable[[], str | None]
 
 
 @dataclass
-class RunHost:
+class RunCallbacks:
     """Rank 0 tracks, scores and keeps checkpoints; every rank reports.
 
     Attributes:
@@ -49,7 +48,7 @@ class RunHost:
         start_step: where it goes on.
         report: see `run_worker`.
         stop_reason: see `run_worker`.
-        validation: the rounds beside the training; None where it is the workers that validate.
+        validation: evaluates checkpoints elsewhere; None where it is the workers that validate.
     """
 
     spec: RunSpec
@@ -63,10 +62,10 @@ class RunHost:
         self._started = time.time()
         self._tracker: Tracker | None = None
         self._bad_images: dict[str, str] = {}
-        self._figures: dict[str, float] = {}  # of the last evaluation, rank 0 only
-        self._figures_step: int | None = None
+        self._metrics: dict[str, float] = {}  # of the last validation, rank 0 only
+        self._metrics_step: int | None = None
         self._predictions: Callable[[], bytes] | None = None  # likewise, until they are kept
-        self._settlement: Settlement | None = None  # of the round that was taken in last
+        self._settlement: Settlement | None = None  # of the validation that was taken in last
         if distributed.rank() != 0:
             return
         self._saver = CheckpointSaver(self.spec.checkpoints)
@@ -89,14 +88,14 @@ class RunHost:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this run; the same on every rank."""
         assert checkpoint.state is not None
-        self._bad_images = dict(checkpoint.state.get(BAD_IMAGES_STATE, {}))
-        self._figures = dict(checkpoint.meta.metrics)
-        if self._figures:
-            self._figures_step = checkpoint.meta.metrics_step or checkpoint.meta.step
+        self._bad_images = dict(checkpoint.state[BAD_IMAGES_STATE])
+        self._metrics = dict(checkpoint.meta.metrics)
+        self._metrics_step = checkpoint.meta.metrics_step
 
-    def saw_bad_images(self, bad: dict[str, str]) -> None:
+    def on_bad_images(self, bad: dict[str, str]) -> None:
         """Count and name images that the stream had to replace; too many end the run."""
-        new = add_new(self._bad_images, bad)
+        new = {name: why for name, why in bad.items() if name not in self._bad_images}
+        self._bad_images |= new
         if self._tracker is not None and new:
             for name, reason in new.items():
                 logger.warning("%s could not be decoded and was replaced: %s", name, reason)
@@ -111,24 +110,24 @@ class RunHost:
                 "set (retina-ray data check names all of them), or raise the limit"
             )
 
-    def log_step(self, metrics: dict[str, float], *, step: int) -> None:
-        """Record the training figures of a logging interval."""
+    def on_log(self, metrics: dict[str, float], *, step: int) -> None:
+        """Record the training metrics of a logging interval."""
         assert self._tracker is not None
         if self._bad_images:
             metrics = {**metrics, BAD_IMAGES: float(len(self._bad_images))}
         self._tracker.log(metrics, step=step)
 
-    def evaluated(self, result: RoundResult, *, step: int) -> dict[str, float]:
-        """Score a validation round, and record it."""
-        assert self._tracker is not None
-        metrics = score_round(result, self._truth, self.spec.config.inference)
+    def score(self, found: Predictions, *, step: int) -> dict[str, float]:
+        """Score a validation, and record it."""
+        metrics = score_predictions(found, self._truth, self.spec.config.inference)
         origin = PredictionsOrigin(step, self.inputs.val.info.fingerprint)
         # Made into a file behind the training, and only where they are the best ones.
-        self._predictions = functools.partial(predictions_to_parquet, result.results, origin=origin)
-        self._record_round(metrics, result.samples, step=step)
+        self._predictions = functools.partial(predictions_to_parquet, found.results, origin=origin)
+        self._record(metrics, found.samples, step=step)
+        self._metrics, self._metrics_step = metrics, step
         return metrics
 
-    def _record_round(
+    def _record(
         self, metrics: dict[str, float], samples: list[Sample], *, step: int, at: int | None = None
     ) -> None:
         assert self._tracker is not None
@@ -136,51 +135,40 @@ class RunHost:
             metrics[BAD_IMAGES] = float(len(self._bad_images))
         epoch = step / self.inputs.layout.steps_per_epoch
         self._tracker.log({**metrics, "train/epoch": epoch}, step=step, at=at)
-        names = self.inputs.val.class_names
-        pictures = to_pictures(samples, self._truth, names)
+        pictures = to_pictures(samples, self._truth, self.inputs.val.class_names)
         self._tracker.log_pictures(pictures, step=step)
 
-    def round_is_over(self, timeout_s: float) -> bool:
-        """Whether no round beside the training is under way."""
+    def validation_is_done(self) -> bool:
+        """Whether no asynchronous validation is under way."""
         if self.validation is None:
             return True
-        self._saver.wait()  # the round starts when its checkpoint is written
-        return self.validation.is_over(timeout_s)
+        self._saver.wait()  # the validation starts when its checkpoint is written
+        return self.validation.is_done()
 
-    def take_round(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Record what the round beside the training came to."""
+    def take_validation(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Record the outcome of the asynchronous validation."""
         taken = None if self.validation is None else self.validation.take()
         if taken is None:
             return {}, {}
         outcome, waited_s = taken
         metrics = {**outcome.metrics, WAIT: waited_s}
-        self._record_round(metrics, outcome.samples, step=outcome.step, at=step)
-        self._figures, self._figures_step = metrics, outcome.step
+        self._record(metrics, outcome.samples, step=outcome.step, at=step)
+        self._metrics, self._metrics_step = metrics, outcome.step
         self._predictions = lambda: outcome.predictions
         self._settlement = Settlement(metrics, metrics.get("val/AP"))
         return metrics, outcome.bad_images
 
-    def round_ended(
-        self, metrics: dict[str, float], *, step: int, epoch: int, loop: TrainingLoop
-    ) -> None:
-        """Keep a checkpoint on rank 0, in the background, and report on every rank.
-
-        The figures are those of the step; with rounds beside the training, of the round before,
-        and the checkpoint goes into the next one.
-        """
+    def on_validation_end(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        """Keep a checkpoint on rank 0, in the background, and report on every rank."""
         uri = ""
-        if self._tracker is not None:
-            if self.validation is None:
-                self._figures, self._figures_step = metrics, step
-                metric = metrics.get("val/AP")
-            else:
-                metric = None
-            uri = self._keep(step=step, epoch=epoch, loop=loop, metric=metric, ends_round=True)
-            metrics = self._reported(metrics, step=step, epoch=epoch)
+        if snapshot is not None:
+            metric = metrics.get("val/AP") if self.validation is None else None
+            uri = self._keep(snapshot, metric=metric, ends_validation=True)
+            metrics = self._reported(metrics, step=snapshot.step, epoch=snapshot.epoch)
         self.report(metrics, uri)
 
-    def last_round_ended(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
-        """Record the figures of the last round beside the training; no checkpoint follows."""
+    def on_last_validation(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
+        """Record the last asynchronous validation; no checkpoint follows."""
         if self._tracker is not None:
             settlement, self._settlement = self._settlement, None
             if settlement is not None:
@@ -194,54 +182,49 @@ class RunHost:
         elapsed_s = time.time() - self._started
         return {**metrics, "epoch": epoch, "step": step, "elapsed_s": elapsed_s}
 
-    def checkpoint(self, *, step: int, epoch: int, loop: TrainingLoop) -> None:
-        """Keep a checkpoint on rank 0, in the background; called between evaluations."""
-        if self._tracker is not None:
-            self._keep(step=step, epoch=epoch, loop=loop, metric=None)
+    def on_checkpoint(self, snapshot: Snapshot | None) -> None:
+        """Keep a checkpoint on rank 0, in the background; called between validations."""
+        if snapshot is not None:
+            self._keep(snapshot, metric=None)
 
     def _keep(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        loop: TrainingLoop,
-        metric: float | None,
-        ends_round: bool = False,
+        self, snapshot: Snapshot, *, metric: float | None, ends_validation: bool = False
     ) -> str:
         """Copy the loop's state, and let it be written behind the steps that follow.
 
         Raises:
             CheckpointError: the checkpoint before this one could not be written.
         """
+        info = self.inputs.train.info
         checkpoint = Checkpoint(
-            model=loop.model.state_dict(),
-            state={**loop.state(), BAD_IMAGES_STATE: self._bad_images},
+            model=snapshot.model,
+            state={**snapshot.state, BAD_IMAGES_STATE: self._bad_images},
             config=self.spec.config,
             meta=CheckpointMeta(
-                step=step,
-                epoch=epoch,
-                categories=[(c.id, c.name) for c in self.inputs.train.info.categories],
-                dataset_fingerprint=self.inputs.train.info.fingerprint,
-                metrics=dict(self._figures),
+                step=snapshot.step,
+                epoch=snapshot.epoch,
+                categories=[(c.id, c.name) for c in info.categories],
+                dataset_fingerprint=info.fingerprint,
+                metrics=dict(self._metrics),
                 wandb_run_id=self.spec.run_id,
-                metrics_step=self._figures_step,
+                metrics_step=self._metrics_step,
             ),
-            ema=loop.ema_state(),
+            ema=snapshot.ema,
         )
         settlement = None
-        if ends_round:
+        if ends_validation:
             settlement, self._settlement = self._settlement, None
         judged = metric if settlement is None else settlement.metric
         predictions, self._predictions = self._predictions, None
         if not self._saver.is_better(judged):
             predictions = None
-        start = self.validation.start if self.validation is not None and ends_round else None
+        start = self.validation.start if self.validation is not None and ends_validation else None
 
         def before_it_counts() -> None:
             # The record first: a run that goes on from the checkpoint cuts what is beyond it.
             if predictions is not None:
                 self._folder.write(PREDICTIONS_FILE, predictions())
-            self._folder.upload(all_files=ends_round)
+            self._folder.upload(all_files=ends_validation)
 
         return self._saver.save(
             checkpoint,

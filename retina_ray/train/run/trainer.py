@@ -34,7 +34,7 @@ from retina_ray.train.recovery.preemption import SigtermCallback, StopSigns
 from retina_ray.train.recovery.supervision import NoUselessRestart, supervise, telling_the_driver
 from retina_ray.train.recovery.watchdog import Watchdog
 from retina_ray.train.run.async_validation import AsyncValidation, Outcome, validate
-from retina_ray.train.run.resources import Footprint, leave_a_cpu
+from retina_ray.train.run.resources import ResourceRequest, leave_a_cpu
 from retina_ray.train.run.run_callbacks import Report, StopReason
 from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs, RunSpec
@@ -42,12 +42,12 @@ from retina_ray.train.spec import RunInputs, RunSpec
 SHARD = "run"
 
 
-def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = None) -> None:
+def fit(spec: RunSpec, request: ResourceRequest, *, callbacks: list[Any] | None = None) -> None:
     """Run on Ray Train worker groups, to the end of the plan.
 
     Args:
         spec: the run; where its folder holds a checkpoint, the run goes on from there.
-        footprint: what a worker needs.
+        request: what a worker needs.
         callbacks: Ray Train callbacks, e.g. the one that relays reports to Ray Tune.
 
     Raises:
@@ -55,10 +55,10 @@ def fit(spec: RunSpec, footprint: Footprint, *, callbacks: list[Any] | None = No
             restart does not mend; the message is the cause. See `supervise`.
         KeyboardInterrupt: Ctrl-C; the workers have ended, and the last checkpoint stays.
     """
-    supervise(spec, lambda: _fit_group(spec, footprint, callbacks or []))
+    supervise(spec, lambda: _fit_group(spec, request, callbacks or []))
 
 
-def _fit_group(spec: RunSpec, footprint: Footprint, callbacks: list[Any]) -> None:
+def _fit_group(spec: RunSpec, request: ResourceRequest, callbacks: list[Any]) -> None:
     """Run one group, with as many restarts as Ray Train is allowed to make."""
     train, note = spec.config.train, FailureNote(spec.run_uri)
     # Ray Train takes callbacks of workers and of its controller as well.
@@ -77,10 +77,10 @@ def _fit_group(spec: RunSpec, footprint: Footprint, callbacks: list[Any]) -> Non
         scaling_config=ScalingConfig(
             num_workers=elastic.workers(train),
             elastic_resize_monitor_interval_s=elastic.INTERVAL_S,
-            use_gpu=footprint.use_gpu,
-            resources_per_worker=footprint.per_worker(),
+            use_gpu=request.use_gpu,
+            resources_per_worker=request.per_worker(),
         ),
-        torch_config=TorchConfig(backend="nccl" if footprint.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if request.use_gpu else "gloo"),
         run_config=RunConfig(
             name=spec.run_id,
             storage_path=path,

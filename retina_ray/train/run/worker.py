@@ -7,7 +7,6 @@ driver's own process), and without Ray at all (`batches` given by the caller).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 
@@ -15,13 +14,13 @@ from retina_ray.data.loading.unpack import PlannedBatch
 from retina_ray.train.checkpoint.compatibility import require_own
 from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.checkpoint.load import load_checkpoint
-from retina_ray.train.checkpoint.store import OvertakenError
+from retina_ray.train.checkpoint.store import FencedError
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.loop import TrainingLoop
 from retina_ray.train.errors import RunStoppedError
 from retina_ray.train.recovery.rollback import skipped_steps
 from retina_ray.train.run.async_validation import AsyncValidation
-from retina_ray.train.run.run_callbacks import Report, RunHost, StopReason
+from retina_ray.train.run.run_callbacks import Report, RunCallbacks, StopReason
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.tracking import Status
 
@@ -48,7 +47,7 @@ def run_worker(
         report: called on every rank after each evaluation with the metrics (empty but on rank 0)
             and the URI that the checkpoint has as soon as it is written ("" elsewhere).
         stop_reason: asked after each step, on every rank, why the run should stop; None: go on.
-        validation: the rounds beside the training, for `train.async_validation`.
+        validation: evaluates checkpoints elsewhere, for `train.async_validation`.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or is of another model, classes or data.
@@ -57,14 +56,14 @@ def run_worker(
         RunStoppedError: there was a reason to stop; the checkpoint is written.
         ValueError: `train.async_validation` is set and there is no `validation`, or the reverse.
         TooManyBadImagesError: more images than `input.max_bad_fraction` could not be decoded.
-        ValidationError: a round beside the training failed (rank 0; when the next one is due).
+        ValidationError: an asynchronous validation failed (rank 0; when the next one is due).
     """
     if spec.config.train.async_validation != (validation is not None):
         raise ValueError("train.async_validation and `validation` belong together")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(spec.config.train.cpus_per_worker)))
     distributed.set_cuda_device(device)
-    host = RunHost(
+    callbacks = RunCallbacks(
         spec,
         inputs,
         start_step=start_step,
@@ -72,15 +71,21 @@ def run_worker(
         stop_reason=stop_reason,
         validation=validation,
     )
-    skip_steps = frozenset(skipped_steps(spec.run_uri))
-    shape = replace(inputs.shape(start_step), skip_steps=skip_steps)
-    loop = TrainingLoop(spec.config, shape, device, inputs.category_ids, host)
+    loop = TrainingLoop(
+        spec.config,
+        inputs.layout,
+        device,
+        inputs.category_ids,
+        callbacks,
+        is_new=start_step == 0,
+        skip_steps=frozenset(skipped_steps(spec.run_uri)),
+    )
     if start_step > 0:
         checkpoint = _own_checkpoint(spec, inputs, start_step)
         loop.restore(checkpoint)
-        host.restore(checkpoint)
+        callbacks.restore(checkpoint)
     elif spec.init_from is not None:
-        loop.init_from(load_checkpoint(spec.init_from, weights_only=True))
+        loop.learner.init_from(load_checkpoint(spec.init_from, weights_only=True))
     status: Status = "failed"
     try:
         loop.run(batches)
@@ -92,7 +97,7 @@ def run_worker(
         status = "finished" if loop.step >= inputs.layout.num_steps else "stopped"
         raise
     finally:
-        host.close(status)
+        callbacks.close(status)
 
 
 def _own_checkpoint(spec: RunSpec, inputs: RunInputs, start_step: int) -> Checkpoint:
@@ -107,8 +112,8 @@ def _own_checkpoint(spec: RunSpec, inputs: RunInputs, start_step: int) -> Checkp
         info=inputs.train.info,
     )
     if checkpoint.meta.step != start_step:
-        raise OvertakenError(
+        raise FencedError(
             f"{last} came to be while this worker started at step {start_step}: another process "
-            "carries on this run, or one that was given up for lost does"
+            "resumed this run, or one that was given up for lost goes on"
         )
     return checkpoint

@@ -25,8 +25,8 @@ from retina_ray.train.checkpoint.format import (
 )
 from retina_ray.train.checkpoint.index import CheckpointIndex
 from retina_ray.train.checkpoint.load import load_checkpoint, load_meta
-from retina_ray.train.checkpoint.store import CheckpointStore, OvertakenError
-from retina_ray.train.errors import NoRoomError
+from retina_ray.train.checkpoint.store import CheckpointStore, FencedError
+from retina_ray.train.errors import DiskFullError
 
 
 def make(step, value=0.0, *, numbers=6):
@@ -493,7 +493,7 @@ def test_who_was_given_up_for_lost_may_not_write_any_more(store):
     successor.wait()
     uploads = []
     lost.save(make(9, 9.0), metric=0.9, before_switch=lambda: uploads.append(1))
-    with pytest.raises(OvertakenError, match="another process has taken this run over"):
+    with pytest.raises(FencedError, match="another process has taken this run over"):
         lost.wait()
     assert uploads == []
     assert store.last_step == 2
@@ -549,7 +549,7 @@ def run_out_of_room(store, *, reason, room, remedy):
         if weights_fit:  # then it is torch that runs out, and hides the system's word
             large = replace(large, model=make(2).model, ema=make(2).ema)
         saver.save(large, metric=0.2)
-        with pytest.raises(NoRoomError, match=reason) as caught:
+        with pytest.raises(DiskFullError, match=reason) as caught:
             saver.wait()
         message = str(caught.value)
         assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
@@ -573,7 +573,7 @@ def test_the_index_is_never_seen_half_written(store):
 
     def write():
         for _ in range(50):
-            store.claim()
+            store.acquire_lease()
         done.set()
 
     writer = threading.Thread(target=write)

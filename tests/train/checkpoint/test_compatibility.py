@@ -66,8 +66,8 @@ def test_classes_of_the_same_number_are_compared(other, said):
 
 
 @pytest.fixture
-def config(eight_pictures):
-    data = DataConfig(synthetic=None, train=eight_pictures, val=eight_pictures)
+def config(eight_images):
+    data = DataConfig(synthetic=None, train=eight_images, val=eight_images)
     return small_config().model_copy(update={"data": data})
 
 

@@ -3,10 +3,11 @@ import math
 
 import pytest
 import torch
-from builders import Killed, small_config
+from builders import ONE_EPOCH, Killed, assert_same_weights, logged, small_config
 
-from retina_ray.config import ConfigError, with_overrides
+from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.train.checkpoint.load import load_checkpoint
@@ -15,15 +16,12 @@ from retina_ray.train.errors import NonFiniteLossError
 from retina_ray.train.tracking.metrics_file import read_metrics
 
 
-def figures(harness, name="run"):
-    return [r for r in read_metrics(harness.root / name / "metrics.jsonl") if r["metrics"]]
-
-
 @pytest.mark.slow
-def test_a_few_pictures_are_learned_by_heart(harness):
+def test_a_few_images_are_learned_by_heart(harness):
     config = small_config(
         **{
             "model.backbone_norm": "bn",
+            "model.freeze_stages": 0,
             "model.fpn_channels": 64,
             "input.flip": "none",
             "loss.box_loss": "giou",
@@ -32,70 +30,57 @@ def test_a_few_pictures_are_learned_by_heart(harness):
             "train.batch_size": 8,
         }
     )
-    spec = harness.spec(config)
-    harness.run(spec)
+    harness.run(harness.spec(config))
     (metrics, uri) = harness.reports[-1]
     assert metrics["val/AP50"] >= 0.9
-    predictor = Predictor.from_checkpoint(uri, device="cpu")
     data = PreparedDataset.open(harness.data)
-    found = predictor.over_dataset(data, num_samples=2)
-    again = evaluate_coco(data.ground_truth(), found.results)
-    assert again.AP50 == pytest.approx(metrics["val/AP50"])
-    assert len(found.samples) == 2
+    found = Predictor.from_checkpoint(uri, device="cpu").over_dataset(data)
+    assert evaluate_coco(data.ground_truth(), found.results).AP50 == pytest.approx(
+        metrics["val/AP50"]
+    )
 
 
-def test_metrics_and_reports_follow_the_plan(harness):
-    harness.run(harness.spec(small_config()))
-    records = figures(harness)
-    training = [r for r in records if "train/loss" in r["metrics"]]
-    assert [r["step"] for r in training] == [1, 2, 3, 4]
-    for record in training:
-        metrics = record["metrics"]
+def test_metrics_reports_and_pictures_follow_the_plan(harness):
+    spec = harness.spec(small_config(**{"tracking.num_pictures": 2}))
+    harness.run(spec)
+    lines = [r for r in read_metrics(f"{spec.run_uri}/metrics.jsonl") if r["metrics"]]
+    training = [r["metrics"] for r in lines if "train/loss" in r["metrics"]]
+    assert [step for step, _ in logged(spec, "train/loss")] == [1, 2, 3, 4]
+    for metrics in training:
         assert metrics["train/loss"] == pytest.approx(
             metrics["train/loss_cls"] + metrics["train/loss_box_reg"]
         )
         assert metrics["perf/images_per_s"] > 0
         assert 0 <= metrics["perf/data_wait_fraction"] <= 1
-    assert [r["step"] for r in records if "val/AP" in r["metrics"]] == [2, 4]
+    assert [step for step, _ in logged(spec, "val/AP")] == [2, 4]
     assert [metrics["epoch"] for metrics, _ in harness.reports] == [1, 2]
-    assert harness.reports[-1][1] == harness.spec(small_config()).checkpoints.last
+    assert harness.reports[-1][1] == spec.checkpoints.last
+    names = sorted(path.name for path in (harness.root / "run" / "pictures").iterdir())
+    assert names == ["step_00000002.png", "step_00000004.png"]
 
 
-def test_a_killed_run_ends_where_the_uninterrupted_one_ends(harness):
-    config = small_config(**{"train.epochs": 3})
-    harness.run(harness.spec(config, "whole"))
-    broken = harness.spec(config, "broken")
+def test_a_killed_run_ends_where_the_uninterrupted_one_ends_and_stays_there(harness, whole):
+    spec = harness.spec(small_config())
     # An epoch is 2 training rows and 2 validation rows: this one dies in the second epoch.
     with pytest.raises(Killed):
-        harness.run(broken, stop_after_rows=5)
-    assert broken.start_step() == 2
-    harness.run(broken)
-    whole = load_checkpoint(str(harness.root / "whole"))
-    resumed = load_checkpoint(str(harness.root / "broken"))
-    assert whole.meta.step == resumed.meta.step == 6
-    for name, tensor in whole.model.items():
-        assert torch.equal(tensor, resumed.model[name]), name
-    assert torch.equal(
-        whole.state["criterion"]["normalizer"], resumed.state["criterion"]["normalizer"]
-    )
-    lines = [(r["step"], r["metrics"].get("train/loss")) for r in figures(harness, "whole")]
-    again = [(r["step"], r["metrics"].get("train/loss")) for r in figures(harness, "broken")]
-    assert lines == again
-
-
-def test_a_finished_run_stays_as_it_is(harness):
-    spec = harness.spec(small_config())
+        harness.run(spec, stop_after_rows=5)
+    assert spec.start_step() == 2
     harness.run(spec)
+    assert_same_weights(spec, whole)
+    states = [load_checkpoint(one.run_uri).state for one in (spec, whole)]
+    assert torch.equal(*(state["criterion"]["normalizer"] for state in states))
+    for key in ("train/loss", "val/AP"):
+        assert logged(spec, key) == logged(whole, key)
     before = spec.checkpoints.last
     harness.run(spec)
     assert spec.checkpoints.last == before
 
 
-def test_another_seed_gives_another_run(harness):
-    for seed in (0, 1):
-        harness.run(harness.spec(small_config(**{"train.seed": seed}), f"seed{seed}"))
-    losses = [figures(harness, f"seed{s}")[0]["metrics"]["train/loss"] for s in (0, 1)]
-    assert losses[0] != losses[1]
+def test_another_seed_gives_another_run(harness, whole):
+    spec = harness.spec(small_config(**{"train.seed": 1}))
+    with pytest.raises(Killed):
+        harness.run(spec, stop_after_rows=1)
+    assert logged(spec, "train/loss")[0] != logged(whole, "train/loss")[0]
 
 
 def test_a_non_finite_loss_stops_the_run_and_says_what_to_do(harness):
@@ -109,49 +94,26 @@ def test_a_non_finite_loss_stops_the_run_and_says_what_to_do(harness):
         assert all(t.isfinite().all() for t in weights.values() if t.is_floating_point())
 
 
-def test_a_run_starts_from_the_weights_of_another(harness):
-    first = harness.spec(small_config(), "first")
-    harness.run(first)
-    second = harness.spec(small_config(), "second", init_from=first.checkpoints.last)
-    harness.run(second)
-    start = [figures(harness, n)[0]["metrics"]["train/loss"] for n in ("first", "second")]
-    assert start[1] < start[0]
-    other = with_overrides(small_config(), {"model.fpn_channels": 64, "model.backbone": "resnet34"})
-    third = harness.spec(other, "third", init_from=first.checkpoints.last)
-    harness.run(third)  # what fits is taken: the first stages are the same
-    assert math.isfinite(figures(harness, "third")[0]["metrics"]["train/loss"])
+def test_a_run_starts_from_the_weights_of_another(harness, whole):
+    second = harness.spec(small_config(), "second", init_from=whole.checkpoints.last)
+    other = small_config(**{"model.fpn_channels": 64, "model.backbone": "resnet34"})
+    third = harness.spec(other, "third", init_from=whole.checkpoints.last)
+    for spec in (second, third):  # for the third, what fits is taken: the first stages
+        with pytest.raises(Killed):
+            harness.run(spec, stop_after_rows=1)
+    assert logged(second, "train/loss")[0][1] < logged(whole, "train/loss")[0][1]
+    assert math.isfinite(logged(third, "train/loss")[0][1])
 
 
-def test_data_that_changed_under_a_run_is_refused(harness, tmp_path):
-    from retina_ray.data.synthetic.prepare import make_shapes
-
-    spec = harness.spec(small_config())
-    harness.run(spec)
+def test_data_that_changed_under_a_run_is_refused(harness, whole, tmp_path):
     other = str(tmp_path / "other")
     make_shapes(other, num_images=8, size_px=64, seed=4, split="train")
+    spec = harness.spec(small_config(), train_uri=other, run_uri=whole.run_uri)
     with pytest.raises(ConfigError, match="other data"):
-        harness.run(harness.spec(small_config(), train_uri=other))
+        harness.run(spec)
 
 
-def test_pictures_of_the_validation_are_drawn(harness):
-    harness.run(harness.spec(small_config(**{"tracking.num_pictures": 2})))
-    assert sorted(p.name for p in (harness.root / "run" / "pictures").iterdir())
-
-
-def losses(harness, name):
-    return [
-        r["metrics"]["train/loss"] for r in figures(harness, name) if "train/loss" in r["metrics"]
-    ]
-
-
-def run_plain_and_compiled(harness):
-    """The losses of both runs."""
-    for choice in ("none", "all"):
-        config = small_config(
-            **{"train.compile": choice, "train.epochs": 1, "schedule.warmup_steps": 1}
-        )
-        harness.run(harness.spec(config, choice))
-    return losses(harness, "none"), losses(harness, "all")
+# Compilation
 
 
 def compile_with(monkeypatch, backend):
@@ -159,24 +121,34 @@ def compile_with(monkeypatch, backend):
     monkeypatch.setattr(compilation.torch, "compile", to_backend)
 
 
+@pytest.mark.slow
 def test_compiled_runs_are_the_same(harness, monkeypatch):
-    # The compiler's front end; tests/model has its C++, which takes a minute for a whole run.
-    compile_with(monkeypatch, "aot_eager")
-    plain, compiled = run_plain_and_compiled(harness)
-    assert compiled == pytest.approx(plain, rel=1e-4)
+    # The compiler's graphs; tests/model has its C++, which takes a minute for a whole run.
+    compile_with(monkeypatch, "eager")
+    plain, compiled = (
+        harness.spec(small_config(**{"train.compile": choice, **ONE_EPOCH}), choice)
+        for choice in ("none", "all")
+    )
+    harness.run(plain)
+    harness.run(compiled)
+    losses = [[loss for _, loss in logged(spec, "train/loss")] for spec in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     (before, _), (after, _) = harness.reports
     assert after["val/AP"] == pytest.approx(before["val/AP"], abs=1e-4)
-    plain, compiled = (load_checkpoint(str(harness.root / name)) for name in ("none", "all"))
-    assert plain.model.keys() == compiled.model.keys()
+    names = [load_checkpoint(spec.run_uri).model.keys() for spec in (plain, compiled)]
+    assert names[0] == names[1]
 
 
-def test_a_run_goes_on_where_the_compiler_fails(harness, monkeypatch, caplog):
+def test_a_model_computes_uncompiled_where_the_compiler_fails(monkeypatch, caplog):
     def broken(graph, inputs):
         raise OSError("no compiler here")
 
     compile_with(monkeypatch, broken)
-    plain, compiled = run_plain_and_compiled(harness)
-    assert compiled == plain
+    model = torch.nn.Linear(2, 3)
+    expected = model(torch.ones(4, 2))
+    compilation.compile_forward(model)
+    for _ in range(2):
+        assert torch.equal(model(torch.ones(4, 2)), expected)
     (message,) = [r.getMessage() for r in caplog.records if "uncompiled" in r.getMessage()]
     assert "no compiler here" in message
 

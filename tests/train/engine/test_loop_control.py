@@ -4,11 +4,11 @@ import io
 import math
 import sys
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 import torch
-from builders import small_config
+from builders import make_spec, small_config
 
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
@@ -28,80 +28,86 @@ def read_back(state):
 
 
 @dataclass
-class MemoryHost:
-    """Keeps everything in memory; `scores` are the APs that the rounds get."""
+class MemoryCallbacks:
+    """Keeps everything in memory; `scores` are the APs that the validations get."""
 
     scores: list = field(default_factory=lambda: [0.5] * 99)
     stop_at: int | None = None  # the question, from 0, that is answered with a stop
     logged: list = field(default_factory=list)
-    rounds: list = field(default_factory=list)
+    found: list = field(default_factory=list)
     kept: dict = field(default_factory=dict)
     asked: int = 0
 
-    def log_step(self, metrics, *, step):
+    def on_log(self, metrics, *, step):
         paced = ("perf/images_per_s", "perf/data_wait_fraction")
         self.logged.append((step, {k: v for k, v in metrics.items() if k not in paced}))
 
-    def saw_bad_images(self, bad):
+    def on_bad_images(self, bad):
         raise AssertionError(bad)
 
-    def evaluated(self, result, *, step):
-        self.rounds.append((step, result))
-        return {"val/AP": self.scores[len(self.rounds) - 1]}
+    def score(self, found, *, step):
+        self.found.append((step, found))
+        return {"val/AP": self.scores[len(self.found) - 1]}
 
-    def round_ended(self, metrics, *, step, epoch, loop):
-        assert metrics["val/AP"] == self.scores[len(self.rounds) - 1]
-        self.checkpoint(step=step, epoch=epoch, loop=loop)
+    def on_validation_end(self, metrics, snapshot):
+        assert metrics["val/AP"] == self.scores[len(self.found) - 1]
+        self.on_checkpoint(snapshot)
 
-    def checkpoint(self, *, step, epoch, loop):
-        assert step not in self.kept, "kept twice"
-        meta = CheckpointMeta(step, epoch, [], "")
-        model, ema = read_back((loop.model.state_dict(), loop.ema_state()))
-        self.kept[step] = Checkpoint(model, read_back(loop.state()), loop.config, meta, ema)
+    def on_checkpoint(self, snapshot):
+        assert snapshot.step not in self.kept, "kept twice"
+        meta = CheckpointMeta(snapshot.step, snapshot.epoch, [], "")
+        model, state, ema = read_back((snapshot.model, snapshot.state, snapshot.ema))
+        self.kept[snapshot.step] = Checkpoint(model, state, small_config(), meta, ema)
 
     def stop_reason(self):
         self.asked += 1
         return "told so" if self.asked - 1 == self.stop_at else None
 
 
-@dataclass
 class Bench:
-    """Runs the loop over eight pictures: two a step, four steps an epoch, two epochs."""
+    """Runs the loop over eight images: two a step, four steps an epoch, two epochs."""
 
-    data: object
+    def __init__(self, data):
+        self.data = data
 
-    def loop(self, host, *, checkpoint=None, skip=(), **overrides):
+    def loop(self, callbacks, *, checkpoint=None, skip=(), **overrides):
         start = 0 if checkpoint is None else checkpoint.meta.step
         config = small_config(
             **{
                 "train.batch_size": 2,
                 "train.log_every_steps": 2,
                 "optimizer.name": "sgd",
-                "tracking.num_pictures": 0,
                 **overrides,
             }
         )
-        inputs = RunInputs.open(self.data.spec(config))
-        shape = replace(
-            inputs.shape(start),
-            rows_per_step=inputs.layout.rows_per_step,
-            skip_steps=frozenset(skip),
+        inputs = RunInputs.open(make_spec(config, self.data, "nowhere"))
+        loop = TrainingLoop(
+            config, inputs.layout, CPU, inputs.category_ids, callbacks, skip_steps=frozenset(skip)
         )
-        loop = TrainingLoop(config, shape, CPU, inputs.category_ids, host)
         if checkpoint is not None:
             loop.restore(checkpoint)
-        loop.rows = iterate(inputs.plan.worker_rows(0, start), inputs.loader)
+        rows = inputs.plan.worker_rows(0, start, validate_first=loop.validation_is_due)
+        loop.rows = iterate(rows, inputs.loader)
         return loop
 
-    def run(self, host, **options):
-        loop = self.loop(host, **options)
+    def run(self, callbacks=None, **options):
+        loop = self.loop(callbacks or MemoryCallbacks(), **options)
         loop.run(loop.rows)
         return loop
 
 
-@pytest.fixture
-def bench(harness):
-    return Bench(harness)
+@pytest.fixture(scope="module")
+def bench(eight_images):
+    torch.set_num_threads(1)
+    return Bench(eight_images)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(bench):
+    """The checkpoints of an epoch, one after each step."""
+    callbacks = MemoryCallbacks()
+    bench.run(callbacks, **{"train.checkpoint_every_steps": 1, "train.epochs": 1})
+    return callbacks.kept
 
 
 def assert_equal(actual, expected, path=""):
@@ -121,8 +127,9 @@ def assert_equal(actual, expected, path=""):
 
 
 def whole_state(loop):
-    state = {k: v for k, v in loop.state().items() if k != "elapsed_s"}
-    return {"model": loop.model.state_dict(), "ema": loop.ema_state(), **state}
+    snapshot = asdict(loop.snapshot())
+    del snapshot["state"]["elapsed_s"]
+    return snapshot
 
 
 # State and resume
@@ -131,77 +138,67 @@ def whole_state(loop):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"train.ema_decay": 0.9, "model.backbone_norm": "bn", "optimizer.clip": "value"},
+        {"train.ema_decay": 0.9, "model.head_norm": "bn", "optimizer.clip": "value"},
         {"train.ema_decay": 0.9, "optimizer.name": "adamw", "train.accumulate": 2},
     ],
     ids=["sgd", "adamw"],
 )
 def test_a_run_resumed_in_mid_epoch_ends_bit_for_bit_as_the_whole_one(bench, overrides):
     overrides = {**overrides, "train.checkpoint_every_steps": 3}
-    whole = MemoryHost()
+    whole = MemoryCallbacks()
     end = bench.run(whole, **overrides)
     assert sorted(whole.kept) == [3, 4, 6, 8]
     torch.manual_seed(99)  # what the generators hold is part of the state
-    resumed = MemoryHost()
+    resumed = MemoryCallbacks()
     again = bench.run(resumed, checkpoint=whole.kept[3], **overrides)
     assert_equal(whole_state(again), whole_state(end))
     assert resumed.logged == [line for line in whole.logged if line[0] > 3]
     assert sorted(resumed.kept) == [4, 6, 8]
     assert again.ended == end.ended == "finished"
-    assert again.elapsed_s > whole.kept[3].state["elapsed_s"] > 0
-
-
-def test_checkpoints_of_earlier_versions_are_carried_on(bench):
-    host = MemoryHost()
-    bench.run(host, **{"train.epochs": 1})
-    kept = host.kept[4]
-    old = {k: kept.state[k] for k in ("criterion", "optimizer", "schedule", "scaler")}
-    old["rng"] = kept.state["rng"][0]["cpu"]
-    loop = bench.run(MemoryHost(), checkpoint=replace(kept, state=old), **{"train.ema_decay": 0.5})
-    assert (loop.step, loop.ended) == (8, "finished")
-    assert loop.state()["ema"] == {"num_updates": 4}
+    elapsed = [one.state["elapsed_s"] for one in (whole.kept[3], resumed.kept[4])]
+    assert 0 < elapsed[0] < elapsed[1]
 
 
 # The average
 
 
-def test_rounds_score_the_average_and_leave_the_weights_alone(bench):
-    plain, averaged = MemoryHost(), MemoryHost()
+def test_validations_score_the_average_and_leave_the_weights_alone(bench):
+    plain, averaged = MemoryCallbacks(), MemoryCallbacks()
     options = {"inference.score_threshold": 0.001, "inference.max_detections": 3}
     bench.run(plain, **options)
-    loop = bench.run(averaged, **options, **{"train.ema_decay": 0.5})
+    bench.run(averaged, **options, **{"train.ema_decay": 0.5})
     for step in (4, 8):
         assert_equal(averaged.kept[step].model, plain.kept[step].model)
         assert_equal(averaged.kept[step].state["optimizer"], plain.kept[step].state["optimizer"])
     assert plain.kept[8].ema is None
-    assert averaged.rounds[1][1].results != plain.rounds[1][1].results
-    # The same round, with the average for the weights of a run that keeps none.
-    other = MemoryHost()
-    checkpoint = replace(averaged.kept[8], model=averaged.kept[8].ema)
-    again = bench.loop(other, checkpoint=checkpoint, **options)
-    inputs = RunInputs.open(bench.data.spec(loop.config))
-    again.run(iterate(inputs.plan.worker_rows(0, 8, validate_first=True), inputs.loader))
-    assert other.rounds[0][1].results == averaged.rounds[1][1].results
+    expected = averaged.found[1][1].results
+    assert expected != plain.found[1][1].results
+    # The same validation, with the average for the weights of a run that keeps none.
+    other = MemoryCallbacks()
+    kept = averaged.kept[8]
+    checkpoint = replace(kept, model=kept.ema, state={**kept.state, "evaluated_step": 4})
+    bench.run(other, checkpoint=checkpoint, **options)
+    assert other.found[0][1].results == expected
 
 
 # Steps that are left out
 
 
 def test_a_step_that_is_left_out_moves_only_the_schedule(bench):
-    host = MemoryHost()
+    callbacks = MemoryCallbacks()
     options = {"train.epochs": 1, "train.log_every_steps": 1, "train.checkpoint_every_steps": 1}
-    loop = bench.run(host, skip=[2], **options)
+    loop = bench.run(callbacks, skip=[2], **options)
     assert loop.step == 4
-    assert_equal(host.kept[3].model, host.kept[2].model)
-    assert_equal(host.kept[3].state["optimizer"]["state"], host.kept[2].state["optimizer"]["state"])
-    assert_equal(host.kept[3].state["criterion"], host.kept[2].state["criterion"])
-    rates = [metrics["train/lr"] for _, metrics in host.logged]
-    reference = MemoryHost()
-    bench.run(reference, **options)
-    assert rates == [metrics["train/lr"] for _, metrics in reference.logged]
-    told = [metrics.get("train/skipped_steps") for _, metrics in host.logged]
+    after, before = callbacks.kept[3], callbacks.kept[2]
+    assert_equal(after.model, before.model)
+    assert_equal(after.state["optimizer"]["state"], before.state["optimizer"]["state"])
+    assert_equal(after.state["criterion"], before.state["criterion"])
+    rates = [metrics["train/lr"] for _, metrics in callbacks.logged]
+    reference = loop.learner.schedule.lr_lambdas[0]
+    assert rates == pytest.approx([loop.config.optimizer.lr * reference(n) for n in (1, 2, 3, 4)])
+    told = [metrics.get("train/skipped_steps") for _, metrics in callbacks.logged]
     assert told == [None, None, 1.0, None]
-    assert "train/loss" not in host.logged[2][1]
+    assert "train/loss" not in callbacks.logged[2][1]
 
 
 # What is not finite
@@ -221,10 +218,10 @@ def spoil(loop, *steps):
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_step_and_images(bench):
-    host = MemoryHost()
-    # A smoothed normaliser counts the boxes of a step whose update is left out.
+    callbacks = MemoryCallbacks()
+    # A smoothed normalizer counts the boxes of a step whose update is left out.
     options = {"train.log_every_steps": 4, "loss.normalizer": "batch"}
-    loop = bench.loop(host, **options)
+    loop = bench.loop(callbacks, **options)
     rows = list(loop.rows)
     spoil(loop, 1, 2)
     with pytest.raises(NonFiniteLossError, match=r"loss_box_reg became .* step 1 ") as caught:
@@ -236,21 +233,21 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step_and_images(bench):
     assert error.lr == pytest.approx(
         loop.learner.schedule.lr_lambdas[0](1) * loop.config.optimizer.lr
     )
-    assert host.kept == {}
+    assert callbacks.kept == {}
     # The weights took part in no update of steps 1 and 2: as if those had been left out.
-    reference = bench.loop(MemoryHost(), skip=[1, 2], **options)
+    reference = bench.loop(MemoryCallbacks(), skip=[1, 2], **options)
     reference.run(rows[:4])
     assert_equal(loop.model.state_dict(), reference.model.state_dict())
 
 
 def test_no_checkpoint_holds_what_is_not_finite(bench):
-    host = MemoryHost()
+    callbacks = MemoryCallbacks()
     options = {"train.log_every_steps": 100, "train.checkpoint_every_steps": 3}
-    loop = bench.loop(host, **options)
+    loop = bench.loop(callbacks, **options)
     spoil(loop, 5)
     with pytest.raises(NonFiniteLossError, match="step 5 "):
         loop.run(loop.rows)
-    assert sorted(host.kept) == [3, 4]
+    assert sorted(callbacks.kept) == [3, 4]
 
 
 # Stops
@@ -260,28 +257,26 @@ def test_no_checkpoint_holds_what_is_not_finite(bench):
     ("stop_at", "step", "is_due"), [(0, 0, False), (3, 3, False), (4, 4, True)]
 )
 def test_a_stop_keeps_a_checkpoint_first(bench, stop_at, step, is_due):
-    host = MemoryHost(stop_at=stop_at)
-    loop = bench.loop(host)
+    callbacks = MemoryCallbacks(stop_at=stop_at)
+    loop = bench.loop(callbacks)
     with pytest.raises(RunStoppedError, match="told so") as caught:
         loop.run(loop.rows)
     assert caught.value.reason == "told so"
     assert loop.step == step
-    assert sorted(host.kept) == ([step] if step else [])
-    assert loop.round_is_due == is_due
-    if 0 < step < 4:
-        whole = bench.run(MemoryHost())
-        again = bench.run(MemoryHost(), checkpoint=host.kept[step])
-        assert_equal(whole_state(again), whole_state(whole))
+    assert sorted(callbacks.kept) == ([step] if step else [])
+    assert loop.validation_is_due == is_due
 
 
-def test_a_stop_during_a_round_does_not_wait_for_its_end(bench):
-    host = MemoryHost(stop_at=5)  # asked at the start, after four steps, after a row of the round
-    loop = bench.loop(host, **{"train.eval_batch_size": 2})
+def test_a_stop_during_a_validation_does_not_wait_for_its_end(bench):
+    callbacks = MemoryCallbacks(
+        stop_at=5
+    )  # asked at the start, after four steps, after a row of the round
+    loop = bench.loop(callbacks, **{"train.eval_batch_size": 2})
     with pytest.raises(RunStoppedError):
         loop.run(loop.rows)
-    assert loop.round_is_due
-    assert sorted(host.kept) == [4]
-    assert host.rounds == []
+    assert loop.validation_is_due
+    assert sorted(callbacks.kept) == [4]
+    assert callbacks.found == []
 
 
 # Ends before the plan's
@@ -289,43 +284,41 @@ def test_a_stop_during_a_round_does_not_wait_for_its_end(bench):
 
 def test_a_plateau_ends_the_run_and_a_resume_does_not_go_on(bench):
     options = {"train.epochs": 4, "train.batch_size": 4, "train.early_stop_rounds": 2}
-    host = MemoryHost(scores=[0.2, 0.2, 0.1, 0.9])
-    loop = bench.run(host, **options)
+    callbacks = MemoryCallbacks(scores=[0.2, 0.2, 0.1, 0.9])
+    loop = bench.run(callbacks, **options)
     assert (loop.ended, loop.step) == ("early stop", 6)
-    again = MemoryHost()
-    resumed = bench.run(again, checkpoint=host.kept[6], **options)
-    assert (resumed.ended, resumed.step, again.rounds) == ("early stop", 6, [])
-    between = bench.run(MemoryHost(scores=[0.2, 0.2]), checkpoint=host.kept[4], **options)
+    again = MemoryCallbacks()
+    resumed = bench.run(again, checkpoint=callbacks.kept[6], **options)
+    assert (resumed.ended, resumed.step, again.found) == ("early stop", 6, [])
+    between = bench.run(MemoryCallbacks(scores=[0.2, 0.2]), checkpoint=callbacks.kept[4], **options)
     assert (between.ended, between.step) == ("early stop", 6)
 
 
 def test_a_plateau_in_the_last_round_is_the_end_of_the_plan(bench):
     options = {"train.epochs": 2, "train.batch_size": 4, "train.early_stop_rounds": 1}
-    assert bench.run(MemoryHost(scores=[0.2, 0.2]), **options).ended == "finished"
+    assert bench.run(MemoryCallbacks(scores=[0.2, 0.2]), **options).ended == "finished"
 
 
-def test_the_time_ends_the_run_with_a_checkpoint_and_counts_over_resumes(bench):
-    host = MemoryHost()
-    kept = MemoryHost()
-    bench.run(kept, **{"train.checkpoint_every_steps": 1, "train.epochs": 1})
-    almost = replace(kept.kept[1], state={**kept.kept[1].state, "elapsed_s": 3600 - 1e-3})
-    loop = bench.run(host, checkpoint=almost, **{"train.max_hours": 1.0})
-    assert (loop.ended, loop.step, sorted(host.kept)) == ("time budget", 2, [2])
-    again = MemoryHost()
-    resumed = bench.run(again, checkpoint=host.kept[2], **{"train.max_hours": 1.0})
+def almost_spent(checkpoint):
+    """A checkpoint of a run that has an hour, and took nearly all of it."""
+    return replace(checkpoint, state={**checkpoint.state, "elapsed_s": 3600 - 1e-3})
+
+
+def test_the_time_ends_the_run_with_a_checkpoint_and_counts_over_resumes(bench, one_epoch):
+    callbacks, again = MemoryCallbacks(), MemoryCallbacks()
+    loop = bench.run(callbacks, checkpoint=almost_spent(one_epoch[1]), **{"train.max_hours": 1.0})
+    assert (loop.ended, loop.step, sorted(callbacks.kept)) == ("time budget", 2, [2])
+    resumed = bench.run(again, checkpoint=callbacks.kept[2], **{"train.max_hours": 1.0})
     assert (resumed.ended, resumed.step, again.kept) == ("time budget", 2, {})
-    longer = bench.run(MemoryHost(), checkpoint=host.kept[2], **{"train.max_hours": 2.0})
+    longer = bench.run(checkpoint=callbacks.kept[2], **{"train.max_hours": 2.0})
     assert longer.ended == "finished"
 
 
-def test_a_round_that_is_due_is_still_done_when_the_time_is_spent(bench):
-    kept = MemoryHost()
-    bench.run(kept, **{"train.checkpoint_every_steps": 3, "train.epochs": 1})
-    almost = replace(kept.kept[3], state={**kept.kept[3].state, "elapsed_s": 3600 - 1e-3})
-    host = MemoryHost()
-    loop = bench.run(host, checkpoint=almost, **{"train.max_hours": 1.0})
+def test_a_validation_that_is_due_is_still_done_when_the_time_is_spent(bench, one_epoch):
+    callbacks = MemoryCallbacks()
+    loop = bench.run(callbacks, checkpoint=almost_spent(one_epoch[3]), **{"train.max_hours": 1.0})
     assert (loop.ended, loop.step) == ("time budget", 4)
-    assert [step for step, _ in host.rounds] == [4]
+    assert [step for step, _ in callbacks.found] == [4]
 
 
 # No waiting
@@ -403,16 +396,16 @@ EVERYTHING = {
     ids=["sgd", "adamw", "fp16"],
 )
 def test_no_step_but_those_that_log_waits_for_the_device(bench, monkeypatch, overrides):
-    host = MemoryHost()
-    loop = bench.loop(host, **{"train.epochs": 1, "schedule.warmup_steps": 0, **overrides})
+    callbacks = MemoryCallbacks()
+    loop = bench.loop(callbacks, **{"train.epochs": 1, "schedule.warmup_steps": 0, **overrides})
     guard = Guard(monkeypatch)
     loop.run(guard.watch(loop.rows, loop))
-    assert [step for step, _ in host.logged] == [3]
+    assert [step for step, _ in callbacks.logged] == [3]
     assert loop.ended == "finished"
 
 
 def test_the_guard_sees_a_wait(bench, monkeypatch):
-    loop = bench.loop(MemoryHost(), **{"train.epochs": 1, **EVERYTHING})
+    loop = bench.loop(MemoryCallbacks(), **{"train.epochs": 1, **EVERYTHING})
     make_step = loop._make_step
 
     def reading(batches):

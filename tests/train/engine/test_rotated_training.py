@@ -1,51 +1,44 @@
 """Rotated boxes through a whole run: they are learned, scored, predicted, drawn, or refused."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from builders import Harness, Killed, small_config
+from builders import ONE_EPOCH, Harness, Killed, assert_same_weights, small_config
 
-from retina_ray.config import ConfigError, with_overrides
+from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
-from retina_ray.errors import DataError
 from retina_ray.evaluation.coco import evaluate_coco
 from retina_ray.inference.predict import Predictor
 from retina_ray.ops.rotated.boxes import paired_rotated_iou
 from retina_ray.structures import Detections
-from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine.validation import Sample
 from retina_ray.train.run.resolve import resolve
 from retina_ray.train.tracking.samples import to_pictures
-
-
-@pytest.fixture(scope="module")
-def turned_pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("turned") / "train"
-    make_shapes(str(folder), num_images=8, size_px=64, seed=3, split="train", rotated=True)
-    return str(folder)
-
-
-@pytest.fixture
-def turned(tmp_path, turned_pictures):
-    """A harness over rotated boxes."""
-    torch.set_num_threads(1)
-    return Harness(tmp_path, turned_pictures)
 
 
 def rotated_config(**overrides):
     return small_config(**{"model.box_type": "rotated", **overrides})
 
 
-ONE_EPOCH = {"train.epochs": 1, "schedule.warmup_steps": 1}
+@pytest.fixture(scope="module")
+def eight_rotated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rotated") / "train"
+    make_shapes(str(folder), num_images=8, size_px=64, seed=3, split="train", rotated=True)
+    return str(folder)
 
 
-def test_turned_shapes_are_learned_by_heart(turned):
+@pytest.fixture
+def rotated(tmp_path, eight_rotated):
+    return Harness(tmp_path, eight_rotated)
+
+
+@pytest.mark.slow
+def test_rotated_shapes_are_learned_by_heart(rotated):
     config = rotated_config(
         **{
             "model.backbone_norm": "bn",
+            "model.freeze_stages": 0,
             "model.fpn_channels": 64,
             "input.flip": "none",
             "train.epochs": 40,
@@ -53,12 +46,12 @@ def test_turned_shapes_are_learned_by_heart(turned):
             "train.batch_size": 8,
         }
     )
-    turned.run(turned.spec(config))
-    metrics, uri = turned.reports[-1]
+    rotated.run(rotated.spec(config))
+    metrics, uri = rotated.reports[-1]
     assert metrics["val/AP50"] >= 0.7
-    # Boxes along the axes, or turned the other way, would not do: the angles are learned.
+    # Boxes along the axes, or rotated the other way, would not do: the angles are learned.
     predictor = Predictor.from_checkpoint(uri, device="cpu")
-    data = PreparedDataset.open(turned.data)
+    data = PreparedDataset.open(rotated.data)
     truth = data.ground_truth(box_type="rotated")
     found = predictor.over_dataset(data).results
     assert evaluate_coco(truth, found).AP == pytest.approx(metrics["val/AP"])
@@ -67,60 +60,35 @@ def test_turned_shapes_are_learned_by_heart(turned):
         assert evaluate_coco(truth, wrong).AP < 0.7 * metrics["val/AP"]
 
 
-def test_a_picture_of_any_size_gets_boxes_in_its_own_pixels(turned):
-    config = rotated_config(**ONE_EPOCH, **{"model.prior_prob": 0.3})
-    turned.run(turned.spec(config))
-    predictor = Predictor.from_checkpoint(turned.reports[-1][1], device="cpu")
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    found = predictor.predict_image(image)
-    assert found.boxes.shape == (100, 5)
-    # Every pixel sixteen times: shrunk by areas to the evaluation's size, it is the same picture.
-    larger = predictor.predict_image(image.repeat(4, axis=0).repeat(4, axis=1))
-    torch.testing.assert_close(larger.scores, found.scores)
-    torch.testing.assert_close(larger.boxes[:, :4], 4 * found.boxes[:, :4])
-    torch.testing.assert_close(larger.boxes[:, 4], found.boxes[:, 4], atol=1e-3, rtol=0)
-
-
-def test_a_model_of_aligned_boxes_trains_on_a_set_of_rotated_ones(turned):
-    turned.run(turned.spec(small_config(**ONE_EPOCH)))
-    metrics, uri = turned.reports[-1]
+def test_a_model_of_aligned_boxes_trains_on_a_set_of_rotated_ones(rotated):
+    rotated.run(rotated.spec(small_config(**ONE_EPOCH)))
+    metrics, uri = rotated.reports[-1]
     assert metrics["val/AP50"] >= 0
-    data = PreparedDataset.open(turned.data)
+    data = PreparedDataset.open(rotated.data)
     found = Predictor.from_checkpoint(uri, device="cpu").over_dataset(data).results
     assert {len(one["bbox"]) for one in found} <= {4}
 
 
-def test_a_set_without_rotated_boxes_is_refused(turned, eight_pictures):
-    data = {"data.train": eight_pictures, "data.val": turned.data}
-    config = with_overrides(rotated_config(), {**data, "model.num_classes": None})
+def test_a_set_without_rotated_boxes_is_refused(rotated, eight_images):
+    data = {"data.train": eight_images, "data.val": rotated.data}
+    config = rotated_config(**data, **{"model.num_classes": None})
     with pytest.raises(ConfigError) as caught:
-        resolve(config, str(turned.root))
+        resolve(config, str(rotated.root))
     faults = dict(caught.value.faults)
-    assert f"{eight_pictures} has no rotated boxes" in faults["data.train"]
+    assert f"{eight_images} has no rotated boxes" in faults["data.train"]
     assert 'set model.box_type to "aligned"' in faults["data.train"]
     assert "rotated" not in faults["data.val"]  # only that its classes differ
 
 
-def test_a_trained_model_refuses_a_set_without_rotated_boxes(turned):
-    turned.run(turned.spec(rotated_config(**ONE_EPOCH)))
-    predictor = Predictor.from_checkpoint(turned.reports[-1][1], device="cpu")
-    data = PreparedDataset.open(turned.data)
-    aligned = PreparedDataset(data.uri, replace(data.info, box_type="aligned"))
-    with pytest.raises(DataError, match="has no rotated boxes"):
-        predictor.over_dataset(aligned)
-
-
-def test_a_killed_run_ends_where_the_uninterrupted_one_ends(turned):
-    config = rotated_config()
-    turned.run(turned.spec(config, "whole"))
-    broken = turned.spec(config, "broken")
-    with pytest.raises(Killed):  # an epoch is 2 training rows and 2 validation rows
-        turned.run(broken, stop_after_rows=5)
-    turned.run(broken)
-    whole, resumed = (load_checkpoint(str(turned.root / name)) for name in ("whole", "broken"))
-    assert whole.meta.step == resumed.meta.step == 4
-    for name, tensor in whole.model.items():
-        assert torch.equal(tensor, resumed.model[name]), name
+def test_a_killed_run_ends_where_the_uninterrupted_one_ends(rotated):
+    config = rotated_config(**{"train.checkpoint_every_steps": 1, **ONE_EPOCH})
+    whole, broken = rotated.spec(config, "whole"), rotated.spec(config, "broken")
+    rotated.run(whole)
+    with pytest.raises(Killed):
+        rotated.run(broken, stop_after_rows=1)
+    assert broken.start_step() == 1
+    rotated.run(broken)
+    assert_same_weights(broken, whole)
 
 
 def sample(image_id=1):

@@ -15,21 +15,18 @@ from pathlib import Path
 
 import cv2
 import pytest
-import torch
-from builders import Harness, small_config
+from builders import assert_same_weights, logged, run_here, small_config
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerStatus
 
-from retina_ray.data.loading.local_stream import iterate
 from retina_ray.model import RetinaNetCriterion
 from retina_ray.storage.disk_space import is_no_room
 from retina_ray.train.checkpoint.async_saver import CheckpointError
-from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine.loop import TrainingLoop
 from retina_ray.train.errors import (
-    HopelessRunError,
+    DiskFullError,
     NonFiniteLossError,
-    NoRoomError,
+    NonRetryableError,
     RunError,
     RunTerminatedError,
 )
@@ -38,7 +35,6 @@ from retina_ray.train.recovery.failures import FailureNote, Note
 from retina_ray.train.recovery.preemption import STOP, EndOnSigterm, SigtermCallback, StopSigns
 from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, skipped_steps
 from retina_ray.train.recovery.supervision import NoUselessRestart, supervise, telling_the_driver
-from retina_ray.train.run.worker import run_worker
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics
 
@@ -50,32 +46,14 @@ def quick_looks(monkeypatch):
     monkeypatch.setattr(preemption, "_POLL_S", 0.05)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, eight_pictures):
-    """The run that nothing happens to."""
-    torch.set_num_threads(1)
-    spec = Harness(tmp_path_factory.mktemp("whole"), eight_pictures).spec(small_config())
-    attempt_of(spec)()
-    return spec
-
-
 def attempt_of(spec, starts=None):
     """What the driver of `spec` calls: one group of workers, to its end."""
 
     def attempt():
-        inputs, start = RunInputs.open(spec), spec.start_step()
         if starts is not None:
-            starts.append(start)
+            starts.append(spec.start_step())
         with telling_the_driver(spec.run_uri), StopSigns(spec.run_uri) as signs:
-            run_worker(
-                spec,
-                inputs,
-                iterate(inputs.plan.worker_rows(0, start), inputs.loader),
-                start_step=start,
-                device=torch.device("cpu"),
-                report=lambda metrics, uri: None,
-                stop_reason=signs.reason,
-            )
+            run_here(spec, stop_reason=signs.reason)
 
     return attempt
 
@@ -102,20 +80,6 @@ def poison(monkeypatch, steps):
     monkeypatch.setattr(RetinaNetCriterion, "losses", losses)
 
 
-def weights(spec):
-    return load_checkpoint(spec.checkpoints.last).model
-
-
-def assert_equal_weights(one, other):
-    theirs = weights(other)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one).items())
-
-
-def steps_of(spec):
-    lines = read_metrics(Path(spec.run_uri) / "metrics.jsonl")
-    return [line["step"] for line in lines if "train/loss" in line["metrics"]]
-
-
 # A loss that is not finite
 
 
@@ -131,13 +95,13 @@ def test_a_run_goes_back_and_leaves_the_step_out(harness, monkeypatch):
     assert rollback.values["loss_cls"] is None
     assert rollback.lr == pytest.approx(small_config().optimizer.lr, rel=0.9)
     assert skipped_steps(spec.run_uri) == (2,)
-    assert steps_of(spec) == [1, 2, 4]
+    assert [step for step, _ in logged(spec, "train/loss")] == [1, 2, 4]
     assert FailureNote(spec.run_uri).read() is None
 
     twin = harness.spec(small_config(), "twin")
     Rollbacks(twin.run_uri).add(rollback)
     attempt_of(twin)()
-    assert_equal_weights(spec, twin)
+    assert_same_weights(spec, twin)
 
 
 def test_the_batch_is_there_to_look_at(harness, monkeypatch):
@@ -176,7 +140,7 @@ def test_too_many_roll_backs_end_the_run(harness, monkeypatch):
     spec = harness.spec(small_config(**{"train.max_rollbacks": 1}))
     poison(monkeypatch, {1, 2})
     starts = []
-    with pytest.raises(HopelessRunError, match=r"train\.max_rollbacks") as caught:
+    with pytest.raises(NonRetryableError, match=r"train\.max_rollbacks") as caught:
         supervise(spec, attempt_of(spec, starts))
     assert starts == [0, 0]
     assert "NonFiniteLossError: " in str(caught.value)
@@ -185,7 +149,7 @@ def test_too_many_roll_backs_end_the_run(harness, monkeypatch):
     assert "NonFiniteLossError" in FailureNote(spec.run_uri).read()
     # The count is of the run's life, not of this start.
     again = []
-    with pytest.raises(HopelessRunError):
+    with pytest.raises(NonRetryableError):
         supervise(spec, attempt_of(spec, again))
     assert len(again) == 1
 
@@ -196,7 +160,7 @@ def test_none_allowed_and_trials_fail_at_once(harness, monkeypatch):
         config = small_config(**({} if changes else {"train.max_rollbacks": 0}))
         spec = harness.spec(config, name, **changes)
         starts = []
-        with pytest.raises(HopelessRunError, match="NonFiniteLossError"):
+        with pytest.raises(NonRetryableError, match="NonFiniteLossError"):
             supervise(spec, attempt_of(spec, starts))
         assert len(starts) == 1
         assert Rollbacks(spec.run_uri).all() == []
@@ -241,7 +205,7 @@ def test_a_note_in_the_folder_ends_the_run_in_order(harness, whole, monkeypatch)
     assert spec.checkpoints.last_step == 3
     assert read_metrics(Path(spec.run_uri) / "metrics.jsonl")[-1]["status"] == "stopped"
     supervise(spec, attempt_of(spec))  # the note of before counts no more
-    assert_equal_weights(spec, whole)
+    assert_same_weights(spec, whole)
 
 
 def test_sigterm_to_the_driver_ends_the_run_in_order(harness, monkeypatch):
@@ -322,7 +286,7 @@ def test_a_preempted_run_goes_on(harness, whole, monkeypatch):
         preemption._sigterm.clear()
         signal.signal(signal.SIGTERM, before)
     assert starts == [0, 1]
-    assert_equal_weights(spec, whole)
+    assert_same_weights(spec, whole)
 
 
 def test_a_second_sigterm_ends_a_worker():
@@ -393,7 +357,7 @@ def test_what_finds_no_room_is_named(full_disk):
             raise NonFiniteLossError("it broke", step=1)  # whose note finds no room
 
     for part in (work, break_down):
-        with pytest.raises(NoRoomError) as caught:
+        with pytest.raises(DiskFullError) as caught:
             part()
         message = str(caught.value)
         assert "No space left on device" in message
@@ -424,7 +388,7 @@ def polled(*errors):
 
 def test_no_restart_where_one_worker_found_no_room():
     callback = NoUselessRestart()
-    with pytest.raises(NoRoomError, match="the disk is full"):
-        callback.after_worker_group_poll_status(polled(NoRoomError("the disk is full"), None))
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        callback.after_worker_group_poll_status(polled(DiskFullError("the disk is full"), None))
     for others in ((None, None), (None, CheckpointError("a gap")), (OSError(5, "a gap"), None)):
         callback.after_worker_group_poll_status(polled(*others))

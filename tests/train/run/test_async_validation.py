@@ -1,21 +1,18 @@
-"""Validation beside the training: same weights, same figures, always taken in at the same steps."""
+"""Asynchronous validation: same weights, same metrics, always taken in at the same steps."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-import torch
-from builders import Killed, small_config
+from builders import Harness, Killed, assert_same_weights, logged, small_config
 
-from retina_ray.config import ConfigError
 from retina_ray.evaluation.predictions_file import PREDICTIONS_FILE, predictions_from_parquet
 from retina_ray.train.checkpoint.index import CheckpointIndex, Entry
-from retina_ray.train.checkpoint.load import load_checkpoint, load_meta
-from retina_ray.train.engine import loop
+from retina_ray.train.checkpoint.load import load_meta
 from retina_ray.train.errors import RunStoppedError
+from retina_ray.train.run import async_validation
 from retina_ray.train.run.async_validation import AsyncValidation, ValidationError, validate
 from retina_ray.train.run.launch import result_of
-from retina_ray.train.run.resources import ClusterSize, Footprint
 from retina_ray.train.tracking.metrics_file import MetricsFile, read_metrics
 
 ASYNC = {"train.async_validation": True}
@@ -23,7 +20,7 @@ EMA = {"train.ema_decay": 0.5}
 
 
 def config_of(**overrides):
-    return small_config(**{"train.epochs": 3, "tracking.num_pictures": 2, **overrides})
+    return small_config(**{"train.epochs": 3, **overrides})
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def pool():
 
 
 def in_thread(pool, spec, *, ran=None, timeout_s=60.0):
-    """Rounds in a thread of this process, as a Ray task makes them elsewhere."""
+    """Validations in a thread of this process, as a Ray task makes them elsewhere."""
 
     def submit(uri):
         if ran is not None:
@@ -43,9 +40,9 @@ def in_thread(pool, spec, *, ran=None, timeout_s=60.0):
     return AsyncValidation(submit, timeout_s=timeout_s)
 
 
-def rounds(harness, name):
-    """(step, at, figures) of each evaluation in the record, in its order."""
-    lines = read_metrics(harness.root / name / "metrics.jsonl")
+def validations(spec):
+    """(step, at, metrics) of each validation in the record, in its order."""
+    lines = read_metrics(f"{spec.run_uri}/metrics.jsonl")
     return [
         (r["step"], r.get("at"), {k: v for k, v in r["metrics"].items() if k.startswith("val/")})
         for r in lines
@@ -53,35 +50,22 @@ def rounds(harness, name):
     ]
 
 
-def losses(harness, name):
-    lines = read_metrics(harness.root / name / "metrics.jsonl")
-    return [r["metrics"]["train/loss"] for r in lines if "train/loss" in r["metrics"]]
-
-
-def assert_same_end(harness, one, other):
-    a, b = (load_checkpoint(str(harness.root / name)) for name in (one, other))
-    assert a.meta.step == b.meta.step
-    for name, tensor in a.model.items():
-        assert torch.equal(tensor, b.model[name]), name
-    for name, tensor in (a.ema or {}).items():
-        assert torch.equal(tensor, b.ema[name]), name
-
-
-def test_weights_and_figures_are_those_of_a_run_that_validates_itself(harness, pool):
-    inline = harness.spec(config_of(**EMA), "inline")
+def test_weights_and_metrics_are_those_of_a_run_that_validates_itself(harness, pool):
+    changes = {**EMA, "tracking.num_pictures": 2}
+    inline = harness.spec(config_of(**changes), "inline")
     harness.run(inline)
-    beside = harness.spec(config_of(**ASYNC, **EMA), "beside")
+    apart = harness.spec(config_of(**ASYNC, **changes), "apart")
     ran = []
-    harness.run(beside, validation=in_thread(pool, beside, ran=ran))
-    assert_same_end(harness, "inline", "beside")
-    assert losses(harness, "inline") == losses(harness, "beside")
-    expected, found = rounds(harness, "inline"), rounds(harness, "beside")
-    assert [(step, figures) for step, _, figures in found] == [
-        (step, figures) for step, _, figures in expected
+    harness.run(apart, validation=in_thread(pool, apart, ran=ran))
+    assert_same_weights(inline, apart)
+    assert logged(inline, "train/loss") == logged(apart, "train/loss")
+    expected, found = validations(inline), validations(apart)
+    assert [(step, metrics) for step, _, metrics in found] == [
+        (step, metrics) for step, _, metrics in expected
     ]
     assert [at for _, at, _ in found] == [4, 6, 6]  # each when the next one was due, or at the end
     assert ran == ["step-00000002", "step-00000004", "step-00000006"]
-    results = [result_of(spec) for spec in (inline, beside)]
+    results = [result_of(spec) for spec in (inline, apart)]
     for one, other in (
         (results[0].metrics, results[1].metrics),
         (results[0].best_metrics, results[1].best_metrics),
@@ -91,16 +75,16 @@ def test_weights_and_figures_are_those_of_a_run_that_validates_itself(harness, p
     assert load_meta(results[1].last).metrics_step == 6
     kept = [
         predictions_from_parquet((harness.root / name / PREDICTIONS_FILE).read_bytes(), name)
-        for name in ("inline", "beside")
+        for name in ("inline", "apart")
     ]
     assert kept[0] == kept[1]
-    assert sorted(p.name for p in (harness.root / "beside" / "pictures").iterdir()) == sorted(
+    assert sorted(p.name for p in (harness.root / "apart" / "pictures").iterdir()) == sorted(
         p.name for p in (harness.root / "inline" / "pictures").iterdir()
     )
-    assert beside.checkpoints.index.pending is None
+    assert apart.checkpoints.index.pending is None
 
 
-def test_the_steps_go_on_while_a_round_is_under_way(harness, pool):
+def test_the_steps_go_on_while_a_validation_is_under_way(harness, pool):
     spec = harness.spec(config_of(**ASYNC))
     begun, may_end = threading.Event(), threading.Event()
     seen = []
@@ -114,39 +98,48 @@ def test_the_steps_go_on_while_a_round_is_under_way(harness, pool):
 
         return pool.submit(work)
 
-    def note_row(step):
-        if step == 3:  # a step after the first round was begun, a step before the second is due
+    def note_row(row):
+        if row.step == 3:  # after the first validation was begun, before the second is due
             assert begun.wait(60)
-            seen.append((rounds(harness, "run"), spec.checkpoints.index.pending))
+            seen.append((validations(spec), spec.checkpoints.index.pending))
             may_end.set()
 
     harness.run(spec, validation=AsyncValidation(submit, timeout_s=60), on_row=note_row)
     assert seen == [([], Entry("step-00000002", 2))]
-    assert [step for step, _, _ in rounds(harness, "run")] == [2, 4, 6]
+    assert [step for step, _, _ in validations(spec)] == [2, 4, 6]
+
+
+KEPT_EVERY_STEP = {**ASYNC, **EMA, "train.checkpoint_every_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, eight_images):
+    harness = Harness(tmp_path_factory.mktemp("unbroken"), eight_images)
+    spec = harness.spec(config_of(**KEPT_EVERY_STEP))
+    with ThreadPoolExecutor(1) as pool:
+        harness.run(spec, validation=in_thread(pool, spec))
+    return spec
 
 
 @pytest.mark.parametrize("killed_after", [3, 4])
-def test_a_killed_run_evaluates_again_what_it_had_not_taken_in(harness, pool, killed_after):
-    # An epoch is 2 rows; a checkpoint after every step.
-    changes = {**ASYNC, "train.checkpoint_every_steps": 1, **EMA}
-    whole = harness.spec(config_of(**changes), "whole")
-    harness.run(whole, validation=in_thread(pool, whole))
-    broken = harness.spec(config_of(**changes), "broken")
+def test_a_killed_run_evaluates_again_what_it_had_not_taken_in(
+    harness, pool, unbroken, killed_after
+):
+    spec, ran = harness.spec(config_of(**KEPT_EVERY_STEP)), []  # an epoch is 2 rows
     with pytest.raises(Killed):
-        harness.run(broken, stop_after_rows=killed_after, validation=in_thread(pool, broken))
-    assert broken.start_step() == killed_after
-    pending = broken.checkpoints.index.pending
+        harness.run(spec, stop_after_rows=killed_after, validation=in_thread(pool, spec))
+    assert spec.start_step() == killed_after
+    pending = spec.checkpoints.index.pending
     assert pending.step == killed_after - killed_after % 2
-    ran = []
-    harness.run(broken, validation=in_thread(pool, broken, ran=ran))
+    harness.run(spec, validation=in_thread(pool, spec, ran=ran))
     assert ran[0] == pending.name
-    assert_same_end(harness, "whole", "broken")
-    assert rounds(harness, "whole") == rounds(harness, "broken")
-    assert result_of(broken).best_metrics["val/AP"] == result_of(whole).best_metrics["val/AP"]
+    assert_same_weights(spec, unbroken)
+    assert validations(spec) == validations(unbroken)
+    assert result_of(spec).best_metrics["val/AP"] == result_of(unbroken).best_metrics["val/AP"]
 
 
 def test_a_run_told_to_stop_while_it_waits_goes_on_later(harness, pool, monkeypatch):
-    monkeypatch.setattr(loop, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(async_validation, "POLL_S", 0.05)
     spec = harness.spec(config_of(**ASYNC))
     hangs = AsyncValidation(lambda uri: Future(), timeout_s=60)
     asked = []
@@ -157,21 +150,21 @@ def test_a_run_told_to_stop_while_it_waits_goes_on_later(harness, pool, monkeypa
 
     with pytest.raises(RunStoppedError, match="enough"):
         harness.run(spec, validation=hangs, stop_reason=reason)
-    assert spec.start_step() == 4  # the second round is due, and the first not taken in
+    assert spec.start_step() == 4  # the second validation is due, and the first not taken in
     assert spec.checkpoints.index.pending.step == 2
     harness.run(spec, validation=in_thread(pool, spec))
-    assert [(step, at) for step, at, _ in rounds(harness, "run")] == [(2, 4), (4, 6), (6, 6)]
+    assert [(step, at) for step, at, _ in validations(spec)] == [(2, 4), (4, 6), (6, 6)]
 
 
-def test_a_round_that_does_not_end_ends_the_run(harness, monkeypatch):
-    monkeypatch.setattr(loop, "PATIENCE_S", 0.05)
+def test_a_validation_that_does_not_end_ends_the_run(harness, monkeypatch):
+    monkeypatch.setattr(async_validation, "POLL_S", 0.05)
     spec = harness.spec(config_of(**ASYNC))
     hangs = AsyncValidation(lambda uri: Future(), timeout_s=0.1)
     with pytest.raises(ValidationError, match=r"did not end.*train\.validation_cpus"):
         harness.run(spec, validation=hangs)
 
 
-def test_a_round_that_fails_ends_the_run_and_says_why(harness, pool):
+def test_a_validation_that_fails_ends_the_run_and_says_why(harness, pool):
     spec = harness.spec(config_of(**ASYNC))
 
     def submit(uri):
@@ -181,10 +174,10 @@ def test_a_round_that_fails_ends_the_run_and_says_why(harness, pool):
         harness.run(spec, validation=AsyncValidation(submit, timeout_s=60))
     assert spec.start_step() == 2  # nothing is lost
     harness.run(spec, validation=in_thread(pool, spec))
-    assert [step for step, _, _ in rounds(harness, "run")] == [2, 4, 6]
+    assert [step for step, _, _ in validations(spec)] == [2, 4, 6]
 
 
-def test_a_plateau_ends_the_run_a_round_later(harness, pool):
+def test_early_stopping_comes_a_validation_later(harness, pool):
     changes = {
         "train.epochs": 6,
         "train.early_stop_rounds": 1,
@@ -193,16 +186,16 @@ def test_a_plateau_ends_the_run_a_round_later(harness, pool):
     }
     inline = harness.spec(config_of(**changes), "inline")
     harness.run(inline)
-    beside = harness.spec(config_of(**ASYNC, **changes), "beside")
-    harness.run(beside, validation=in_thread(pool, beside))
-    assert [step for step, _, _ in rounds(harness, "inline")] == [2, 4]
-    assert [step for step, _, _ in rounds(harness, "beside")] == [2, 4, 6]
-    assert (inline.start_step(), beside.start_step()) == (4, 6)
-    harness.run(beside, validation=in_thread(pool, beside))  # where it came to its end, it stays
-    assert beside.start_step() == 6
+    apart = harness.spec(config_of(**ASYNC, **changes), "apart")
+    harness.run(apart, validation=in_thread(pool, apart))
+    assert [step for step, _, _ in validations(inline)] == [2, 4]
+    assert [step for step, _, _ in validations(apart)] == [2, 4, 6]
+    assert (inline.start_step(), apart.start_step()) == (4, 6)
+    harness.run(apart, validation=in_thread(pool, apart))  # where it came to its end, it stays
+    assert apart.start_step() == 6
 
 
-def test_the_best_is_kept_though_its_figures_come_late():
+def test_the_best_is_kept_though_its_metrics_come_late():
     index = CheckpointIndex()
     index = index.with_entry(Entry("step-2", 2), keep=1, is_pending=True)
     index = index.with_entry(Entry("step-3", 3), keep=1)
@@ -221,25 +214,8 @@ def test_the_best_is_kept_though_its_figures_come_late():
         CheckpointIndex().settled(0.1)
 
 
-def test_the_task_needs_room_beside_the_workers():
-    config = config_of(**ASYNC, **{"train.validation_cpus": 2.0})
-    footprint = Footprint.of(config, ClusterSize(cpus=4, gpus=0))
-    assert footprint.cpus == 4.0  # a worker, decoding, and the task
-    footprint.require(ClusterSize(cpus=4, gpus=0))
-    with pytest.raises(ConfigError, match=r"1 for decoding \+ 2 for validation = 4 CPUs"):
-        footprint.require(ClusterSize(cpus=3, gpus=0))
-    config = config_of(**ASYNC, **{"train.validation_gpus": 1.0})
-    shared = ClusterSize(cpus=8, gpus=1)
-    assert not Footprint.of(config, shared).use_gpu  # the only GPU is the task's
-    with pytest.raises(ConfigError, match=r"train\.validation_gpus"):
-        Footprint.of(config, shared).require(ClusterSize(cpus=8, gpus=0))
-    config = config_of(**ASYNC, **{"train.validation_gpus": 1.0, "train.use_gpu": True})
-    with pytest.raises(ConfigError, match=r"1 need a GPU each \+ 1 for validation"):
-        Footprint.of(config, shared).require(shared)
-
-
 @pytest.mark.parametrize(("goes_on_from", "kept"), [(3, [3]), (4, [3, 2, 4])])
-def test_figures_that_came_in_after_the_checkpoint_are_dropped(tmp_path, goes_on_from, kept):
+def test_metrics_that_came_in_after_the_checkpoint_are_dropped(tmp_path, goes_on_from, kept):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.write(3, {"train/loss": 1.0})
