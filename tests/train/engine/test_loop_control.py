@@ -282,7 +282,7 @@ def test_a_stop_during_a_validation_does_not_wait_for_its_end(bench):
 # Ends before the plan's
 
 
-def test_a_plateau_ends_the_run_and_a_resume_does_not_go_on(bench):
+def test_early_stopping_ends_the_run_and_a_resume_does_not_go_on(bench):
     options = {"train.epochs": 4, "train.batch_size": 4, "train.early_stop_rounds": 2}
     callbacks = MemoryCallbacks(scores=[0.2, 0.2, 0.1, 0.9])
     loop = bench.run(callbacks, **options)
@@ -294,7 +294,7 @@ def test_a_plateau_ends_the_run_and_a_resume_does_not_go_on(bench):
     assert (between.ended, between.step) == ("early stop", 6)
 
 
-def test_a_plateau_in_the_last_round_is_the_end_of_the_plan(bench):
+def test_early_stopping_at_the_last_validation_is_the_end_of_the_plan(bench):
     options = {"train.epochs": 2, "train.batch_size": 4, "train.early_stop_rounds": 1}
     assert bench.run(MemoryCallbacks(scores=[0.2, 0.2]), **options).ended == "finished"
 

@@ -12,7 +12,7 @@ from builders import small_config
 from retina_ray.structures import Batch, ImageBatch, Targets
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.learner import Learner
-from retina_ray.train.engine.meters import StepFigures, StepMeter
+from retina_ray.train.engine.meters import StepMetrics, StepMeter
 from retina_ray.train.engine.step import TrainingStep, grid_sizes
 from retina_ray.train.engine.stopping import agree_on_stop
 from retina_ray.train.errors import NonFiniteLossError
@@ -94,7 +94,7 @@ def test_micro_batches_add_up_to_the_large_batch(normalizer, cls_loss):
     overrides = {"loss.normalizer": normalizer, "loss.cls_loss": cls_loss}
     whole, step = make_learner(**overrides)
     parts, step_by_parts = make_learner(**overrides)
-    for _ in range(2):  # the second one with a normaliser that has moved, and weights too
+    for _ in range(2):  # the second one with a normalizer that has moved, and weights too
         expected = step([make_batch([0, 1, 2, 3])])
         figures = step_by_parts([make_batch(ids) for ids in ([0], [], [1], [2, 3], [])])
         assert_close(gradients(parts), gradients(whole))
@@ -188,7 +188,7 @@ def test_the_first_bad_step_of_an_interval_is_the_one_that_is_named():
     meter = StepMeter(CPU, batch_size=2)
     values = [1.0, 2.0, math.inf, 3.0, math.nan]
     for number, value in enumerate(values):
-        figures = StepFigures({"loss_cls": torch.tensor(value)}, torch.tensor(1.0), torch.tensor(1))
+        figures = StepMetrics({"loss_cls": torch.tensor(value)}, torch.tensor(1.0), torch.tensor(1))
         meter.update(figures, step=10 + number, image_ids=[number], lr=number / 10)
     with pytest.raises(NonFiniteLossError, match="step 12") as caught:
         meter.check()
@@ -198,7 +198,7 @@ def test_the_first_bad_step_of_an_interval_is_the_one_that_is_named():
 def test_an_interval_that_a_checkpoint_cuts_has_the_means_of_the_whole():
     def figures(value):
         loss, norm = torch.tensor(value), torch.tensor(10 * value)
-        return StepFigures({"loss_cls": loss}, norm, torch.tensor(True))
+        return StepMetrics({"loss_cls": loss}, norm, torch.tensor(True))
 
     whole, first = StepMeter(CPU, batch_size=1), StepMeter(CPU, batch_size=1)
     for value in (1.0, 2.0, 6.0):
@@ -237,7 +237,11 @@ def _worker(rank: int, folder: str) -> None:
         step([make_batch(ids) for ids in rows[rank]])
     stored["two rows"] = (learner.model.state_dict(), gradients(learner), {})
 
-    norms = {"model.backbone_norm": "sync_bn", "model.head_norm": "sync_bn"}
+    norms = {
+        "model.backbone_norm": "sync_bn",
+        "model.head_norm": "sync_bn",
+        "model.freeze_stages": 0,
+    }
     learner, step = make_learner(**norms)
     step.wrap(num_micro_batches=2)
     step([make_batch(ids, side=64) for ids in ([[0], [1, 3]], [[2], []])[rank]])
@@ -247,7 +251,7 @@ def _worker(rank: int, folder: str) -> None:
     for number in range(3):
         bad = number == 1 and rank == 1
         loss = torch.tensor(math.nan if bad else 1.0)
-        figures = StepFigures({"loss_cls": loss}, torch.tensor(1.0), torch.tensor(True))
+        figures = StepMetrics({"loss_cls": loss}, torch.tensor(1.0), torch.tensor(True))
         meter.update(figures, step=number, image_ids=[10 * number + rank], lr=0.1)
     try:
         meter.check()
@@ -310,7 +314,7 @@ def test_losses_of_workers_average_to_that_of_one(two_workers):
 
 
 def test_synchronised_norms_see_the_micro_batches_of_all_workers(two_workers):
-    norms = {"model.backbone_norm": "bn", "model.head_norm": "bn"}
+    norms = {"model.backbone_norm": "bn", "model.head_norm": "bn", "model.freeze_stages": 0}
     learner, step = make_learner(**norms)
     step([make_batch(ids, side=64) for ids in ([0, 2], [1, 3])])
     for stored in two_workers:

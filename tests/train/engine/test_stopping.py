@@ -1,18 +1,18 @@
-"""Plateaus and time budgets, by hand."""
+"""Early stopping and time budgets, by hand."""
 
 import math
 
 import pytest
 import torch
 
-from retina_ray.train.engine.stopping import Plateau, TimeBudget, agree_on_stop
+from retina_ray.train.engine.stopping import EarlyStopping, TimeBudget, agree_on_stop
 
 
-def rounds_until_plateau(scores, rounds, min_gain=0.0):
-    plateau = Plateau(rounds, min_gain=min_gain)
+def validations_until_the_stop(scores, rounds, min_gain=0.0):
+    stopping = EarlyStopping(rounds, min_gain=min_gain)
     for number, ap in enumerate(scores, 1):
-        plateau.add(ap)
-        if plateau.is_reached:
+        stopping.add(ap)
+        if stopping.is_due:
             return number
     return None
 
@@ -29,19 +29,19 @@ def rounds_until_plateau(scores, rounds, min_gain=0.0):
         ([0.1] * 9, None, 0.0, None),
     ],
 )
-def test_plateaus(scores, rounds, min_gain, expected):
-    assert rounds_until_plateau(scores, rounds, min_gain) == expected
+def test_early_stopping(scores, rounds, min_gain, expected):
+    assert validations_until_the_stop(scores, rounds, min_gain) == expected
 
 
-def test_a_plateau_is_carried_on():
-    plateau = Plateau(2, min_gain=0.0)
-    plateau.add(0.5)
-    plateau.add(0.4)
-    again = Plateau(2, min_gain=0.0)
-    again.load_state_dict(plateau.state_dict())
+def test_early_stopping_is_resumed():
+    stopping = EarlyStopping(2, min_gain=0.0)
+    stopping.add(0.5)
+    stopping.add(0.4)
+    again = EarlyStopping(2, min_gain=0.0)
+    again.load_state_dict(stopping.state_dict())
     again.add(0.5)
-    assert again.is_reached
-    assert not plateau.is_reached
+    assert again.is_due
+    assert not stopping.is_due
 
 
 def test_the_time_adds_up_over_the_parts_of_a_run():
