@@ -12,7 +12,7 @@ from builders import small_config
 from retina_ray.structures import Batch, ImageBatch, Targets
 from retina_ray.train.engine import distributed
 from retina_ray.train.engine.learner import Learner
-from retina_ray.train.engine.meters import StepMetrics, StepMeter
+from retina_ray.train.engine.meters import StepMeter, StepMetrics
 from retina_ray.train.engine.step import TrainingStep, grid_sizes
 from retina_ray.train.engine.stopping import agree_on_stop
 from retina_ray.train.errors import NonFiniteLossError
