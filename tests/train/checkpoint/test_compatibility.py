@@ -68,7 +68,7 @@ def test_classes_of_the_same_number_are_compared(other, said):
 @pytest.fixture
 def config(eight_images):
     data = DataConfig(synthetic=None, train=eight_images, val=eight_images)
-    return small_config().model_copy(update={"data": data})
+    return small_config(**{"model.freeze_stages": 0}).model_copy(update={"data": data})
 
 
 def checkpoint_of(spec, step, *, weights=None, **meta):
