@@ -9,25 +9,29 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from retina_ray.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
 
-
 _UNKNOWN = "unknown setting"
 _PYTHON_SPELLING = {"True": True, "False": False, "None": None}
 
 
-def config_paths(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:
+def config_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every dotted path of a config class, sections included, with pydantic's field."""
+    fields: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        fields[prefix + name] = field
+        if section := _section(field.annotation):
+            fields.update(config_fields(section, f"{prefix}{name}."))
+    return fields
+
+
+def config_paths(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
     """Every dotted path of a config class; the value is the section's class, None for a leaf."""
-    paths: dict[str, type[BaseModel] | None] = {}
-    for name, info in model.model_fields.items():
-        section = _section(info.annotation)
-        paths[prefix + name] = section
-        if section is not None:
-            paths.update(config_paths(section, f"{prefix}{name}."))
-    return paths
+    return {path: _section(field.annotation) for path, field in config_fields(model).items()}
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from retina_ray.config import ConfigError, ExperimentConfig
+from retina_ray.config import ConfigError, ExperimentConfig, LossConfig
 from retina_ray.model.assignment import Assigner, Assignment, assign, make_matcher
 from retina_ray.model.box_pairs import BoxPairs, all_rows, positive_rows
 from retina_ray.model.coders import make_coder
@@ -27,6 +27,8 @@ from retina_ray.ops.losses import ciou_loss, diou_loss, giou_loss, smooth_l1_los
 from retina_ray.ops.postprocess import Coder
 from retina_ray.ops.rotated.boxes import paired_rotated_iou
 from retina_ray.structures import HeadOutputs, Targets
+
+_DEFAULT = LossConfig()
 
 BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
 Normalizer = Literal["ema", "batch"]
@@ -58,15 +60,15 @@ class RetinaNetCriterion(nn.Module):
         num_classes: int,
         matcher: Assigner,
         coder: Coder,
-        cls_loss: ClassLoss = "focal",
-        focal_alpha: float | Tensor = 0.25,
-        focal_gamma: float | Tensor = 2.0,
-        box_loss: BoxLoss = "smooth_l1",
-        smooth_l1_beta: float = 0.1,
-        box_loss_weight: float = 1.0,
-        normalizer: Normalizer = "ema",
-        normalizer_momentum: float = 0.9,
-        normalizer_initial: float = 100.0,
+        cls_loss: ClassLoss = _DEFAULT.cls_loss,
+        focal_alpha: float | Tensor = _DEFAULT.focal_alpha,
+        focal_gamma: float | Tensor = _DEFAULT.focal_gamma,
+        box_loss: BoxLoss = _DEFAULT.box_loss,
+        smooth_l1_beta: float = _DEFAULT.smooth_l1_beta,
+        box_loss_weight: float = _DEFAULT.box_loss_weight,
+        normalizer: Normalizer = _DEFAULT.normalizer,
+        normalizer_momentum: float = _DEFAULT.normalizer_momentum,
+        normalizer_initial: float = _DEFAULT.normalizer_initial,
         compile_loss: bool = False,
     ) -> None:
         """Make a criterion.

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retina_ray.config import ModelConfig
 from retina_ray.model.norms import NormName, PerLevelBatchNorm2d, make_norm
+
+_DEFAULT = ModelConfig()
 
 
 class RetinaNetHead(nn.Module):
@@ -44,10 +47,10 @@ class RetinaNetHead(nn.Module):
         num_levels: int,
         num_anchors: int,
         num_classes: int,
-        num_convs: int = 4,
+        num_convs: int = _DEFAULT.head_num_convs,
         channels: int | None = None,
         norm: NormName = "none",
-        prior_prob: float = 0.01,
+        prior_prob: float = _DEFAULT.prior_prob,
         box_dim: int = 4,
     ) -> None:
         super().__init__()

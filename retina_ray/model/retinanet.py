@@ -21,6 +21,8 @@ from retina_ray.structures import HeadOutputs, ImageBatch
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT = ModelConfig()
+
 
 class RetinaNet(nn.Module):
     """Backbone, pyramid, head and anchors; the loss is `RetinaNetCriterion`, apart.
@@ -58,8 +60,8 @@ class RetinaNet(nn.Module):
         fpn: FPN,
         head: RetinaNetHead,
         anchors: AnchorGenerator,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        pixel_mean: Sequence[float] = _DEFAULT.pixel_mean,
+        pixel_std: Sequence[float] = _DEFAULT.pixel_std,
     ) -> None:
         super().__init__()
         levels = {

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retina_ray.config import MatcherConfig
 from retina_ray.ops.best_anchor import AnchorClaims
 from retina_ray.ops.boxes import at_least_float32, paired_iou
 from retina_ray.ops.matcher import MatchResult
@@ -42,6 +43,9 @@ class _Level(NamedTuple):
         return min(topk, len(self.x)) * min(topk, len(self.y))
 
 
+_DEFAULT = MatcherConfig()
+
+
 class AtssMatcher:
     """Gives each box an IoU threshold of its own, from the statistics of the anchors around it.
 
@@ -59,7 +63,7 @@ class AtssMatcher:
     cells at the same distance, the first ones are taken.
     """
 
-    def __init__(self, topk: int = 9) -> None:
+    def __init__(self, topk: int = _DEFAULT.atss_topk) -> None:
         """Make a matcher.
 
         Args:

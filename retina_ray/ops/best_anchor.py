@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from retina_ray.config import MatcherConfig
 from retina_ray.ops.boxes import at_least_float32, box_iou, is_proper
 from retina_ray.ops.matcher import MatchResult
 
@@ -68,6 +69,9 @@ class AnchorClaims:
         return self._box[:, :-1].where(claimed, 0), claimed
 
 
+_DEFAULT = MatcherConfig()
+
+
 class BestAnchorMatcher:
     """One anchor a box: that with the box's largest IoU, the first one of equals.
 
@@ -77,7 +81,7 @@ class BestAnchorMatcher:
     would be good answers too, and background below.
     """
 
-    def __init__(self, ignore_iou: float = 0.5) -> None:
+    def __init__(self, ignore_iou: float = _DEFAULT.high) -> None:
         """Make a matcher.
 
         Args:

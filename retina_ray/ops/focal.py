@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from retina_ray.config import LossConfig
 from retina_ray.ops.class_terms import ClassLoss, Number
 from retina_ray.ops.focal_blocks import Terms, level_loss
 from retina_ray.ops.focal_compiled import (
@@ -31,14 +32,16 @@ from retina_ray.ops.focal_compiled import (
     room_for_variants,
 )
 
+_DEFAULT = LossConfig()
+
 
 def pyramid_focal_loss(
     logits: Sequence[Tensor],
     labels: Tensor,
     *,
     num_classes: int,
-    alpha: Number = 0.25,
-    gamma: Number = 2.0,
+    alpha: Number = _DEFAULT.focal_alpha,
+    gamma: Number = _DEFAULT.focal_gamma,
     compiled: bool = False,
 ) -> Tensor:
     """Sum of the focal loss (arXiv:1708.02002, equation 5) over all anchors and classes.
@@ -78,8 +81,8 @@ def pyramid_class_loss(
     *,
     num_classes: int,
     kind: ClassLoss = "focal",
-    alpha: Number = 0.25,
-    gamma: Number = 2.0,
+    alpha: Number = _DEFAULT.focal_alpha,
+    gamma: Number = _DEFAULT.focal_gamma,
     compiled: bool = False,
 ) -> Tensor:
     """Sum of the focal, quality focal or varifocal loss over all anchors and classes.

@@ -15,15 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retina_ray.config import LossConfig
 from retina_ray.ops.boxes import at_least_float32, paired_overlap
 
 # Smallest divisor, in square pixels (IoU losses) or pixels (aspect ratio). Only pairs without any
 # extent are below it, so all others get the exact formula.
 _EPS = 1e-7
 
+_DEFAULT = LossConfig()
+
 
 def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float | Tensor = 0.25, gamma: float | Tensor = 2.0
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor = _DEFAULT.focal_alpha,
+    gamma: float | Tensor = _DEFAULT.focal_gamma,
 ) -> Tensor:
     """Focal loss (arXiv:1708.02002, equation 5): `-alpha_t * (1 - p_t)**gamma * log(p_t)`.
 
@@ -56,7 +62,9 @@ def sigmoid_focal_loss(
     return loss.sum()
 
 
-def quality_focal_loss(logits: Tensor, targets: Tensor, beta: float = 2.0) -> Tensor:
+def quality_focal_loss(
+    logits: Tensor, targets: Tensor, beta: float = _DEFAULT.focal_gamma
+) -> Tensor:
     """Quality focal loss (Generalized Focal Loss, arXiv:2006.04388, equation 2).
 
     `-|y - sigma|**beta * ((1 - y) * log(1 - sigma) + y * log(sigma))` with sigma = sigmoid(logit)
@@ -89,7 +97,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, beta: float = 2.0) -> Te
 
 
 def varifocal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0
+    logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = _DEFAULT.focal_gamma
 ) -> Tensor:
     """Varifocal loss (VarifocalNet, arXiv:2008.13367, equation 2).
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retina_ray.config import MatcherConfig
 from retina_ray.ops.boxes import box_iou
 from retina_ray.ops.grid_iou import (
     GridAxes,
@@ -41,6 +42,9 @@ class MatchResult(NamedTuple):
     ignored: Tensor
 
 
+_DEFAULT = MatcherConfig()
+
+
 class Matcher:
     """Compares each anchor's largest IoU with two thresholds.
 
@@ -54,7 +58,12 @@ class Matcher:
     outside all anchors claims none. No call waits for a GPU.
     """
 
-    def __init__(self, low: float = 0.4, high: float = 0.5, allow_low_quality: bool = True) -> None:
+    def __init__(
+        self,
+        low: float = _DEFAULT.low,
+        high: float = _DEFAULT.high,
+        allow_low_quality: bool = _DEFAULT.allow_low_quality,
+    ) -> None:
         """Make a matcher.
 
         Args:

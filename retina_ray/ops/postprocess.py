@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from retina_ray.config import InferenceConfig
 from retina_ray.ops.boxes import clip_boxes, is_proper
 from retina_ray.ops.rotated.boxes import is_proper_rotated
 from retina_ray.ops.rotated.nms import batched_rotated_nms
 from retina_ray.structures import Detections, HeadOutputs
+
+_DEFAULT = InferenceConfig()
 
 
 class Coder(Protocol):
@@ -37,10 +40,10 @@ def select_detections(
     image_sizes: Tensor,
     *,
     coder: Coder,
-    score_threshold: float = 0.05,
-    topk_per_level: int = 1000,
-    nms_threshold: float = 0.5,
-    max_detections: int = 100,
+    score_threshold: float = _DEFAULT.score_threshold,
+    topk_per_level: int = _DEFAULT.topk_per_level,
+    nms_threshold: float = _DEFAULT.nms_threshold,
+    max_detections: int = _DEFAULT.max_detections,
 ) -> list[Detections]:
     """Choose the detections of each image.
 

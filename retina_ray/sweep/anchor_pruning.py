@@ -19,9 +19,8 @@ from typing import Any
 from retina_ray.anchors.coverage import match_threshold, one_thread
 from retina_ray.anchors.search import AnchorJudge
 from retina_ray.anchors.training_boxes import TrainingBoxes
-from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.config import ConfigError, ExperimentConfig, idle_paths, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.sweep.effective import idle_paths
 from retina_ray.sweep.space import Choice, Domain, IntUniform, LogUniform, Space
 
 logger = logging.getLogger(__name__)

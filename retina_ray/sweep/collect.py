@@ -7,8 +7,7 @@ from typing import Any
 
 from ray.tune.experiment import Trial
 
-from retina_ray.config import with_overrides
-from retina_ray.sweep.effective import idle_paths
+from retina_ray.config import idle_paths, with_overrides
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.report import TrialRow
 from retina_ray.sweep.space import decode_params
