@@ -84,13 +84,15 @@ def by_definition(logits, labels, quality=None, *, num_classes, kind="focal", al
     return loss.item(), torch.autograd.grad(loss, leaves)
 
 
-def check(loss, logits, expected, *, rtol=1e-6):
-    """Compare with `by_definition`.
+def check(loss, logits, expected, *, rtol=1e-6, case=""):
+    """Compare with `by_definition`; `case` names it where it differs.
 
     The value to 1e-6 of it; each gradient to `rtol` of it plus 1e-6 (no gradient of a logit is
     much above 1 as long as the logit is not).
     """
     value, gradients = expected
-    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert loss.item() == pytest.approx(value, rel=1e-6), case
     for ours, theirs in zip(torch.autograd.grad(loss, logits), gradients, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=1e-6)
+        torch.testing.assert_close(
+            ours.double(), theirs, rtol=rtol, atol=1e-6, msg=lambda text: f"{case}: {text}"
+        )

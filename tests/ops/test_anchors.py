@@ -33,12 +33,10 @@ def test_grid_rows_and_offset(offset, shift):
     (grid,) = generator([(2, 3)])
     assert grid.shape == (2 * 3 * 6, 4)
     assert grid.dtype == torch.float32
-    for y in range(2):
-        for x in range(3):
-            for a in range(6):
-                move = torch.tensor([4 * x, 4 * y] * 2) + shift
-                expected = generator.cell_anchors[0][a] + move
-                assert torch.equal(grid[(y * 3 + x) * 6 + a], expected)
+    for row, anchor in enumerate(grid):
+        y, x, a = row // 18, row // 6 % 3, row % 6
+        move = torch.tensor([4 * x, 4 * y] * 2) + shift
+        assert torch.equal(anchor, generator.cell_anchors[0][a] + move)
 
 
 def test_equals_torchvision_up_to_its_order_and_rounding_of_cell_anchors():
@@ -80,13 +78,6 @@ def test_from_config_multiplies_sizes_scale_and_octaves():
     assert sides == [[20, 30], [40, 60], [60, 90], [80, 120], [100, 150]]
 
 
-def test_the_default_config_has_the_papers_anchors():
-    generator = AnchorGenerator.from_config(ModelConfig())
-    areas = (generator.cell_anchors[0][:, 2:] * 2).prod(1)
-    octaves = torch.tensor([32.0**2 * 2 ** (2 * i / 3) for i in range(3)]).repeat_interleave(3)
-    torch.testing.assert_close(areas, octaves)
-
-
 @pytest.mark.parametrize("offset", [0.0, 0.5])
 def test_every_anchor_of_the_default_config_by_hand(offset):
     """Bit by bit: IoUs that are equal must stay equal."""
@@ -109,31 +100,17 @@ def test_every_anchor_of_the_default_config_by_hand(offset):
         assert torch.equal(found, torch.cat(expected))
 
 
-def test_empty_grid():
-    (grid,) = small()([(0, 3)])
-    assert grid.shape == (0, 4)
-
-
 def test_grids_are_cached_by_size_and_bounded():
     generator = small()
     first = generator([(2, 3)])[0]
-    assert generator([(2, 3)])[0] is first
+    assert generator([(0, 3)])[0].shape == (0, 4)
     assert not torch.equal(generator([(3, 2)])[0], first)
     for width in range(1, 200):
         generator([(1, width)])
+        if width < 100 and width % 50 == 0:  # recently used ones stay
+            assert generator([(2, 3)])[0] is first
     assert len(generator._grids) <= 64
     assert torch.equal(generator([(2, 3)])[0], first)
-
-
-def test_recently_used_grids_stay():
-    generator = small()
-    first = generator([(2, 3)])[0]
-    for width in range(1, 60):
-        generator([(1, width)])
-    generator([(2, 3)])
-    for width in range(60, 70):
-        generator([(1, width)])
-    assert generator([(2, 3)])[0] is first
 
 
 def test_grids_made_in_inference_mode_can_be_trained_with():

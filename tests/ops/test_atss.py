@@ -10,7 +10,6 @@ from largest_storage import LargestStorage
 from retina_ray.ops import atss as atss_module
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.atss import AtssMatcher
-from retina_ray.ops.boxes import box_iou
 
 STRIDES = (8, 16, 32)
 
@@ -76,16 +75,16 @@ def owners(match, image=0):
     ("sizes", "ratios", "k"),
     [((1.0,), (1.0,), 9), ((1.0, 1.3), (0.5, 2.0), 4), ((0.5,), (1.0, 2.0), 1), ((1.0,), (1,), 17)],
 )
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_equals_the_papers_algorithm_step_by_step(sizes, ratios, k, offset):
+def test_equals_the_papers_algorithm_step_by_step(sizes, ratios, k):
+    offset = 0.5 * (k % 2)
     anchors, grids = make_anchors(64, 96, sizes, ratios, offset)
     rows = [level.tolist() for level in anchors]
-    boxes = random_boxes((4, 7), 3)
+    boxes = random_boxes((3, 7), 3)
     # Side by side within one cell, so that they compete for anchors.
     boxes[0, 3:] = boxes[0, 2] + torch.rand(4, 1, dtype=torch.float64)
     match = AtssMatcher(k).match_grid(boxes, anchors, grids)
     found = 0
-    for i in range(4):
+    for i in range(3):
         expected = algorithm_1(boxes[i].tolist(), rows, grids, k)
         assert owners(match, i) == expected
         found += len(expected)
@@ -96,44 +95,36 @@ def test_equals_the_papers_algorithm_step_by_step(sizes, ratios, k, offset):
 def test_by_hand():
     # One row of four cells of 8 px with anchors of 16 x 16, and a box of just that size. IoUs of
     # the cells at a distance of 0, 8, 16: 1, 128 / 384 = 1/3, 0.
-    generator = AnchorGenerator([[16.0]], [1.0], [8])
-    box = torch.tensor([[[4.0 - 8, 4 - 8, 4 + 8, 4 + 8]]])
+    box, moved = [-4.0, -4, 12, 12], [8.0, -4, 24, 12]
     # k = 3: 1, 1/3, 0 have the mean 4/9 and the standard deviation 0.51; only the first is above.
-    match = AtssMatcher(3).match_grid(box, generator([(1, 4)]), [(1, 4)])
-    assert match.positive.tolist() == [[True, False, False, False]]
-    # Moved by half a cell, two cells are at a distance of 4, with 192 / 320 = 0.6, and the other
+    assert in_row_of_four(3, [box]) == {0: 0}
+    # Moved by a cell and a half, two cells are at a distance of 4, with 192 / 320 = 0.6, the other
     # two at 12, with 64 / 448 = 1/7. Of all four: mean 0.371, deviation 0.264, 0.6 below 0.635.
-    match = AtssMatcher(4).match_grid(box + torch.tensor([12.0, 0, 12, 0]), *_row_of_four())
-    assert not match.positive.any()
+    assert in_row_of_four(4, [moved]) == {}
     # Of the nearest three: mean 0.448, deviation 0.264, above 0.6 again.
-    match = AtssMatcher(3).match_grid(box + torch.tensor([12.0, 0, 12, 0]), *_row_of_four())
-    assert not match.positive.any()
+    assert in_row_of_four(3, [moved]) == {}
     # Of two alone, the deviation is 0 and both are positive.
-    match = AtssMatcher(2).match_grid(box + torch.tensor([12.0, 0, 12, 0]), *_row_of_four())
-    assert match.positive.tolist() == [[False, True, True, False]]
+    assert in_row_of_four(2, [moved]) == {1: 0, 2: 0}
 
 
-def _row_of_four():
-    return AnchorGenerator([[16.0]], [1.0], [8])([(1, 4)]), [(1, 4)]
+def in_row_of_four(k, boxes):
+    """Owners of four anchors of 16 px at x = 4, 12, 20, 28 and y = 4."""
+    anchors = AnchorGenerator([[16.0]], [1.0], [8])([(1, 4)])
+    return owners(AtssMatcher(k).match_grid(torch.tensor([boxes]), anchors, [(1, 4)]))
 
 
 def test_an_anchor_outside_the_box_is_not_positive_however_well_it_overlaps():
-    anchors, grids = _row_of_four()
-    # The centres are x = 4, 12, 20, 28 and y = 4: the box begins 0.005 px before 12, and at 12.02.
-    match = AtssMatcher(1).match_grid(torch.tensor([[[11.98, 0, 14, 8]]]), anchors, grids)
-    assert match.positive.tolist() == [[False, True, False, False]]
-    for edge in (11.995, 12.02):
-        match = AtssMatcher(1).match_grid(torch.tensor([[[edge, 0, 12.5, 8]]]), anchors, grids)
-        assert not match.positive.any()
+    # The box begins 0.02 and 0.005 px before the centre at 12, and beyond it.
+    assert in_row_of_four(1, [[11.98, 0, 14, 8]]) == {1: 0}
+    assert (
+        in_row_of_four(1, [[11.995, 0, 12.5, 8]]) == in_row_of_four(1, [[12.02, 0, 12.5, 8]]) == {}
+    )
 
 
 def test_a_shared_anchor_goes_to_the_larger_overlap_and_to_the_first_of_equals():
-    anchors, grids = _row_of_four()
     wide, exact = [2.0, -4, 22, 12], [4.0, -4, 20, 12]
-    match = AtssMatcher(1).match_grid(torch.tensor([[wide, exact, exact]]), anchors, grids)
-    assert owners(match) == {1: 1}
-    match = AtssMatcher(1).match_grid(torch.tensor([[exact, wide, exact]]), anchors, grids)
-    assert owners(match) == {1: 0}
+    assert in_row_of_four(1, [wide, exact, exact]) == {1: 1}
+    assert in_row_of_four(1, [exact, wide, exact]) == {1: 0}
 
 
 def test_cells_at_the_same_distance_are_taken_in_their_order():
@@ -150,31 +141,32 @@ def test_cells_at_the_same_distance_are_taken_in_their_order():
 
 
 @pytest.mark.parametrize("grid", [(1, 40), (40, 1), (3, 13), (2, 2)])
-@pytest.mark.parametrize("k", [1, 5, 9, 30])
-def test_the_window_holds_all_candidates(grid, k):
+def test_the_window_holds_all_candidates(grid):
     generator = AnchorGenerator([[16.0]], [1.0], [8])
     level = atss_module._levels(generator([grid]), [grid])[0]
     # Inside, in the corners, and far outside the grid.
     boxes = random_boxes((1, 60), 5, grid[0] * 8.0, grid[1] * 8.0)
     boxes[:, 30:] = (boxes[:, 30:] - 20) * 3
-    candidates, _ = AtssMatcher(k)._candidates(boxes, level)
     centers = (boxes[0, :, :2] + boxes[0, :, 2:]) / 2
     cells = generator([grid])[0].double()
     distance = torch.cdist(centers, (cells[:, :2] + cells[:, 2:]) / 2)
-    expected = distance.sort(-1).indices[:, :k]
-    assert torch.equal(candidates[0].sort(-1).values, expected.sort(-1).values)
+    for k in (1, 5, 9, 30):
+        candidates, _ = AtssMatcher(k)._candidates(boxes, level)
+        expected = distance.sort(-1).indices[:, :k]
+        assert torch.equal(candidates[0].sort(-1).values, expected.sort(-1).values), k
 
 
-@pytest.mark.parametrize("block", [1, 200, 5000])
-def test_blocks_of_boxes_change_nothing(monkeypatch, block):
+def test_blocks_of_boxes_change_nothing(monkeypatch):
     anchors, grids = make_anchors(64, 96, (1.0, 1.3))
     boxes = random_boxes((3, 20), 8)
     boxes[0, 10:] = boxes[0, :10]  # equal boxes: the first one wins, in another block too
     boxes[1, 4:] = 0
     whole = AtssMatcher().match_grid(boxes, anchors, grids)
-    monkeypatch.setattr(atss_module, "_BLOCK_CPU", block)
-    for ours, expected in zip(AtssMatcher().match_grid(boxes, anchors, grids), whole, strict=True):
-        assert torch.equal(ours, expected)
+    for block in (1, 200, 5000):
+        monkeypatch.setattr(atss_module, "_BLOCK_CPU", block)
+        match = AtssMatcher().match_grid(boxes, anchors, grids)
+        for ours, expected in zip(match, whole, strict=True):
+            assert torch.equal(ours, expected)
     assert whole.positive.any(1).all()
     assert (whole.index[0][whole.positive[0]] < 10).all()
 
@@ -195,13 +187,13 @@ def test_boxes_without_extent_or_with_a_nan_match_nothing_and_disturb_nobody():
     assert not AtssMatcher().match_grid(outside, anchors, grids).positive.any()
 
 
-def test_a_mirrored_picture_has_mirrored_positives():
+def test_a_flipped_image_has_flipped_positives():
     anchors, grids = make_anchors(64, 96)
     boxes = random_boxes((1, 5), 4)
-    mirrored = boxes[..., [2, 1, 0, 3]] * torch.tensor([-1.0, 1, -1, 1])
-    mirrored[..., [0, 2]] += 96
+    flipped = boxes[..., [2, 1, 0, 3]] * torch.tensor([-1.0, 1, -1, 1])
+    flipped[..., [0, 2]] += 96
     there = AtssMatcher(8).match_grid(boxes, anchors, grids).positive[0]
-    back = AtssMatcher(8).match_grid(mirrored, anchors, grids).positive[0]
+    back = AtssMatcher(8).match_grid(flipped, anchors, grids).positive[0]
     sizes = [h * w for h, w in grids]
     for a, b, (height, width) in zip(there.split(sizes), back.split(sizes), grids, strict=True):
         assert torch.equal(a.view(height, width), b.view(height, width).flip(1))
@@ -254,18 +246,8 @@ def test_memory_is_bounded_whatever_the_number_of_boxes(device, num_images):
     assert 0.5 < largest.mib <= (4 if device == "cpu" else 64), largest.name
 
 
-def test_many_boxes_keep_the_best_candidate():
-    anchors, grids = make_anchors(64, 96)
-    boxes = random_boxes((1, 1000), 2)
-    match = AtssMatcher().match_grid(boxes, anchors, grids)
-    overlap = box_iou(boxes[0], torch.cat(anchors))
-    rows = match.positive[0].nonzero().flatten()
-    assert len(rows) > 50
-    assert (overlap[match.index[0, rows], rows] > 0).all()
-
-
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="topk: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="topk"):
         AtssMatcher(0)
-    with pytest.raises(ValueError, match="level 0: expected a multiple of its 2 x 2 cells, got 7"):
+    with pytest.raises(ValueError, match=r"level 0: .* 2 x 2 cells"):
         AtssMatcher().match_grid(torch.zeros(1, 1, 4), [torch.zeros(7, 4)], [(2, 2)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from box_cases import INF, NAN, random_boxes
 from largest_storage import LargestStorage
 
 from retina_ray.ops import best_anchor as best_anchor_module
@@ -10,13 +11,6 @@ from retina_ray.ops.boxes import box_iou
 
 # Side by side, 10 x 10 each; the fourth is the third moved by 2.
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [22, 0, 32, 10]])
-
-
-def random_boxes(shape, seed, side=40.0):
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(*shape, 2, generator=generator) * 100
-    sides = 1 + torch.rand(*shape, 2, generator=generator) * side
-    return torch.cat((corners, corners + sides), -1)
 
 
 def match_one(boxes, anchors=ANCHORS, ignore_iou=0.5):
@@ -81,44 +75,41 @@ def test_no_overlap_is_background_whatever_the_threshold(ignore_iou):
     assert not any(ignored)
 
 
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("ignore_iou", [0.2, 0.5])
-def test_equals_the_algorithm_step_by_step(seed, ignore_iou):
-    anchors = random_boxes((60,), seed)
-    boxes = random_boxes((2, 25), seed + 100)
+def test_equals_the_algorithm_step_by_step(ignore_iou):
+    anchors, boxes = random_boxes(60, 0), random_boxes((8, 25), 100)
     match = BestAnchorMatcher(ignore_iou).match_grid(
         boxes, anchors.split([40, 20]), [(5, 8), (5, 4)]
     )
-    for i in range(2):
+    for i in range(8):
         owner, ignored = algorithm(boxes[i], anchors, ignore_iou)
         rows = match.positive[i].nonzero().flatten().tolist()
         assert {row: int(match.index[i, row]) for row in rows} == owner
         assert set(match.ignored[i].nonzero().flatten().tolist()) == ignored
 
 
-@pytest.mark.parametrize("block", [1, 130, 400])
-def test_blocks_and_padding_change_nothing(monkeypatch, block):
-    anchors = random_boxes((60,), 7)
+def test_blocks_and_padding_change_nothing(monkeypatch):
+    anchors = random_boxes(60, 7)
     boxes = random_boxes((3, 9), 8)
     boxes[0, 4:] = 0  # padding
     boxes[1] = 0  # an image without boxes
     boxes[2, 8] = boxes[2, 3]  # equal boxes: the first one wins, in another block too
     matcher = BestAnchorMatcher()
     whole = matcher.match_grid(boxes, [anchors], [(6, 10)])
-    # What a GPU does: several images at once, without looking at the padding.
-    monkeypatch.setattr(best_anchor_module, "_BLOCK_CPU", block)
-    together = matcher._match(boxes, anchors)
-    for match in (matcher.match_grid(boxes, [anchors], [(6, 10)]), together):
-        for ours, expected in zip(match, whole, strict=True):
-            assert torch.equal(ours, expected)
+    for block in (1, 130, 400):
+        monkeypatch.setattr(best_anchor_module, "_BLOCK_CPU", block)
+        # What a GPU does: several images at once, without looking at the padding.
+        together = matcher._match(boxes, anchors)
+        for match in (matcher.match_grid(boxes, [anchors], [(6, 10)]), together):
+            for ours, expected in zip(match, whole, strict=True):
+                assert torch.equal(ours, expected)
     assert whole.positive[0].sum() == 4
     assert not whole.positive[1].any()
     assert 8 not in whole.index[2]
 
 
 def test_a_nan_or_a_box_without_extent_matches_nothing():
-    nan, inf = float("nan"), float("inf")
-    bad = [[nan, 0, 5, 5], [5, 5, 5, 9], [9, 9, 5, 5], [-inf, 0, inf, 10], [0, 0, 0, 0]]
+    bad = [[NAN, 0, 5, 5], [5, 5, 5, 9], [9, 9, 5, 5], [-INF, 0, INF, 10], [0, 0, 0, 0]]
     _, positive, ignored = match_one(bad)
     assert not any(positive)
     assert not any(ignored)
@@ -146,8 +137,8 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(m):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_memory_is_bounded_whatever_the_number_of_boxes(device):
-    # All IoUs of one image would take 76 MiB.
-    anchors, boxes = random_boxes((20_000,), 1).to(device), random_boxes((4, 1000), 2).to(device)
+    # All IoUs of one image would take 23 MiB.
+    anchors, boxes = random_boxes(20_000, 1).to(device), random_boxes((3, 300), 2).to(device)
     with LargestStorage() as largest:
         BestAnchorMatcher().match_grid(boxes, [anchors], [(100, 200)])
     # A block of 2**20 float32 on a CPU, where values can be seen; else of 2**24, as on a GPU.
@@ -185,5 +176,5 @@ def test_claims_in_parts_are_settled_as_at_once():
 
 @pytest.mark.parametrize("ignore_iou", [-0.1, 1.1])
 def test_the_threshold_is_checked(ignore_iou):
-    with pytest.raises(ValueError, match=r"ignore_iou: expected a value in \[0, 1\]"):
+    with pytest.raises(ValueError, match="ignore_iou"):
         BestAnchorMatcher(ignore_iou)

@@ -1,31 +1,91 @@
-"""Shapes: P pairs."""
+"""The definitions: by hand, against the papers' equations in Python, and against torchvision's.
+
+Shapes: P pairs.
+"""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torchvision
+from box_cases import random_boxes
 
 from retina_ray.ops.losses import (
     ciou_loss,
     diou_loss,
     giou_loss,
+    quality_focal_loss,
     sigmoid_focal_loss,
     smooth_l1_loss,
+    varifocal_loss,
 )
 
-BOX_LOSSES = {
-    giou_loss: torchvision.ops.generalized_box_iou_loss,
-    diou_loss: torchvision.ops.distance_box_iou_loss,
-    ciou_loss: torchvision.ops.complete_box_iou_loss,
-}
-by_box_loss = pytest.mark.parametrize("loss", BOX_LOSSES, ids=lambda f: f.__name__)
+EXTREMES = [-1e30, -1e4, -200.0, -100.0, -88.0, -50, -1, 0, 1, 50, 88, 100, 200, 1e4, 1e30]
+GAMMAS = (0, 0.5, 1, 2, 5)
 
 
-def random_boxes(count: int, seed: int) -> torch.Tensor:
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def random_case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets (30, 5): a third of the targets 0, some 1, the others between."""
     generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(count, 2, generator=generator) * 60
-    return torch.cat((corners, corners + 1 + torch.rand(count, 2, generator=generator) * 50), 1)
+    logits = torch.randn(30, 5, generator=generator, dtype=torch.float64) * 3
+    targets = torch.rand(30, 5, generator=generator, dtype=torch.float64)
+    targets[:10] = 0
+    targets[10:13] = 1
+    return logits.requires_grad_(), targets
+
+
+def assert_same(ours, theirs, leaf, **tolerance):
+    """Value and gradient."""
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    (gradient,), (expected,) = (torch.autograd.grad(x, leaf) for x in (ours, theirs))
+    torch.testing.assert_close(gradient, expected, **tolerance)
+
+
+def by_parameter(function, parameters):
+    return [
+        pytest.param(lambda x, y, p=p: function(x, y, *p), id=f"{function.__name__}-{p}")
+        for p in parameters
+    ]
+
+
+every_class_loss = pytest.mark.parametrize(
+    "loss",
+    [
+        *by_parameter(sigmoid_focal_loss, [(-1, 0), (0.25, 0.5), (0.25, 5.0)]),
+        *by_parameter(quality_focal_loss, [(0,), (0.01,), (0.5,), (1.0,), (2.0,)]),
+        *by_parameter(varifocal_loss, [(-1, 0), (0.75, 0.5), (0.75, 2.0)]),
+    ],
+)
+
+
+@every_class_loss
+def test_extreme_logits_are_finite(loss, request):
+    is_focal = "sigmoid" in request.node.callspec.id
+    for target in (0.0, 1.0) if is_focal else (0.0, 1e-40, 1e-6, 0.3, 1.0 - 6e-8, 1.0):
+        logits = torch.tensor(EXTREMES, requires_grad=True)
+        value = loss(logits, torch.full_like(logits, target))
+        value.backward()
+        assert 0 <= value < math.inf, target
+        assert torch.isfinite(logits.grad).all(), target
+
+
+@every_class_loss
+def test_half_precision_is_widened_and_nothing_costs_nothing(loss):
+    logits, targets = torch.randn(100).bfloat16(), torch.rand(100).round()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(logits, targets)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(logits.float(), targets))
+    empty = torch.zeros(0, 3, requires_grad=True)
+    value = loss(empty, torch.zeros(0, 3))
+    value.backward()
+    assert value.item() == 0
+    assert empty.grad.shape == (0, 3)
 
 
 class TestFocal:
@@ -34,58 +94,111 @@ class TestFocal:
         loss = sigmoid_focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0]), 0.25, 2.0)
         assert loss.item() == pytest.approx(0.25 * math.log(2))
         # A score of 0.9 for a positive, gamma 1, no alpha: 0.1 * -log 0.9.
-        logit = torch.tensor([math.log(9.0)])
-        loss = sigmoid_focal_loss(logit, torch.ones(1), -1, 1.0)
+        loss = sigmoid_focal_loss(torch.tensor([logit(0.9)]), torch.ones(1), -1, 1.0)
         assert loss.item() == pytest.approx(-0.1 * math.log(0.9), rel=1e-6)
 
-    @pytest.mark.parametrize("gamma", [0, 0.5, 1, 2, 5])
-    @pytest.mark.parametrize("alpha", [-1, 0.0, 0.25, 0.5, 0.75, 1.0])
+    @pytest.mark.parametrize("gamma", GAMMAS)
+    @pytest.mark.parametrize("alpha", [-1, 0.0, 0.25, 1.0])
     def test_equals_torchvision(self, alpha, gamma):
-        torch.manual_seed(0)
-        logits = (torch.randn(40, 7, dtype=torch.float64) * 3).requires_grad_()
-        targets = (torch.rand(40, 7) < 0.2).double()
+        logits, targets = random_case()
+        targets = targets.round()
         ours = sigmoid_focal_loss(logits, targets, alpha, gamma)
         theirs = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha, gamma, "sum")
-        torch.testing.assert_close(ours, theirs)
-        torch.testing.assert_close(
-            torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0]
-        )
+        assert_same(ours, theirs, logits)
 
     def test_tensors_as_parameters(self):
         logits, targets = torch.randn(6, 3), (torch.rand(6, 3) < 0.5).float()
+        alphas, gammas = (0.25, -1.0, 0.9), (2.0, 0.0, 0.5)
         expected = sum(
-            sigmoid_focal_loss(logits[:, k], targets[:, k], alpha, gamma)
-            for k, (alpha, gamma) in enumerate([(0.25, 2.0), (-1.0, 0.0), (0.9, 0.5)])
+            sigmoid_focal_loss(logits[:, k], targets[:, k], alphas[k], gammas[k]) for k in range(3)
         )
-        loss = sigmoid_focal_loss(
-            logits, targets, torch.tensor([0.25, -1.0, 0.9]), torch.tensor([2.0, 0.0, 0.5])
-        )
+        loss = sigmoid_focal_loss(logits, targets, torch.tensor(alphas), torch.tensor(gammas))
         torch.testing.assert_close(loss, expected)
 
-    @pytest.mark.parametrize("gamma", [0, 0.5, 1, 2, 5])
-    @pytest.mark.parametrize("alpha", [-1, 0.25])
-    def test_extreme_logits_are_finite(self, alpha, gamma):
-        extremes = torch.tensor([-1e30, -1e4, -200.0, -50, 0, 50, 200, 1e4, 1e30])
-        logits = extremes.repeat(2).requires_grad_()
-        targets = torch.cat((torch.zeros(9), torch.ones(9)))
-        loss = sigmoid_focal_loss(logits, targets, alpha, gamma)
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert torch.isfinite(logits.grad).all()
 
-    def test_half_precision_is_widened(self):
-        logits, targets = torch.randn(100).bfloat16(), torch.zeros(100)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = sigmoid_focal_loss(logits, targets)
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, sigmoid_focal_loss(logits.float(), targets))
+def quality_focal_by_equation(x: float, y: float, beta: float) -> float:
+    p = 1 / (1 + math.exp(-x))
+    return -(abs(y - p) ** beta) * ((1 - y) * math.log(1 - p) + y * math.log(p))
 
-    def test_empty(self):
-        logits = torch.zeros(0, 3, requires_grad=True)
-        loss = sigmoid_focal_loss(logits, torch.zeros(0, 3))
+
+def varifocal_by_equation(x: float, q: float, alpha: float, gamma: float) -> float:
+    p = 1 / (1 + math.exp(-x))
+    if q > 0:
+        return -q * (q * math.log(p) + (1 - q) * math.log(1 - p))
+    return -alpha * p**gamma * math.log(1 - p)
+
+
+@pytest.mark.parametrize(
+    ("function", "equation", "parameters"),
+    [
+        *((quality_focal_loss, quality_focal_by_equation, (b,)) for b in (0, 0.5, 1, 1.5, 2, 5)),
+        *(
+            (varifocal_loss, varifocal_by_equation, (alpha, gamma))
+            for alpha in (0.0, 0.25, 1.0)
+            for gamma in (0, 0.5, 2)
+        ),
+    ],
+)
+def test_quality_losses_equal_their_equations(function, equation, parameters):
+    logits, targets = random_case()
+    pairs = zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True)
+    expected = sum(equation(x, y, *parameters) for x, y in pairs)
+    assert function(logits, targets, *parameters).item() == pytest.approx(expected)
+    assert torch.autograd.gradcheck(lambda x: function(x, targets, *parameters), logits)
+    targets.requires_grad_()
+    function(logits, targets, *parameters).backward()
+    assert targets.grad is None
+
+
+class TestQualityFocal:
+    def test_by_hand(self):
+        # sigma 0.9, y 0.5: 0.4^2 * -(0.5 log 0.1 + 0.5 log 0.9).
+        loss = quality_focal_loss(torch.tensor([logit(0.9)]), torch.tensor([0.5]), 2.0)
+        expected = 0.16 * -0.5 * (math.log(0.1) + math.log(0.9))
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        # A beta of 0 is cross entropy, also where the score is right.
+        loss = quality_focal_loss(torch.zeros(1), torch.tensor([0.5]), 0.0)
+        assert loss.item() == pytest.approx(math.log(2))
+
+    @pytest.mark.parametrize("beta", [0, 0.5, 1, 2])
+    def test_is_the_focal_loss_for_hard_targets(self, beta):
+        logits, targets = random_case()
+        targets = targets.round()
+        ours = quality_focal_loss(logits, targets, beta)
+        assert_same(ours, sigmoid_focal_loss(logits, targets, -1, beta), logits)
+
+    @pytest.mark.parametrize("beta", [0.01, 0.5, 1, 1.5, 2])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_score_that_is_right_has_no_loss_and_no_gradient(self, beta, dtype):
+        logits = torch.tensor([0.0, -1.3, 2.0, -200.0, 200.0], dtype=dtype, requires_grad=True)
+        loss = quality_focal_loss(logits, logits.detach().sigmoid(), beta)
         loss.backward()
         assert loss.item() == 0
-        assert logits.grad.shape == (0, 3)
+        assert logits.grad.tolist() == [0] * 5
+
+
+class TestVarifocal:
+    def test_by_hand(self):
+        # p 0.9: q 0.5 gives 0.5 * -(0.5 log 0.9 + 0.5 log 0.1); q 0 gives 0.75 * 0.81 * -log 0.1.
+        logits = torch.tensor([logit(0.9), logit(0.9)])
+        loss = varifocal_loss(logits, torch.tensor([0.5, 0.0]), 0.75, 2.0)
+        expected = -0.25 * (math.log(0.9) + math.log(0.1)) - 0.75 * 0.81 * math.log(0.1)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_without_weighting_negatives_weigh_one(self):
+        logits, targets = random_case()
+        unweighted = varifocal_loss(logits, targets, -1, 2.0)
+        torch.testing.assert_close(unweighted, varifocal_loss(logits, targets, 1.0, 2.0))
+        # Without positives that is the focal loss of the background.
+        zeros = torch.zeros_like(logits)
+        background = sigmoid_focal_loss(logits, zeros, -1, 1.5)
+        torch.testing.assert_close(varifocal_loss(logits, zeros, -1, 1.5), background)
+
+    def test_positives_are_not_focused(self):
+        # Its gradient is q * (p - q), whatever gamma.
+        logits = torch.tensor([logit(0.8)], requires_grad=True)
+        varifocal_loss(logits, torch.tensor([0.6]), 0.75, 5.0).backward()
+        assert logits.grad.item() == pytest.approx(0.6 * (0.8 - 0.6), rel=1e-5)
 
 
 class TestSmoothL1:
@@ -102,65 +215,56 @@ class TestSmoothL1:
         assert loss.item() == 5
         assert pred.grad.tolist() == [0, 1, -1]
 
-    def test_empty_and_half_precision(self):
-        pred = torch.zeros(0, 4, requires_grad=True)
-        loss = smooth_l1_loss(pred, torch.zeros(0, 4), 0.1)
-        loss.backward()
-        assert loss.item() == 0
+    def test_half_precision(self):
         wide = smooth_l1_loss(torch.full((3,), 300.0).bfloat16(), torch.full((3,), 1.0), 0.1)
         assert wide.item() == pytest.approx(3 * 298.95)
 
 
+BOX_LOSSES = {
+    giou_loss: torchvision.ops.generalized_box_iou_loss,
+    diou_loss: torchvision.ops.distance_box_iou_loss,
+    ciou_loss: torchvision.ops.complete_box_iou_loss,
+}
+boxes_of = partial(random_boxes, spread=60, side=50)
+
+
+def test_box_losses_by_hand():
+    pred, target = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 4, 3]])
+    # Intersection 1, union 9, enclosing 4 x 3; centres (1, 1) and (2.5, 2), diagonal 5.
+    giou = 1 - 1 / 9 + (12 - 9) / 12
+    diou = 1 - 1 / 9 + (1.5**2 + 1) / 25
+    v = 4 / math.pi**2 * (math.atan(3 / 2) - math.atan(1)) ** 2
+    ciou = diou + v * v / (1 - 1 / 9 + v)
+    found = [loss(pred, target).item() for loss in BOX_LOSSES]
+    assert found == pytest.approx([giou, diou, ciou])
+
+
+@pytest.mark.parametrize("loss", BOX_LOSSES, ids=lambda f: f.__name__)
 class TestBoxLosses:
-    def test_by_hand(self):
-        pred, target = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 4, 3]])
-        # Intersection 1, union 9, enclosing 4 x 3; centres (1, 1) and (2.5, 2), diagonal 5.
-        giou = 1 - 1 / 9 + (12 - 9) / 12
-        diou = 1 - 1 / 9 + (1.5**2 + 1) / 25
-        v = 4 / math.pi**2 * (math.atan(3 / 2) - math.atan(1)) ** 2
-        ciou = diou + v * v / (1 - 1 / 9 + v)
-        assert giou_loss(pred, target).item() == pytest.approx(giou)
-        assert diou_loss(pred, target).item() == pytest.approx(diou)
-        assert ciou_loss(pred, target).item() == pytest.approx(ciou)
-
-    @by_box_loss
     def test_equals_torchvision(self, loss):
-        pred = random_boxes(80, 0).double().requires_grad_()
-        target = random_boxes(80, 1).double()
-        ours, theirs = loss(pred, target), BOX_LOSSES[loss](pred, target, "sum")
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-        (gradient,), (expected,) = (torch.autograd.grad(x, pred) for x in (ours, theirs))
-        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-9)
+        pred, target = boxes_of(80, 0).double().requires_grad_(), boxes_of(80, 1).double()
+        theirs = BOX_LOSSES[loss](pred, target, "sum")
+        assert_same(loss(pred, target), theirs, pred, rtol=1e-5, atol=1e-9)
+        assert loss(target, target).item() == pytest.approx(0, abs=1e-5)
 
-    @by_box_loss
-    def test_perfect_is_zero_and_the_sum_adds_up(self, loss):
-        boxes = random_boxes(10, 2)
-        assert loss(boxes, boxes).item() == pytest.approx(0, abs=1e-5)
-        other = random_boxes(10, 3)
-        one_by_one = sum(loss(boxes[i : i + 1], other[i : i + 1]) for i in range(10))
-        torch.testing.assert_close(loss(boxes, other), one_by_one)
-
-    @by_box_loss
-    @pytest.mark.parametrize("shift", [0.0, 1.0, 1e4])
-    def test_boxes_without_area_are_finite(self, loss, shift):
+    def test_boxes_without_area_are_finite(self, loss):
         bad = [[5.0, 5, 5, 5], [5, 5, 9, 5], [5, 5, 5, 9], [9, 9, 5, 5], [5, 5, 5 + 1e-6, 5 + 1e-6]]
         good = [[4.0, 4, 8, 8]] * len(bad)
         for pred, target in ((bad, good), (bad, bad), (good, bad)):
-            pred = torch.tensor(pred, requires_grad=True)
-            value = loss(pred, torch.tensor(target) + shift)
-            value.backward()
-            assert torch.isfinite(value)
-            assert torch.isfinite(pred.grad).all()
+            for shift in (0.0, 1.0, 1e4):
+                leaf = torch.tensor(pred, requires_grad=True)
+                value = loss(leaf, torch.tensor(target) + shift)
+                value.backward()
+                assert torch.isfinite(value)
+                assert torch.isfinite(leaf.grad).all()
 
-    @by_box_loss
     def test_boxes_apart_still_pull(self, loss):
         pred = torch.tensor([[0.0, 0, 1, 1]], requires_grad=True)
         loss(pred, torch.tensor([[10.0, 0, 11, 1]])).backward()
         assert pred.grad[0, [0, 2]].sum() < 0  # moving to the right lowers the loss
 
-    @by_box_loss
     def test_half_precision_and_empty(self, loss):
-        pred, target = (random_boxes(9, 4) * 10).bfloat16(), random_boxes(9, 5) * 10
+        pred, target = (boxes_of(9, 4) * 10).bfloat16(), boxes_of(9, 5) * 10
         with torch.autocast("cpu", dtype=torch.bfloat16):
             value = loss(pred, target)
         assert value.dtype == torch.float32
