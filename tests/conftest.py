@@ -1,4 +1,4 @@
-"""The order of the suite: what starts Ray first, each of its modules on one process."""
+"""The order of the suite (what starts Ray first, each of its modules on one process), and fixtures."""
 
 import pytest
 
@@ -17,3 +17,14 @@ def quick_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """Skips where torch.compile does not work at all, on a machine without a C++ compiler."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x + 1)(torch.rand(8))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")

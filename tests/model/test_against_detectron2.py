@@ -64,7 +64,7 @@ def test_rotated_coder():
 
 @pytest.mark.parametrize(("num_classes", "num_boxes"), [(80, 10), (20, 100), (3, 0)])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_labels_losses_gradients_and_normaliser_over_three_steps(num_classes, num_boxes, beta):
+def test_labels_losses_gradients_and_normalizer_over_three_steps(num_classes, num_boxes, beta):
     generator = torch.Generator().manual_seed(num_boxes)
     logits, deltas = (
         [torch.randn(2, 9 * channels, h, w, generator=generator) * spread for h, w in GRIDS]

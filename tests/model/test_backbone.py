@@ -18,8 +18,8 @@ CHANNELS = {
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_shapes_of_every_backbone(name):
-    backbone = ResNetBackbone(name).eval()
-    with torch.no_grad():
+    with torch.device("meta"):
+        backbone = ResNetBackbone(name)
         features = backbone(torch.randn(1, 3, 33, 65))
     assert {n: tuple(x.shape) for n, x in features.items()} == {
         level: (1, channels, -(-33 // 2**level), -(-65 // 2**level))
@@ -47,19 +47,16 @@ def test_c5_equals_torchvisions_trunk(norm):
     torch.testing.assert_close(ours(x)[5], y, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["bn", "sync_bn", "gn", "frozen_bn"])
-@pytest.mark.parametrize("freeze", range(6))
+@pytest.mark.parametrize(
+    ("freeze", "norm"),
+    [*((n, "bn") for n in range(6)), (0, "sync_bn"), (2, "sync_bn"), (2, "gn"), (2, "frozen_bn")],
+)
 def test_frozen_stages_have_no_gradient_and_fixed_statistics(freeze, norm):
     backbone = ResNetBackbone("resnet18", norm=norm, freeze_stages=freeze).train()
-    stages = [
-        [backbone.conv1, backbone.bn1],
-        [backbone.layer1],
-        [backbone.layer2],
-        [backbone.layer3],
-        [backbone.layer4],
-    ]
+    layers = [[getattr(backbone, f"layer{n}")] for n in (1, 2, 3, 4)]
+    stages = [[backbone.conv1, backbone.bn1], *layers]
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    loss = sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 64)).values())
+    loss = sum(x.square().mean() for x in backbone(torch.randn(2, 3, 32, 32)).values())
     assert loss.requires_grad is (freeze < 5)
     if freeze < 5:
         loss.backward()
@@ -88,13 +85,6 @@ def test_mode_comes_back_after_evaluation():
     assert not backbone.bn1.training
 
 
-def test_kaiming_fan_out_from_scratch():
-    torch.manual_seed(0)
-    conv = ResNetBackbone("resnet50").layer3[0].conv2
-    expected = (2 / (256 * 9)) ** 0.5
-    assert conv.weight.std().item() == pytest.approx(expected, rel=0.01)
-
-
 def test_stride_in_1x1_moves_the_stride_only():
     moved = ResNetBackbone("resnet50", stride_in_1x1=True)
     plain = ResNetBackbone("resnet50")
@@ -112,9 +102,10 @@ def test_stride_in_1x1_moves_the_stride_only():
 
 
 def test_wrong_arguments_say_what_was_expected():
-    with pytest.raises(ValueError, match=r"expected 0 \(none\) to 5 \(all\)"):
-        ResNetBackbone("resnet18", freeze_stages=6)
-    with pytest.raises(ValueError, match="resnet18, whose blocks have no 1x1"):
-        ResNetBackbone("resnet18", stride_in_1x1=True)
-    with pytest.raises(ValueError, match="not one of torchvision's ResNets"):
-        ResNetBackbone("alexnet")
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match="freeze_stages is 6"):
+            ResNetBackbone("resnet18", freeze_stages=6)
+        with pytest.raises(ValueError, match=r"stride_in_1x1 .* resnet18"):
+            ResNetBackbone("resnet18", stride_in_1x1=True)
+        with pytest.raises(ValueError, match="alexnet is not"):
+            ResNetBackbone("alexnet")

@@ -34,15 +34,6 @@ LIMIT = next(name for name in focal_compiled._LIMIT_NAMES if hasattr(torch._dyna
 FOCAL = {"num_classes": 5, "alpha": 0.25, "gamma": 2.0}
 
 
-@pytest.fixture(scope="module")
-def compiler():
-    """Skips where torch.compile does not work at all, on a machine without a C++ compiler."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.rand(8))
-    except Exception as error:
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-
-
 @pytest.fixture
 def counted(monkeypatch):
     """Makes the loss of small levels compile by a backend, from nothing, and counts."""
