@@ -1,4 +1,4 @@
-"""The order of the suite (what starts Ray first, each of its modules on one process), and fixtures."""
+"""The order of the suite: what starts Ray first, each of its modules on one process; fixtures."""
 
 import pytest
 

@@ -5,22 +5,28 @@ import numpy as np
 from retina_ray.evaluation.matching import Scene, scene_of
 
 
-def truth(boxes, *, num_images=1, names=("cat", "dog")):
-    """Ground truth from (image, category, box, crowd) entries; images and categories from 1 on."""
+def truth(boxes, *, num_images=1, categories=((1, "cat"), (2, "dog"))):
+    """Ground truth from (image, category, box) or (image, category, box, crowd) entries.
+
+    Boxes have four numbers, or five if they are rotated. Annotations are numbered from 0, which
+    pycocotools itself would take for "no match".
+    """
+    annotations = []
+    for number, entry in enumerate(boxes):
+        image, category, box, crowd = (*entry, 0)[:4]
+        annotation = {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": [float(v) for v in box],
+            "area": float(np.prod(box[2:4])),
+            "iscrowd": int(crowd),
+        }
+        annotations.append(annotation)
     return {
         "images": [{"id": i + 1, "height": 400, "width": 400} for i in range(num_images)],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
-        "annotations": [
-            {
-                "id": n + 1,
-                "image_id": image,
-                "category_id": category,
-                "bbox": [float(v) for v in box],
-                "area": float(box[2] * box[3]),
-                "iscrowd": crowd,
-            }
-            for n, (image, category, box, crowd) in enumerate(boxes)
-        ],
+        "categories": [{"id": i, "name": name} for i, name in categories],
+        "annotations": annotations,
     }
 
 
@@ -28,6 +34,11 @@ def found(image, category, box, score):
     """An entry of COCO's results."""
     box = [float(v) for v in box]
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def cat(image, box, score):
+    """A detection of the first class."""
+    return found(image, 1, box, score)
 
 
 def scene(boxes, results, **options) -> Scene:

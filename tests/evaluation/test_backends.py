@@ -1,4 +1,4 @@
-"""The fast backend gives pycocotools' figures, and is taken where it can be."""
+"""The fast backend gives pycocotools' metrics, and is taken where it can be."""
 
 import copy
 import importlib.util
@@ -34,33 +34,21 @@ def assert_same(ground_truth, results, max_detections=100):
 
 
 @needs_fast
-@pytest.mark.parametrize("seed", range(12))
-def test_all_figures_agree_on_random_detections(seed):
-    ground_truth, results = random_case(seed)
-    for max_detections in LIMITS:
-        metrics = assert_same(ground_truth, results, max_detections)
-    assert any(math.isnan(value) for value in metrics.values())  # the class without boxes
-
-
-@needs_fast
-def test_the_fast_one_prints_nothing_and_leaves_its_arguments_alone(capfd):
-    ground_truth, results = random_case(1)
-    before = copy.deepcopy((ground_truth, results))
-    evaluate_coco(ground_truth, results, backend="faster-coco-eval")
+def test_all_metrics_agree_on_random_detections(capfd):
+    for seed in range(8):
+        ground_truth, results = random_case(seed)
+        before = copy.deepcopy((ground_truth, results))
+        for max_detections in LIMITS:
+            metrics = assert_same(ground_truth, results, max_detections)
+        assert any(math.isnan(value) for value in metrics.values())  # the class without boxes
+        assert (ground_truth, results) == before
+    assert assert_same(ground_truth, [])["val/AP"] == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
-    assert (ground_truth, results) == before
 
 
 @needs_fast
-def test_all_figures_agree_where_nothing_is_found():
-    ground_truth, _ = random_case(0)
-    metrics = assert_same(ground_truth, [])
-    assert metrics["val/AP"] == 0
-
-
-@needs_fast
-def test_all_figures_agree_on_real_coco():
+def test_all_metrics_agree_on_real_coco():
     path = COCO_TINY / "instances_val2017.json"
     if not path.exists():
         pytest.skip("shared/data/coco_tiny is not there")
@@ -114,18 +102,18 @@ def test_a_missing_backend_is_refused_and_says_what_to_install(monkeypatch):
         lambda: require_backend("faster-coco-eval"),
         lambda: evaluate_coco(ground_truth, results, backend="faster-coco-eval"),
     ):
-        with pytest.raises(ConfigError, match="pip install 'retina_ray\\[fast-eval\\]'") as error:
+        with pytest.raises(ConfigError, match="pip install") as error:
             refuse()
         assert error.value.faults[0][0] == "inference.evaluation_backend"
 
 
 def test_an_unknown_backend_is_refused():
     ground_truth, results = random_case(0)
-    with pytest.raises(ValueError, match="'auto', 'pycocotools', 'faster-coco-eval', got 'numpy'"):
+    with pytest.raises(ValueError, match=r"backend: .* got 'numpy'"):
         evaluate_coco(ground_truth, results, backend="numpy")
 
 
 def test_the_config_refuses_rotated_boxes_on_the_fast_backend():
     changes = {"model.box_type": "rotated", "inference.evaluation_backend": "faster-coco-eval"}
-    with pytest.raises(ConfigError, match=r"inference\.evaluation_backend.*aligned boxes"):
+    with pytest.raises(ConfigError, match="aligned boxes"):
         with_overrides(ExperimentConfig(), changes)

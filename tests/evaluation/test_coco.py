@@ -1,15 +1,18 @@
-"""COCO metrics: against hand-computed figures, and against COCOeval run directly."""
+"""COCO metrics: against hand-computed values, and against COCOeval run directly."""
 
 import contextlib
 import copy
 import io
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from builders import COCO_TINY as TINY
+from evaluation_scenes import cat, found
+from evaluation_scenes import truth as scene_truth
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -26,27 +29,7 @@ from retina_ray.structures import Detections
 COCO_TINY = TINY / "annotations"
 
 
-def truth(boxes, *, num_images=1, categories=((1, "cat"),)):
-    """Ground truth from (image_id, category_id, xywh, iscrowd) entries."""
-    return {
-        "images": [{"id": i + 1, "height": 200, "width": 200} for i in range(num_images)],
-        "categories": [{"id": i, "name": name} for i, name in categories],
-        "annotations": [
-            {
-                "id": n,  # from 0, which pycocotools itself would take for "no match"
-                "image_id": image,
-                "category_id": category,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": crowd,
-            }
-            for n, (image, category, box, crowd) in enumerate(boxes)
-        ],
-    }
-
-
-def found(image, box, score, category=1):
-    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+truth = partial(scene_truth, categories=((1, "cat"),))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +52,9 @@ def noisy_results(ground_truth, *, seed=0):
         box = [x + rng.normal(0, 0.1) * w, y, w * rng.uniform(0.8, 1.2), h]
         wrong = rng.random() < 0.1
         category = int(rng.choice(categories)) if wrong else a["category_id"]
-        results.append(found(a["image_id"], box, float(rng.random()), category))
+        results.append(found(a["image_id"], category, box, float(rng.random())))
         if rng.random() < 0.5:
-            results.append(found(a["image_id"], [x, y, w / 2, h], float(rng.random()), category))
+            results.append(found(a["image_id"], category, [x, y, w / 2, h], float(rng.random())))
     return results
 
 
@@ -91,9 +74,9 @@ def test_one_false_alarm_between_two_hits_by_hand():
     # points 0.00 to 0.50), then 2/3 (50 points).
     ground_truth = truth([(1, 1, [0, 0, 50, 50], 0), (1, 1, [100, 100, 50, 50], 0)])
     results = [
-        found(1, [0, 0, 50, 50], 0.9),
-        found(1, [60, 0, 30, 30], 0.8),
-        found(1, [100, 100, 50, 50], 0.7),
+        cat(1, [0, 0, 50, 50], 0.9),
+        cat(1, [60, 0, 30, 30], 0.8),
+        cat(1, [100, 100, 50, 50], 0.7),
     ]
     metrics = evaluate_coco(ground_truth, results)
     expected = (51 + 50 * 2 / 3) / 101
@@ -109,7 +92,7 @@ def test_one_false_alarm_between_two_hits_by_hand():
 
 def test_overlap_decides_which_thresholds_count():
     # IoU 0.62: a hit at 0.50, 0.55 and 0.60, so AP is 3/10.
-    metrics = evaluate_coco(truth([(1, 1, [0, 0, 100, 100], 0)]), [found(1, [0, 0, 100, 62], 0.5)])
+    metrics = evaluate_coco(truth([(1, 1, [0, 0, 100, 100], 0)]), [cat(1, [0, 0, 100, 62], 0.5)])
     assert metrics.AP == pytest.approx(0.3)
     assert metrics.AP50 == pytest.approx(1.0)
     assert metrics.AP75 == 0.0
@@ -121,27 +104,18 @@ def test_classes_are_averaged_and_named():
         [(1, 7, [0, 0, 50, 50], 0), (1, 90, [100, 0, 50, 50], 0)],
         categories=((90, "dog"), (7, "cat"), (13, "cow")),  # ids with gaps, out of order
     )
-    metrics = evaluate_coco(ground_truth, [found(1, [0, 0, 50, 50], 0.9, category=7)])
+    metrics = evaluate_coco(ground_truth, [found(1, 7, [0, 0, 50, 50], 0.9)])
     assert metrics.AP == pytest.approx(0.5)
     assert metrics.per_class["cat"] == pytest.approx(1.0)
     assert metrics.per_class["dog"] == 0.0
     assert math.isnan(metrics.per_class["cow"])
 
 
-@pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval"])
-def test_the_first_annotation_can_be_matched_even_with_id_zero(backend):
-    if backend == "faster-coco-eval":
-        pytest.importorskip("faster_coco_eval")
-    box = [10.0, 10.0, 20.0, 20.0]
-    metrics = evaluate_coco(truth([(1, 1, box, 0)]), [found(1, box, 1.0)], backend=backend)
-    assert metrics.AP == pytest.approx(1.0)
-
-
 def test_detections_in_a_crowd_are_no_false_alarms():
     crowd = (1, 1, [100, 100, 100, 100], 1)
     ground_truth = truth([(1, 1, [0, 0, 50, 50], 0), crowd])
-    inside = found(1, [110, 110, 20, 20], 0.99)
-    hit = found(1, [0, 0, 50, 50], 0.5)
+    inside = cat(1, [110, 110, 20, 20], 0.99)
+    hit = cat(1, [0, 0, 50, 50], 0.5)
     assert evaluate_coco(ground_truth, [inside, hit]).AP == pytest.approx(1.0)
     without_crowd = truth([(1, 1, [0, 0, 50, 50], 0)])
     assert evaluate_coco(without_crowd, [inside, hit]).AP == pytest.approx(0.5)
@@ -149,7 +123,7 @@ def test_detections_in_a_crowd_are_no_false_alarms():
 
 def test_false_alarms_on_an_image_without_boxes_cost_precision():
     ground_truth = truth([(1, 1, [0, 0, 50, 50], 0)], num_images=2)
-    hit, false_alarm = found(1, [0, 0, 50, 50], 0.5), found(2, [0, 0, 50, 50], 0.9)
+    hit, false_alarm = cat(1, [0, 0, 50, 50], 0.5), cat(2, [0, 0, 50, 50], 0.9)
     assert evaluate_coco(ground_truth, [hit]).AP == pytest.approx(1.0)
     assert evaluate_coco(ground_truth, [hit, false_alarm]).AP == pytest.approx(0.5)
 
@@ -166,8 +140,8 @@ def test_no_results_give_zeros(backend):
 
 @pytest.mark.parametrize("max_detections", [1, 5, 300])
 def test_only_the_best_detections_of_an_image_count(max_detections):
-    false_alarms = [found(1, [150, 150, 9, 9], 1 - i / 1000) for i in range(200)]
-    hit = found(1, [0, 0, 50, 50], 0.01)
+    false_alarms = [cat(1, [150, 150, 9, 9], 1 - i / 1000) for i in range(200)]
+    hit = cat(1, [0, 0, 50, 50], 0.01)
     metrics = evaluate_coco(
         truth([(1, 1, [0, 0, 50, 50], 0)]),
         [*false_alarms, hit],
@@ -180,7 +154,7 @@ def test_only_the_best_detections_of_an_image_count(max_detections):
 
 def test_perfect_predictions_on_real_coco(coco_tiny):
     results = [
-        found(a["image_id"], a["bbox"], 1.0, a["category_id"])
+        found(a["image_id"], a["category_id"], a["bbox"], 1.0)
         for a in coco_tiny["annotations"]
         if not a["iscrowd"]
     ]
@@ -195,7 +169,7 @@ def test_perfect_predictions_on_real_coco(coco_tiny):
     assert aps == pytest.approx([1.0] * len(aps))
 
 
-def test_figures_equal_a_direct_run(coco_tiny, capfd):
+def test_metrics_equal_a_direct_run(coco_tiny, capfd):
     results = noisy_results(coco_tiny)
     before = copy.deepcopy((coco_tiny, results))
     metrics = evaluate_coco(coco_tiny, results)
@@ -211,15 +185,15 @@ def test_missing_area_and_crowd_flag_are_filled_in():
     ground_truth = truth([(1, 1, [0, 0, 20, 20], 0)])
     for key in ("area", "iscrowd"):
         del ground_truth["annotations"][0][key]
-    assert evaluate_coco(ground_truth, [found(1, [0, 0, 20, 20], 1.0)]).APs == pytest.approx(1.0)
+    assert evaluate_coco(ground_truth, [cat(1, [0, 0, 20, 20], 1.0)]).APs == pytest.approx(1.0)
 
 
 def test_all_faults_of_the_results_are_named():
     ground_truth = truth([(1, 1, [0, 0, 50, 50], 0)])
     results = [
-        found(77, [0, 0, 1, 1], 0.5),
-        found(1, [0, 0, 1, 1], 0.5, category=42),
-        found(1, [0, 0, math.nan, 1], 0.5),
+        cat(77, [0, 0, 1, 1], 0.5),
+        found(1, 42, [0, 0, 1, 1], 0.5),
+        cat(1, [0, 0, math.nan, 1], 0.5),
     ]
     with pytest.raises(ValueError, match="image_id not in the ground truth: 77") as error:
         evaluate_coco(ground_truth, results)
@@ -228,16 +202,21 @@ def test_all_faults_of_the_results_are_named():
 
 
 def test_ground_truth_that_nothing_can_be_measured_on_is_refused():
-    with pytest.raises(ValueError, match="2 images without a single box"):
-        evaluate_coco(truth([], num_images=2), [])
-    with pytest.raises(ValueError, match="without a single box"):
-        evaluate_coco(truth([(1, 1, [0, 0, 9, 9], 1)]), [])  # a crowd region alone
-    with pytest.raises(ValueError, match="'categories' is empty"):
-        evaluate_coco(truth([(1, 1, [0, 0, 9, 9], 0)], categories=()), [])
-    with pytest.raises(ValueError, match="has no 'annotations', 'categories'"):
-        evaluate_coco({"images": []}, [])
-    with pytest.raises(ValueError, match="unknown image_id: 5"):
-        evaluate_coco(truth([(5, 1, [0, 0, 9, 9], 0)]), [])
+    box = [0, 0, 9, 9]
+    repeated = truth([(1, 1, box)])
+    repeated["images"] *= 2
+    for ground_truth, fault in (
+        (truth([], num_images=2), "2 images without a single box"),
+        (truth([(1, 1, box, 1)]), "without a single box"),  # a crowd region alone
+        (truth([(1, 1, box)], categories=()), "'categories' is empty"),
+        ({"images": []}, "has no 'annotations', 'categories'"),
+        (truth([(5, 1, box)]), "unknown image_id: 5"),
+        (repeated, "images with the same id: 1"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            evaluate_coco(ground_truth, [])
+    with pytest.raises(ValueError, match="max_detections"):
+        evaluate_coco(truth([(1, 1, box)]), [], max_detections=0)
 
 
 def test_metric_keys_stay_apart():
@@ -276,24 +255,15 @@ def test_boxes_go_back_to_the_original_image():
     json.dumps(results)
 
 
-def test_results_of_an_image_without_detections():
+def test_results_without_detections_and_with_faults():
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    size = (10, 10)
-    assert (
-        to_results(none, image_id=1, original_size=size, resized_size=size, category_ids=[1]) == []
-    )
-
-
-def test_labels_without_a_category_are_refused():
-    detections = Detections(torch.zeros(1, 4), torch.ones(1), torch.tensor([2]))
-    with pytest.raises(ValueError, match=r"image 5: labels \[2\] have no category id.*0 to 1"):
-        to_results(
-            detections,
-            image_id=5,
-            original_size=(1, 1),
-            resized_size=(1, 1),
-            category_ids=[1, 2],
-        )
+    place = {"image_id": 5, "original_size": (9, 9), "resized_size": (9, 9), "category_ids": [1, 2]}
+    assert to_results(none, **place) == []
+    with pytest.raises(ValueError, match="image 5: sizes"):
+        to_results(none, **place | {"resized_size": (0, 9)})
+    other = Detections(torch.zeros(1, 4), torch.ones(1), torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"image 5: labels \[2\] .* 0 to 1"):
+        to_results(other, **place)
 
 
 def test_written_results_are_what_pycocotools_loads(tmp_path, coco_tiny):

@@ -36,7 +36,7 @@ def test_precision_without_detections_and_without_boxes():
 
 
 def test_curves_by_class_and_threshold():
-    boxes = [(1, CAT, BOX, 0)]
+    boxes = [(1, CAT, BOX)]
     columns = scene(boxes, [found(1, CAT, [0, 0, 100, 60], 0.5)])
     half, strict = (class_precisions(match(columns, iou=iou)) for iou in (0.5, 0.75))
     assert half[0].mean() == pytest.approx(1)
@@ -66,7 +66,7 @@ def test_no_threshold_where_nothing_is_right():
 
 
 def test_thresholds_together_and_by_class():
-    boxes = [(1, CAT, BOX, 0), (1, DOG, OTHER, 0)]
+    boxes = [(1, CAT, BOX), (1, DOG, OTHER)]
     results = [found(1, CAT, BOX, 0.9), found(1, DOG, OTHER, 0.3), found(1, DOG, BOX, 0.8)]
     together, (cat, dog) = best_thresholds(match(scene(boxes, results)))
     assert (cat.score, dog.score) == (0.9, 0.3)
@@ -83,7 +83,7 @@ def confusion(boxes, results, threshold=0.5, **options):
 
 
 def test_each_cell_of_the_confusion_matrix():
-    boxes = [(1, CAT, BOX, 0), (1, DOG, OTHER, 0), (2, DOG, BOX, 0), (3, CAT, BOX, 0)]
+    boxes = [(1, CAT, BOX), (1, DOG, OTHER), (2, DOG, BOX), (3, CAT, BOX)]
     results = [
         found(1, CAT, BOX, 0.9),  # cat as cat
         found(1, CAT, OTHER, 0.9),  # dog as cat
@@ -95,7 +95,7 @@ def test_each_cell_of_the_confusion_matrix():
 
 
 def test_the_larger_overlap_comes_first_then_the_better_score():
-    boxes = [(1, CAT, BOX, 0)]
+    boxes = [(1, CAT, BOX)]
     near = found(1, DOG, [0, 0, 100, 90], 0.9)
     exact = found(1, CAT, BOX, 0.6)
     assert confusion(boxes, [near, exact]) == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
@@ -105,7 +105,7 @@ def test_the_larger_overlap_comes_first_then_the_better_score():
 
 def test_a_box_may_take_its_second_choice():
     # The tall box overlaps both true boxes; the exact one takes the first of them.
-    boxes = [(1, CAT, BOX, 0), (1, DOG, [0, 30, 100, 100], 0)]
+    boxes = [(1, CAT, BOX), (1, DOG, [0, 30, 100, 100])]
     exact, second = found(1, CAT, BOX, 0.6), found(1, CAT, [0, 10, 100, 100], 0.9)
     assert confusion(boxes, [exact, second]) == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
 
@@ -114,7 +114,7 @@ def test_crowd_regions_confuse_nothing():
     boxes = [(1, CAT, BOX, 1)]
     inside = [10, 10, 20, 20]
     results = [found(1, CAT, inside, 0.9), found(1, DOG, inside, 0.9)]
-    matrix = confusion([*boxes, (1, DOG, OTHER, 0)], results)
+    matrix = confusion([*boxes, (1, DOG, OTHER)], results)
     assert matrix == [[0, 0, 0], [0, 0, 1], [0, 1, 0]]  # the dog is no part of the crowd of cats
 
 
@@ -126,10 +126,8 @@ def test_every_box_and_every_detection_is_counted_once(seed):
     matrix = confusion_matrix(columns, score_threshold=0.3)
     assert matrix[:-1].sum(axis=1).tolist() == columns.num_true.tolist()
     kept = columns.found_label[columns.found_score >= 0.3]
-    assert (
-        matrix[:, :-1].sum(axis=0).tolist()
-        == np.bincount(kept, minlength=len(columns.names)).tolist()
-    )
+    counts = np.bincount(kept, minlength=len(columns.names))
+    assert matrix[:, :-1].sum(axis=0).tolist() == counts.tolist()
 
 
 # Scores of images
@@ -141,7 +139,7 @@ def scores(boxes, results, threshold=0.5, **options):
 
 
 def test_scores_of_images():
-    boxes = [(1, CAT, BOX, 0), (1, CAT, OTHER, 0), (2, DOG, BOX, 0), (3, CAT, BOX, 0)]
+    boxes = [(1, CAT, BOX), (1, CAT, OTHER), (2, DOG, BOX), (3, CAT, BOX)]
     results = [
         found(1, CAT, BOX, 0.9),
         found(1, CAT, THIRD, 0.8),  # background
@@ -164,20 +162,20 @@ def test_scores_of_images():
 
 def test_an_error_below_the_threshold_covers_no_box():
     result = found(1, CAT, [0, 0, 100, 30], 0.4)
-    assert scores([(1, CAT, BOX, 0)], [result], 0.5).missed.tolist() == [True]
-    assert scores([(1, CAT, BOX, 0)], [result], 0.4).missed.tolist() == [False]
+    assert scores([(1, CAT, BOX)], [result], 0.5).missed.tolist() == [True]
+    assert scores([(1, CAT, BOX)], [result], 0.4).missed.tolist() == [False]
 
 
 def test_images_without_any_detections():
-    images = scores([(1, CAT, BOX, 0), (2, CAT, BOX, 1)], [], num_images=2)
+    images = scores([(1, CAT, BOX), (2, CAT, BOX, 1)], [], num_images=2)
     assert images.lost.tolist() == [1, 0]  # a crowd region is not lost
     assert images.worst(5) == [0]
     assert images.best(5) == []
 
 
 def test_more_errors_are_worse_among_equals():
-    boxes = [(1, CAT, BOX, 0), (2, CAT, BOX, 0), (2, CAT, OTHER, 0), (3, CAT, BOX, 0)]
-    boxes += [(4, CAT, BOX, 0), (4, CAT, OTHER, 0)]
+    boxes = [(1, CAT, BOX), (2, CAT, BOX), (2, CAT, OTHER), (3, CAT, BOX)]
+    boxes += [(4, CAT, BOX), (4, CAT, OTHER)]
     hits = [found(3, CAT, BOX, 0.9), found(4, CAT, BOX, 0.9), found(4, CAT, OTHER, 0.9)]
     images = scores(boxes, hits, num_images=4)
     assert images.worst(2) == [1, 0]

@@ -27,7 +27,7 @@ def only(analysis):
 
 
 def test_nothing_wrong():
-    analysis = errors([(1, CAT, BOX, 0)], [found(1, CAT, BOX, 0.5)])
+    analysis = errors([(1, CAT, BOX)], [found(1, CAT, BOX, 0.5)])
     assert analysis.verdict.tolist() == [Verdict.RIGHT]
     assert only(analysis) == {}
     assert analysis.ap == pytest.approx(1)
@@ -35,7 +35,7 @@ def test_nothing_wrong():
 
 
 def test_right_class_in_the_wrong_place():
-    analysis = errors([(1, CAT, BOX, 0)], [found(1, CAT, OFF, 0.5)])
+    analysis = errors([(1, CAT, BOX)], [found(1, CAT, OFF, 0.5)])
     assert only(analysis) == {Verdict.LOCATION: 1}  # not missed too: the error covers the box
     assert analysis.target.tolist() == [0]
     assert analysis.ap == 0
@@ -45,7 +45,7 @@ def test_right_class_in_the_wrong_place():
 
 
 def test_wrong_class_in_the_right_place():
-    analysis = errors([(1, CAT, BOX, 0)], [found(1, DOG, BOX, 0.5)])
+    analysis = errors([(1, CAT, BOX)], [found(1, DOG, BOX, 0.5)])
     assert only(analysis) == {Verdict.CLASS: 1}
     assert analysis.target.tolist() == [0]
     assert analysis.cost[Verdict.CLASS] == pytest.approx(1)
@@ -54,7 +54,7 @@ def test_wrong_class_in_the_right_place():
 def test_wrong_class_in_the_wrong_place():
     # Dogs: a false alarm at 0.9, a hit at 0.5, so AP 1/2; cats: AP 0.
     analysis = errors(
-        [(1, CAT, BOX, 0), (1, DOG, OTHER, 0)],
+        [(1, CAT, BOX), (1, DOG, OTHER)],
         [found(1, DOG, OFF, 0.9), found(1, DOG, OTHER, 0.5)],
     )
     assert only(analysis) == {Verdict.BOTH: 1, Verdict.MISSED: 1}
@@ -66,7 +66,7 @@ def test_wrong_class_in_the_wrong_place():
 
 def test_found_twice():
     analysis = errors(
-        [(1, CAT, BOX, 0), (1, CAT, OTHER, 0)],
+        [(1, CAT, BOX), (1, CAT, OTHER)],
         [found(1, CAT, BOX, 0.9), found(1, CAT, BOX, 0.8), found(1, CAT, OTHER, 0.7)],
     )
     assert analysis.verdict.tolist() == [Verdict.RIGHT, Verdict.DUPLICATE, Verdict.RIGHT]
@@ -78,7 +78,7 @@ def test_found_twice():
 
 
 def test_found_on_background():
-    boxes, hit = [(1, CAT, BOX, 0)], found(1, CAT, BOX, 0.5)
+    boxes, hit = [(1, CAT, BOX)], found(1, CAT, BOX, 0.5)
     for wrong in (found(2, CAT, BOX, 0.9), found(1, CAT, OTHER, 0.9)):  # an image without boxes
         analysis = errors(boxes, [hit, wrong], num_images=2)
         assert only(analysis) == {Verdict.BACKGROUND: 1}
@@ -90,7 +90,7 @@ def test_found_on_background():
 
 
 def test_missed():
-    analysis = errors([(1, CAT, BOX, 0), (1, CAT, OTHER, 0)], [found(1, CAT, OTHER, 0.5)])
+    analysis = errors([(1, CAT, BOX), (1, CAT, OTHER)], [found(1, CAT, OTHER, 0.5)])
     assert only(analysis) == {Verdict.MISSED: 1}
     assert analysis.missed.tolist() == [True, False]
     assert analysis.ap == pytest.approx(51 / 101)
@@ -99,7 +99,7 @@ def test_missed():
 
 
 def test_nothing_found_at_all():
-    analysis = errors([(1, CAT, BOX, 0), (1, DOG, OTHER, 0)], [])
+    analysis = errors([(1, CAT, BOX), (1, DOG, OTHER)], [])
     assert only(analysis) == {Verdict.MISSED: 2}
     assert analysis.ap == 0
     assert math.isnan(analysis.cost[Verdict.MISSED])
@@ -115,19 +115,19 @@ def test_nothing_found_at_all():
     ],
 )
 def test_thresholds(height, kind):
-    analysis = errors([(1, CAT, BOX, 0)], [found(1, CAT, [0, 0, 100, height], 0.5)])
+    analysis = errors([(1, CAT, BOX)], [found(1, CAT, [0, 0, 100, height], 0.5)])
     assert analysis.verdict.tolist() == [kind]
 
 
 def test_an_overlap_of_half_with_a_box_that_is_taken_is_a_duplicate():
     results = [found(1, CAT, BOX, 0.9), found(1, CAT, [0, 0, 100, 50], 0.5)]
-    analysis = errors([(1, CAT, BOX, 0)], results)
+    analysis = errors([(1, CAT, BOX)], results)
     assert analysis.verdict.tolist() == [Verdict.RIGHT, Verdict.DUPLICATE]
 
 
 def test_the_first_kind_that_fits_counts():
     near = [0, 0, 100, 80]
-    boxes = [(1, CAT, BOX, 0), (1, DOG, near, 0)]
+    boxes = [(1, CAT, BOX), (1, DOG, near)]
     # 0.3 with the cat, 0.375 with the dog; 0.4 with the cat, 0.5 with the dog; both boxes taken.
     tried = ([0, 0, 100, 30], [0, 0, 100, 40], BOX)
     kinds = (Verdict.LOCATION, Verdict.LOCATION, Verdict.CLASS)
@@ -146,24 +146,24 @@ def test_one_box_is_mended_once_by_the_best_of_its_errors():
         found(1, CAT, OTHER, 0.7),  # background: it would come before the other one
         found(1, CAT, [0, 0, 100, 40], 0.5),
     ]
-    analysis = errors([(1, CAT, BOX, 0)], results)
+    analysis = errors([(1, CAT, BOX)], results)
     assert only(analysis) == {Verdict.LOCATION: 2, Verdict.BACKGROUND: 1}
     assert analysis.cost[Verdict.LOCATION] == pytest.approx(1)
 
 
 def test_an_error_at_a_box_that_is_found_is_left_out():
     results = [found(1, CAT, OFF, 0.9), found(1, CAT, BOX, 0.5)]
-    analysis = errors([(1, CAT, BOX, 0)], results)
+    analysis = errors([(1, CAT, BOX)], results)
     assert analysis.ap == pytest.approx(0.5)
     assert analysis.cost[Verdict.LOCATION] == pytest.approx(0.5)
     # Mended, it would stand for the second box as well.
-    analysis = errors([(1, CAT, BOX, 0), (1, CAT, OTHER, 0)], results[::-1])
+    analysis = errors([(1, CAT, BOX), (1, CAT, OTHER)], results[::-1])
     assert analysis.cost[Verdict.LOCATION] == pytest.approx(51 / 101 - 51 * 0.5 / 101)
 
 
 def test_kinds_are_mended_each_by_itself():
     results = [found(1, CAT, OFF, 0.9), found(1, DOG, BOX, 0.8)]
-    analysis = errors([(1, CAT, BOX, 0)], results)
+    analysis = errors([(1, CAT, BOX)], results)
     assert only(analysis) == {Verdict.LOCATION: 1, Verdict.CLASS: 1}
     assert analysis.cost[Verdict.LOCATION] == pytest.approx(1)
     # The misplaced cat stays a false alarm above the mended one.
@@ -171,7 +171,7 @@ def test_kinds_are_mended_each_by_itself():
 
 
 def test_a_mended_class_counts_for_the_class_it_should_have_been():
-    boxes = [(1, CAT, BOX, 0), (1, DOG, OTHER, 0)]
+    boxes = [(1, CAT, BOX), (1, DOG, OTHER)]
     results = [found(1, DOG, BOX, 0.9), found(1, DOG, OTHER, 0.5)]
     analysis = errors(boxes, results)
     assert analysis.ap == pytest.approx((0 + 0.5) / 2)
@@ -180,7 +180,7 @@ def test_a_mended_class_counts_for_the_class_it_should_have_been():
 
 def test_crowd_regions():
     crowd = [200, 0, 100, 100]
-    boxes = [(1, CAT, BOX, 0), (1, CAT, crowd, 1)]
+    boxes = [(1, CAT, BOX), (1, CAT, crowd, 1)]
     inside = [210, 10, 20, 20]
     results = [
         found(1, CAT, inside, 0.9),  # of the crowd
@@ -196,18 +196,17 @@ def test_crowd_regions():
 
 
 def test_rotated_boxes():
-    turned = [100, 100, 80, 40, 30]
-    boxes = [(1, CAT, turned, 0), (1, CAT, [300, 300, 50, 50, 0], 0)]
+    boxes = [(1, CAT, [100, 100, 80, 40, 30]), (1, CAT, [300, 300, 50, 50, 0])]
     results = [
         found(1, CAT, [100, 100, 40, 80, 120], 0.9),  # the same rectangle
-        found(1, CAT, [100, 100, 80, 40, 120], 0.8),  # a quarter turn: IoU 1/3
+        found(1, CAT, [100, 100, 80, 40, 120], 0.8),  # rotated by 90 degrees: IoU 1/3
     ]
     analysis = errors(boxes, results)
     assert analysis.verdict.tolist() == [Verdict.RIGHT, Verdict.LOCATION]
     assert only(analysis) == {Verdict.LOCATION: 1, Verdict.MISSED: 1}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_ap_is_pycocotools(seed):
     ground_truth, results = random_case(seed)
     for max_detections in (1, 3, 100):
@@ -228,5 +227,5 @@ def test_ap_is_pycocotools(seed):
 
 def test_results_of_another_data_set_are_refused():
     with pytest.raises(ValueError, match="image_id not in the ground truth: 9") as error:
-        scene_of(truth([(1, CAT, BOX, 0)]), [found(9, 77, BOX, 0.5)])
+        scene_of(truth([(1, CAT, BOX)]), [found(9, 77, BOX, 0.5)])
     assert "category_id not in the ground truth: 77" in str(error.value)

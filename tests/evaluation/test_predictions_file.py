@@ -80,7 +80,7 @@ def test_a_damaged_file_is_refused():
 
 def test_other_columns_are_refused_all_at_once():
     data = parquet(image_id=["a"], bbox=[[1.0, 2.0]], score=pa.array([1], pa.float64()))
-    with pytest.raises(ValueError, match="column image_id: expected int64, got string") as error:
+    with pytest.raises(ValueError, match="column image_id") as error:
         predictions_from_parquet(data, "p")
     assert "column category_id: expected int64, there is none" in str(error.value)
     assert "column bbox: expected fixed_size_list" in str(error.value)
@@ -100,5 +100,5 @@ def test_a_newer_format_is_refused():
     metadata = {**table.schema.metadata, b"retina_ray.predictions": b"2"}
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), sink)
-    with pytest.raises(ValueError, match="format 2: this version reads 1"):
+    with pytest.raises(ValueError, match="format 2"):
         predictions_from_parquet(sink.getvalue(), "p")

@@ -1,4 +1,4 @@
-"""Rotated boxes: figures by hand, against the aligned evaluation, and overlaps against OpenCV."""
+"""Rotated boxes: metrics by hand, against the aligned evaluation, and overlaps against OpenCV."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from evaluation_scenes import cat, found, truth
 
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
@@ -14,36 +15,13 @@ from retina_ray.evaluation import evaluate_coco, to_results
 from retina_ray.evaluation.rotated import overlaps
 from retina_ray.structures import Detections
 
-QUARTER_TURN, HALF_TURN = np.array([0, 0, 0, 0, 90]), np.array([0, 0, 0, 0, 180])
-
-
-def truth(boxes, *, num_images=1, crowd=(), categories=(1,)):
-    """Ground truth from (image_id, category_id, box) entries; `crowd` are positions in them."""
-    return {
-        "images": [{"id": i + 1, "height": 300, "width": 300} for i in range(num_images)],
-        "categories": [{"id": i, "name": f"c{i}"} for i in categories],
-        "annotations": [
-            {
-                "id": n + 1,
-                "image_id": image,
-                "category_id": category,
-                "bbox": [float(v) for v in box],
-                "area": float(np.prod(box[2:4])),
-                "iscrowd": int(n in crowd),
-            }
-            for n, (image, category, box) in enumerate(boxes)
-        ],
-    }
-
-
-def found(image, box, score, category=1):
-    box = [float(v) for v in box]
-    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+BY_90, BY_180 = np.array([0, 0, 0, 0, 90]), np.array([0, 0, 0, 0, 180])
+THREE = ((1, "c1"), (2, "c2"), (3, "c3"))
 
 
 def perfect(ground_truth, change=lambda box: box):
     return [
-        found(a["image_id"], change(np.array(a["bbox"])), 1.0 - a["id"] / 1e4, a["category_id"])
+        found(a["image_id"], a["category_id"], change(np.array(a["bbox"])), 1.0 - a["id"] / 1e4)
         for a in ground_truth["annotations"]
         if not a["iscrowd"]
     ]
@@ -58,16 +36,16 @@ def bars() -> dict:
         sides = (60, 12) if i % 2 else (12, 60)
         place = rng.uniform(0, 300, 2)
         boxes.append((i % 9 + 1, i % 3 + 1, [*place, *sides, rng.uniform(-200, 200)]))
-    return truth(boxes, num_images=10, categories=(1, 2, 3))
+    return truth(boxes, num_images=10, categories=THREE)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda box: box,
-        lambda box: box + HALF_TURN,
-        lambda box: box - HALF_TURN,
-        lambda box: box[[0, 1, 3, 2, 4]] + QUARTER_TURN,
+        lambda box: box + BY_180,
+        lambda box: box - BY_180,
+        lambda box: box[[0, 1, 3, 2, 4]] + BY_90,
     ],
 )
 def test_the_same_rectangles_score_one(bars, change):
@@ -79,15 +57,15 @@ def test_the_same_rectangles_score_one(bars, change):
 
 def test_wrong_angles_score_next_to_nothing(bars):
     # Two crossing bars of 60 x 12 share 12 x 12: an IoU of 0.11.
-    assert evaluate_coco(bars, perfect(bars, lambda box: box + QUARTER_TURN)).AP50 < 0.01
+    assert evaluate_coco(bars, perfect(bars, lambda box: box + BY_90)).AP50 < 0.01
 
 
-def test_a_square_turned_by_an_eighth_by_hand():
+def test_a_square_rotated_by_45_degrees_by_hand():
     # The overlap is an octagon of 2 (sqrt 2 - 1) of the square's area, so the IoU is 1 / sqrt 2:
     # a hit at 0.50, 0.55, 0.60, 0.65 and 0.70.
     assert 2 * (math.sqrt(2) - 1) / (2 - 2 * (math.sqrt(2) - 1)) == pytest.approx(1 / math.sqrt(2))
     metrics = evaluate_coco(
-        truth([(1, 1, [100, 100, 50, 50, 10])]), [found(1, [100, 100, 50, 50, 55], 0.5)]
+        truth([(1, 1, [100, 100, 50, 50, 10])]), [cat(1, [100, 100, 50, 50, 55], 0.5)]
     )
     assert metrics.AP == pytest.approx(0.5)
     assert (metrics.AP50, metrics.AP75) == pytest.approx((1.0, 0.0))
@@ -104,19 +82,24 @@ def as_aligned(entries):
 
 
 @pytest.mark.parametrize("max_detections", [4, 100])
-def test_without_angles_the_figures_are_those_of_aligned_boxes(max_detections):
+def test_without_angles_the_metrics_are_those_of_aligned_boxes(max_detections):
     rng = np.random.default_rng(1)
     boxes = [
-        (i % 8 + 1, i % 3 + 1, [*rng.uniform(0, 300, 2), *rng.choice([20, 60, 130], 2), 0])
+        (
+            i % 8 + 1,
+            i % 3 + 1,
+            [*rng.uniform(0, 300, 2), *rng.choice([20, 60, 130], 2), 0],
+            i % 11 == 0,
+        )
         for i in range(70)
     ]
-    ground_truth = truth(boxes, num_images=9, crowd=range(0, 70, 11), categories=(1, 2, 3))
+    ground_truth = truth(boxes, num_images=9, categories=THREE)
     results = []
-    for image, category, box in boxes:
+    for image, category, box, _ in boxes:
         for _ in range(int(rng.integers(0, 4))):
             moved = np.array(box) * [1, 1, *rng.uniform(0.8, 1.25, 2), 0]
             moved[:2] += rng.normal(0, 4, 2)
-            results.append(found(image, moved, float(rng.integers(20)) / 20, category))
+            results.append(found(image, category, moved, float(rng.integers(20)) / 20))
     annotations = ground_truth["annotations"]
     aligned = evaluate_coco(
         {**ground_truth, "annotations": as_aligned(annotations)},
@@ -130,14 +113,14 @@ def test_without_angles_the_figures_are_those_of_aligned_boxes(max_detections):
 
 
 def test_detections_in_a_rotated_crowd_are_no_false_alarms():
-    hit, region = (1, 1, [40, 40, 30, 10, 30]), (1, 1, [200, 200, 100, 30, 45])
-    ground_truth = truth([hit, region], crowd={1})
+    hit, region = (1, 1, [40, 40, 30, 10, 30]), (1, 1, [200, 200, 100, 30, 45], 1)
+    ground_truth = truth([hit, region])
     # Along the crowd region, whose enclosing box they do not fill.
-    inside = [found(1, [200 + d, 200 - d, 20, 8, 40], 0.9) for d in (-20, 0, 20)]
-    results = [*inside, found(1, hit[2], 0.5)]
+    inside = [cat(1, [200 + d, 200 - d, 20, 8, 40], 0.9) for d in (-20, 0, 20)]
+    results = [*inside, cat(1, hit[2], 0.5)]
     assert evaluate_coco(ground_truth, results).AP == pytest.approx(1.0)
     # Within the enclosing box of the region, but not within the region.
-    outside = [found(1, [200 + d, 200 + d, 20, 8, 40], 0.9) for d in (-25, 25)]
+    outside = [cat(1, [200 + d, 200 + d, 20, 8, 40], 0.9) for d in (-25, 25)]
     assert evaluate_coco(ground_truth, [*outside, results[-1]]).AP == pytest.approx(1 / 3)
 
 
@@ -177,14 +160,14 @@ def test_detections_without_an_area_overlap_nothing():
 
 
 def test_sizes_are_those_of_the_areas():
-    # 30 x 30 is small, 40 x 40 medium, 100 x 100 large, however they are turned.
+    # 30 x 30 is small, 40 x 40 medium, 100 x 100 large, however they are rotated.
     boxes = [(1, 1, [70 + 75 * i, 150, s, s, 45]) for i, s in enumerate((30, 40, 100))]
     ground_truth = truth(boxes)
     only_small = [r for r in perfect(ground_truth) if r["bbox"][2] == 30]
     metrics = evaluate_coco(ground_truth, only_small)
     assert (metrics.APs, metrics.APm, metrics.APl) == pytest.approx((1.0, 0.0, 0.0))
     # A detection that matches nothing counts as a false alarm in its own size.
-    big = found(1, [250, 60, 99, 99, 45], 1.0)
+    big = cat(1, [250, 60, 99, 99, 45], 1.0)
     metrics = evaluate_coco(ground_truth, [*perfect(ground_truth), big])
     assert (metrics.APs, metrics.APm) == pytest.approx((1.0, 1.0))
     assert metrics.APl == pytest.approx(0.5)
@@ -202,31 +185,31 @@ def test_no_results_give_zeros(bars):
 def test_boxes_of_both_kinds_are_refused():
     rotated, aligned = [50, 50, 20, 10, 30], [10, 10, 20, 10]
     for ground_truth, results in (
-        (truth([(1, 1, rotated)]), [found(1, aligned, 0.5)]),
-        (truth([(1, 1, aligned)]), [found(1, rotated, 0.5)]),
+        (truth([(1, 1, rotated)]), [cat(1, aligned, 0.5)]),
+        (truth([(1, 1, aligned)]), [cat(1, rotated, 0.5)]),
         (truth([(1, 1, rotated), (1, 1, aligned)]), []),
-        (truth([(1, 1, rotated)]), [found(1, rotated, 0.5), found(1, aligned, 0.5)]),
+        (truth([(1, 1, rotated)]), [cat(1, rotated, 0.5), cat(1, aligned, 0.5)]),
     ):
-        with pytest.raises(ValueError, match=r"have 4 numbers and . have 5 \(rotated\)"):
+        with pytest.raises(ValueError, match="have 4 numbers"):
             evaluate_coco(ground_truth, results)
 
 
 def test_boxes_of_other_lengths_and_without_an_area_are_refused():
     ground_truth = truth([(1, 1, [50, 50, 20, 10, 30])])
     for odd in ([1, 2, 3], [1, 2, 3, 4, 5, 6]):
-        with pytest.raises(ValueError, match=r"results: a bbox of neither 4 nor 5 .* images 1"):
-            evaluate_coco(ground_truth, [found(1, odd, 0.5)])
-        with pytest.raises(ValueError, match=r"truth: a bbox of neither 4 nor 5 .* annotations 1"):
+        with pytest.raises(ValueError, match=r"results: a bbox of .* images 1"):
+            evaluate_coco(ground_truth, [cat(1, odd, 0.5)])
+        with pytest.raises(ValueError, match=r"truth: a bbox of .* annotations 0"):
             evaluate_coco(truth([(1, 1, odd)]), [])
     for bad in ([50, 50, 0, 10, 30], [50, 50, 20, -1, 30], [50, 50, 20, 10, math.nan]):
-        with pytest.raises(ValueError, match="rotated boxes without an area in annotations 1"):
+        with pytest.raises(ValueError, match="without an area in annotations 0"):
             evaluate_coco(truth([(1, 1, bad)]), [])
     with pytest.raises(ValueError, match="not finite in images 1"):
-        evaluate_coco(ground_truth, [found(1, [50, 50, 20, 10, math.inf], 0.5)])
+        evaluate_coco(ground_truth, [cat(1, [50, 50, 20, 10, math.inf], 0.5)])
 
 
 def test_the_other_backend_has_no_rotated_boxes(bars):
-    with pytest.raises(ValueError, match="'faster-coco-eval' has no rotated boxes"):
+    with pytest.raises(ValueError, match="backend"):
         evaluate_coco(bars, perfect(bars), backend="faster-coco-eval")
 
 
@@ -253,11 +236,11 @@ def test_results_go_back_to_the_original_image():
     assert to_results(none, original_size=(9, 9), **place) == []
 
 
-def test_a_prepared_set_of_turned_shapes_against_itself(tmp_path):
+def test_a_prepared_set_of_rotated_shapes_against_itself(tmp_path):
     make_shapes(tmp_path, num_images=12, size_px=64, seed=0, split="val", rotated=True)
     dataset = PreparedDataset.open(tmp_path)
     ground_truth = dataset.ground_truth(box_type="rotated")
-    results = perfect(ground_truth, lambda box: np.float32(box) + HALF_TURN)
+    results = perfect(ground_truth, lambda box: np.float32(box) + BY_180)
     assert evaluate_coco(ground_truth, results).AP == pytest.approx(1.0)
     aligned = dataset.ground_truth()
     assert evaluate_coco(aligned, perfect(aligned)).AP == pytest.approx(1.0)
