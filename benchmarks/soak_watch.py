@@ -17,6 +17,7 @@ from typing import Any
 from retina_ray.config import ExperimentConfig
 from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.run.trainer import fit
+from retina_ray.train.run_files import METRICS
 from retina_ray.train.spec import RunSpec
 from retina_ray.train.tracking.metrics_file import read_metrics
 
@@ -110,7 +111,7 @@ class Watched:
     @property
     def records(self) -> list[dict[str, Any]]:
         """Lines of the training steps."""
-        lines = read_metrics(Path(self.spec.run_uri) / "metrics.jsonl")
+        lines = read_metrics(Path(self.spec.run_uri, METRICS))
         return [line for line in lines if "train/loss" in line["metrics"]]
 
     @property
@@ -126,7 +127,7 @@ class Watched:
 
     def _watch(self, over: threading.Event, killer: Killer | None) -> None:
         """Take samples, and kill when it is due and there is something to lose."""
-        start, path = time.monotonic(), Path(self.spec.run_uri) / "metrics.jsonl"
+        start, path = time.monotonic(), Path(self.spec.run_uri, METRICS)
         while not over.wait(SAMPLE_S):
             now, workers = time.monotonic() - start, list(worker_processes())
             for process in (None, *workers):

@@ -41,7 +41,9 @@ from retina_ray.config import (
     SyntheticConfig,
     with_overrides,
 )
+from retina_ray.storage.uris import join_uri
 from retina_ray.train.run.resolve import resolve
+from retina_ray.train.run_files import METRICS
 from retina_ray.train.spec import RunInputs, RunSpec
 from retina_ray.train.tracking.metrics_file import read_metrics
 
@@ -234,7 +236,7 @@ def decoding_s(spec: RunSpec) -> float:
 
 def data_waits(spec: RunSpec, size: Size) -> list[float]:
     """What the run itself has logged, of the intervals in which no bare loop had its turn."""
-    lines = read_metrics(f"{spec.run_uri}/metrics.jsonl")
+    lines = read_metrics(join_uri(spec.run_uri, METRICS))
     return [
         line["metrics"]["perf/data_wait_fraction"]
         for line in lines

@@ -18,20 +18,11 @@ from retina_ray.config import ConfigError
 from retina_ray.errors import DataError, StorageError
 from retina_ray.storage.files import copy_down, write_bytes
 from retina_ray.storage.uris import is_uri, join_uri, shown_uri
+from retina_ray.train import run_files
 
 if TYPE_CHECKING:
     from retina_ray.reports.run.report import RunReport
 
-
-_FILES = (
-    "run.json",
-    "config.json",
-    "metrics.jsonl",
-    "bad_images.json",
-    "failure.txt",
-    "predictions.parquet",
-    "checkpoints/index.json",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +104,6 @@ def _write(
     # Here, since it brings PyTorch, which the other commands can do without.
     from retina_ray.reports.run.report import (
         NUM_IMAGES,
-        REPORT_FILE,
         run_report,
         write_page,
     )
@@ -128,17 +118,28 @@ def _write(
             _fetch(run, folder)
         made = run_report(folder, shown_as=shown, data=data, num_images=number, on_stage=on_stage)
         if out is not None or not is_uri(run):
-            path = out or folder / REPORT_FILE
+            path = out or folder / run_files.REPORT
             write_page(path, made.html)
             return str(path), made
         on_stage("sending the page")
-        write_bytes(join_uri(run, REPORT_FILE), made.html.encode())
-        return f"{shown.rstrip('/')}/{REPORT_FILE}", made
+        write_bytes(join_uri(run, run_files.REPORT), made.html.encode())
+        return f"{shown.rstrip('/')}/{run_files.REPORT}", made
 
 
 def _fetch(run_uri: str, folder: Path) -> None:
     """Bring the files that the page is made from to a local folder."""
-    for name in _FILES:
+    from retina_ray.evaluation.predictions_file import PREDICTIONS_FILE
+
+    index = f"{run_files.CHECKPOINTS}/{run_files.CHECKPOINT_INDEX}"
+    for name in (
+        run_files.RUN,
+        run_files.CONFIG,
+        run_files.METRICS,
+        run_files.BAD_IMAGES,
+        run_files.FAILURE,
+        PREDICTIONS_FILE,
+        index,
+    ):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         copy_down(join_uri(run_uri, name), target)

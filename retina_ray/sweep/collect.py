@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ray.tune.experiment import Trial
 
 from retina_ray.config import idle_paths, with_overrides
+from retina_ray.storage.uris import join_uri
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.report import TrialRow
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.recovery.failures import FailureNote
+from retina_ray.train.run_files import CHECKPOINTS, METRICS
+from retina_ray.train.tracking.metrics_file import read_metrics
 
 
 def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:
@@ -43,7 +45,7 @@ def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
         best_epoch=best.get("epoch", 0),
         epochs_run=epochs_run,
         time_s=float(trial.last_result.get("time_total_s", 0.0) if trial.last_result else 0.0),
-        checkpoint=CheckpointStore(f"{plan.trial_uri(name)}/checkpoints").best,
+        checkpoint=CheckpointStore(join_uri(plan.trial_uri(name), CHECKPOINTS)).best,
         history=history,
         seed=params.get("train.seed", plan.config.train.seed),
     )
@@ -66,10 +68,8 @@ def _outcome(plan: SweepPlan, trial: Trial, epochs_run: int) -> tuple[str, str]:
 
 def _history(plan: SweepPlan, trial_id: str) -> list[dict[str, Any]]:
     """The evaluations of a trial: one record each, with the last training loss before it."""
-    text = plan.read_trial_file(trial_id, "metrics.jsonl") or ""
     records, loss = [], None
-    for line in text.splitlines():
-        record = json.loads(line)
+    for record in read_metrics(join_uri(plan.trial_uri(trial_id), METRICS)):
         metrics = record["metrics"]
         loss = metrics.get("train/loss", loss)
         if metrics.get(METRIC) is not None:

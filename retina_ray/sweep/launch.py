@@ -9,13 +9,14 @@ from rich.console import Console
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.storage.files import exists
-from retina_ray.storage.uris import is_uri
+from retina_ray.storage.uris import is_uri, join_uri
 from retina_ray.sweep.anchor_pruning import anchors_depend_on_trial, prune_anchors
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.report import rank, report_table, write_report
 from retina_ray.sweep.runner import SweepOutcome
 from retina_ray.sweep.space import Space, check_space
 from retina_ray.train.run.resolve import resolve
+from retina_ray.train.run_files import CONFIG
 
 ASYNC = "train.async_validation"
 
@@ -103,7 +104,7 @@ def finish_sweep(
     train_on = None
     if best is not None:
         train_on = (
-            f"python {scripts}/train.py --recipe {plan.trial_uri(best.trial_id)}/config.json "
+            f"python {scripts}/train.py --recipe {join_uri(plan.trial_uri(best.trial_id), CONFIG)} "
             f"--init-from {best.checkpoint} --storage {storage}"
         )
     val = PreparedDataset.open(plan.val_uri)

@@ -8,10 +8,14 @@ from typing import Any, Literal
 
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
 from retina_ray.storage.files import read_text, write_text
+from retina_ray.storage.uris import join_uri
 from retina_ray.sweep.space import Choice, Domain, IntUniform, LogUniform, Space, Uniform
 
 METRIC = "val/AP"
 """What trials are compared by."""
+
+PLAN = "sweep.json"
+"""The plan's file in the folder of a sweep."""
 
 DOMAINS = {kind.__name__: kind for kind in (Choice, Uniform, LogUniform, IntUniform)}
 
@@ -52,24 +56,24 @@ class SweepPlan:
 
     def trial_uri(self, trial_id: str) -> str:
         """Folder of a trial (`trial_00`, ...)."""
-        return f"{self.uri}/trials/{trial_id}"
+        return join_uri(self.uri, f"trials/{trial_id}")
 
     def write_trial_file(self, trial_id: str, name: str, text: str) -> None:
         """Write a small text file into a trial's folder."""
-        write_text(f"{self.trial_uri(trial_id)}/{name}", text)
+        write_text(join_uri(self.trial_uri(trial_id), name), text)
 
     def read_trial_file(self, trial_id: str, name: str) -> str | None:
         """Read a text file of a trial; None where it does not exist."""
-        return read_text(f"{self.trial_uri(trial_id)}/{name}")
+        return read_text(join_uri(self.trial_uri(trial_id), name))
 
     def save(self) -> None:
-        """Write the plan to `sweep.json` in the sweep's folder."""
+        """Write the plan to its file in the sweep's folder."""
         tree = {
             **{f: getattr(self, f) for f in self.__dataclass_fields__},
             "config": self.config.model_dump(mode="json"),
             "space": {path: _domain_tree(domain) for path, domain in self.space.items()},
         }
-        write_text(f"{self.uri}/sweep.json", json.dumps(tree, indent=1))
+        write_text(join_uri(self.uri, PLAN), json.dumps(tree, indent=1))
 
     @classmethod
     def load(cls, uri: str) -> SweepPlan:
@@ -78,9 +82,9 @@ class SweepPlan:
         Raises:
             ConfigError: there is none.
         """
-        text = read_text(f"{uri}/sweep.json")
+        text = read_text(join_uri(uri, PLAN))
         if text is None:
-            raise ConfigError(f"{uri}: no sweep there (no sweep.json); check --name and --storage")
+            raise ConfigError(f"{uri}: no sweep there (no {PLAN}); check --name and --storage")
         tree = json.loads(text)
         tree["config"] = from_json(ExperimentConfig, json.dumps(tree["config"]))
         tree["space"] = {path: _domain(domain) for path, domain in tree["space"].items()}

@@ -26,6 +26,7 @@ from retina_ray.train.checkpoint.load import load_meta
 from retina_ray.train.recovery.failures import FailureNote, name_cause
 from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.run.trainer import fit, fit_in_process
+from retina_ray.train.run_files import CONFIG
 from retina_ray.train.spec import RunSpec
 
 CLOSE_S = 120.0
@@ -107,7 +108,7 @@ def prepare_trial(
         run_id=run_id,
         group=plan.name,
     )
-    plan.write_trial_file(trial_id, "config.json", config.model_dump_json(indent=1))
+    plan.write_trial_file(trial_id, CONFIG, config.model_dump_json(indent=1))
     spec.checkpoints.go_back_to_whole()
     return spec
 
@@ -133,7 +134,7 @@ def _config(plan: SweepPlan, trial_id: str, params: dict[str, Any]) -> Experimen
     config = with_overrides(plan.config, decode_params(plan.space, params))
     if config.model.anchors.fit == "none":
         return config
-    stored = plan.read_trial_file(trial_id, "config.json")
+    stored = plan.read_trial_file(trial_id, CONFIG)
     if stored is not None:
         return from_json(ExperimentConfig, stored)
     return fit_anchors(config, PreparedDataset.open(plan.train_uri))

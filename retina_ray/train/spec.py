@@ -13,8 +13,10 @@ from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.plan.layout import RunLayout, micro_batches_of
 from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.storage.uris import join_uri
 from retina_ray.train.checkpoint.load import load_meta
 from retina_ray.train.checkpoint.store import CheckpointStore
+from retina_ray.train.run_files import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RunSpec:
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
         return CheckpointStore(
-            f"{self.run_uri}/checkpoints", keep=self.config.train.keep_checkpoints
+            join_uri(self.run_uri, CHECKPOINTS), keep=self.config.train.keep_checkpoints
         )
 
     def start_step(self) -> int:

@@ -1,11 +1,13 @@
 """A trial's run, as it starts and as it goes on."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from retina_ray.config import ConfigError, ExperimentConfig, ModelConfig, TrainConfig
+from retina_ray.sweep.collect import _history
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import Choice
 from retina_ray.sweep.trial import last_evaluation, prepare_trial
@@ -13,8 +15,8 @@ from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
 
 
 @pytest.fixture
-def prepare(tmp_path):
-    plan = SweepPlan(
+def plan(tmp_path):
+    return SweepPlan(
         name="losses",
         uri=str(tmp_path / "losses"),
         config=ExperimentConfig(
@@ -25,6 +27,10 @@ def prepare(tmp_path):
         val_uri="val",
         num_samples=2,
     )
+
+
+@pytest.fixture
+def prepare(plan):
     return lambda: prepare_trial(
         plan, {"loss.focal_gamma": "1.0"}, trial_id="trial_01", run_id="losses-x"
     )
@@ -54,6 +60,14 @@ def keep_two(spec):
 def damage(spec, step):
     path = Path(spec.checkpoints.uri) / f"step-{step:08d}" / "state.pt"
     path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_torn_last_line_does_not_spoil_the_table(plan):
+    evaluation = {"step": 4, "metrics": {"val/AP": 0.25, "train/epoch": 1.0}}
+    plan.write_trial_file("trial_00", "metrics.jsonl", f'{json.dumps(evaluation)}\n{{"step": 8, "m')
+    (found,) = _history(plan, "trial_00")
+    assert (found["AP"], found["epoch"], found["step"]) == (0.25, 1, 4)
+    assert _history(plan, "trial_01") == []
 
 
 def test_a_new_trial_has_its_values_and_nothing_to_go_on_from(prepare):

@@ -12,13 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.errors import DataError
+from retina_ray.train.run_files import (
+    BAD_IMAGES,
+    CHECKPOINT_INDEX,
+    CHECKPOINTS,
+    CONFIG,
+    FAILURE,
+    METRICS,
+    RUN,
+)
+from retina_ray.train.tracking.metrics_file import parse_metrics
 
 _MAX_NAMED = 5
 
@@ -111,27 +121,27 @@ def read_run(folder: Path, shown_as: str | None = None) -> RunRecord:
         DataError: there is no run.
     """
     place = shown_as or str(folder)
-    if not any((folder / name).is_file() for name in ("config.json", "run.json")):
-        found = "holds neither config.json nor run.json" if folder.is_dir() else "no such folder"
+    if not any((folder / name).is_file() for name in (CONFIG, RUN)):
+        found = f"holds neither {CONFIG} nor {RUN}" if folder.is_dir() else "no such folder"
         raise DataError(
             f"{place}: {found}, so there is no run; expected the folder of a run, STORAGE/NAME of "
             "experiments/train.py"
         )
     problems: list[str] = []
-    lines = _metrics(folder / "metrics.jsonl", problems)
-    index = _object(folder / "checkpoints" / "index.json", problems, needed=False)
-    failure = folder / "failure.txt"
+    lines = _metrics(folder / METRICS, problems)
+    index = _object(folder / CHECKPOINTS / CHECKPOINT_INDEX, problems, needed=False)
+    failure = folder / FAILURE
     return RunRecord(
         folder=folder,
         place=place,
-        run=_object(folder / "run.json", problems, needed=True),
-        settings=_object(folder / "config.json", problems, needed=True),
+        run=_object(folder / RUN, problems, needed=True),
+        settings=_object(folder / CONFIG, problems, needed=True),
         lines=lines,
         best_step=_step_of(index, "best"),
         last_step=_step_of(index, "last"),
         bad_images={
             str(name): str(reason)
-            for name, reason in _object(folder / "bad_images.json", problems, needed=False).items()
+            for name, reason in _object(folder / BAD_IMAGES, problems, needed=False).items()
         },
         failure=failure.read_text(errors="replace").strip() if failure.is_file() else None,
         problems=problems,
@@ -169,13 +179,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_line(line: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether it is what the run writes: a step and metrics by key."""
-    if not isinstance(line, dict) or not isinstance(line.get("metrics", {}), dict):
-        return False
-    return _is_number(line.get("step"))
-
-
 def _object(path: Path, problems: list[str], *, needed: bool) -> dict[str, Any]:
     """A JSON object from a file; empty where there is none."""
     try:
@@ -196,28 +199,18 @@ def _object(path: Path, problems: list[str], *, needed: bool) -> dict[str, Any]:
 def _metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The lines of a metrics file; damaged ones are named."""
     try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines, damaged = parse_metrics(path.read_bytes())
     except OSError as error:
         why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         problems.append(f"{path.name} {why}: the run logged nothing, or was moved without it.")
         return []
-    lines, damaged = [], []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if _is_line(line):
-            lines.append(line)
-        else:
-            damaged.append(number)
     if damaged:
         named = ", ".join(map(str, damaged[:_MAX_NAMED]))
         more = f" and {len(damaged) - _MAX_NAMED} more" if len(damaged) > _MAX_NAMED else ""
         problems.append(
-            f"{path.name}: {len(damaged)} of {len(texts)} lines are damaged and left out (line "
-            f"{named}{more}). A crash may cut the last one off; others point to a fault of the "
-            "disk."
+            f"{path.name}: {len(damaged)} of {len(lines) + len(damaged)} lines are damaged and "
+            f"left out (line {named}{more}). A crash may cut the last one off; "
+            "others point to a fault of the disk."
         )
     return lines
 

@@ -37,9 +37,6 @@ from retina_ray.reports.run.tables import (
 )
 from retina_ray.storage.files import write_text
 
-REPORT_FILE = "report.html"
-"""The page's name in a run's folder."""
-
 NUM_IMAGES = 12
 """Worst images that are shown; of the best, a third as many."""
 

@@ -11,6 +11,7 @@ import contextlib
 
 from retina_ray.config import ConfigError
 from retina_ray.storage.files import exists, read_text
+from retina_ray.storage.uris import join_uri
 from retina_ray.train.checkpoint.format import (
     META,
     Checkpoint,
@@ -21,6 +22,7 @@ from retina_ray.train.checkpoint.format import (
 from retina_ray.train.checkpoint.index import CheckpointIndex
 from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.checkpoint.transfer import read_checkpoint
+from retina_ray.train.run_files import CHECKPOINTS
 
 
 def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
@@ -81,8 +83,8 @@ def _way_out(uri: str) -> str:
 def _resolve(uri: str) -> str:
     """Turn a run's folder or a `checkpoints` folder into its last checkpoint."""
     uri = uri.rstrip("/")
-    for candidate in (uri, f"{uri}/checkpoints"):
-        if exists(f"{candidate}/{META}"):
+    for candidate in (uri, join_uri(uri, CHECKPOINTS)):
+        if exists(join_uri(candidate, META)):
             return candidate
         store = CheckpointStore(candidate)
         if store.last is not None:

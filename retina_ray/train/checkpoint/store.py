@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from retina_ray.config import ConfigError
 from retina_ray.errors import StorageError
 from retina_ray.storage.files import read_text, write_text
-from retina_ray.storage.uris import open_filesystem
+from retina_ray.storage.uris import join_uri, open_filesystem
 from retina_ray.train.checkpoint.format import (
     META,
     Checkpoint,
@@ -30,8 +30,7 @@ from retina_ray.train.checkpoint.format import (
 )
 from retina_ray.train.checkpoint.index import CheckpointIndex, Entry
 from retina_ray.train.checkpoint.transfer import put_checkpoint, read_checkpoint
-
-INDEX = "index.json"
+from retina_ray.train.run_files import CHECKPOINT_INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +61,12 @@ class CheckpointStore:
             ConfigError: the index cannot be read.
         """
         try:
-            text = read_text(self.uri_of(INDEX))
+            text = read_text(self.uri_of(CHECKPOINT_INDEX))
             return CheckpointIndex() if text is None else CheckpointIndex.from_json(text)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ConfigError(
-                f"{self.uri_of(INDEX)}: not an index of checkpoints ({error!r}); delete it and "
-                "give a checkpoint's folder beside it by name, e.g. to --init-from"
+                f"{self.uri_of(CHECKPOINT_INDEX)}: not an index of checkpoints ({error!r}); delete "
+                "it and give a checkpoint's folder beside it by name, e.g. to --init-from"
             ) from error
 
     @property
@@ -97,7 +96,7 @@ class CheckpointStore:
 
     def uri_of(self, name: str) -> str:
         """URI of what is called so in this folder."""
-        return "/".join([self.uri.rstrip("/"), name])
+        return join_uri(self.uri, name)
 
     def acquire_lease(self) -> CheckpointIndex:
         """Become the one who adds to this run's checkpoints; who did so before may no more.
@@ -106,7 +105,7 @@ class CheckpointStore:
         What killed ones left half written is removed.
         """
         index = replace(self.index, writer=os.urandom(8).hex())
-        write_text(self.uri_of(INDEX), index.to_json())
+        write_text(self.uri_of(CHECKPOINT_INDEX), index.to_json())
         self._drop_all_but(index.names)
         return index
 
@@ -156,7 +155,7 @@ class CheckpointStore:
             if before_switch is not None:
                 before_switch()
                 self._require_lease(index)
-            write_text(self.uri_of(INDEX), new.to_json())
+            write_text(self.uri_of(CHECKPOINT_INDEX), new.to_json())
         except BaseException:
             with contextlib.suppress(Exception):  # on a full disk its room is needed
                 if entry.name not in self.index.names:
@@ -190,7 +189,7 @@ class CheckpointStore:
         for name in {index.pending.name, index.last.name}:
             self.write_metrics(name, metrics, step=index.pending.step)
         new = index.settled(metric)
-        write_text(self.uri_of(INDEX), new.to_json())
+        write_text(self.uri_of(CHECKPOINT_INDEX), new.to_json())
         self._drop_all_but(new.names)
         return new
 
@@ -235,7 +234,7 @@ class CheckpointStore:
                     entry.step,
                 )
                 new = index.gone_back(entry, damaged=faults)
-                write_text(self.uri_of(INDEX), new.to_json())
+                write_text(self.uri_of(CHECKPOINT_INDEX), new.to_json())
             return checkpoint
         if faults:
             raise ConfigError(

@@ -10,13 +10,14 @@ from typing import Any
 from retina_ray.config import ConfigError
 from retina_ray.storage.disk_space import Room, is_no_room, reason_of
 from retina_ray.storage.files import read_text, write_text
-from retina_ray.storage.uris import open_filesystem
+from retina_ray.storage.uris import join_uri, open_filesystem
 from retina_ray.train.errors import (
     DiskFullError,
     NonFiniteLossError,
     RunError,
     TooManyBadImagesError,
 )
+from retina_ray.train.run_files import FAILURE
 
 NON_RETRYABLE = (NonFiniteLossError, TooManyBadImagesError, ConfigError)
 """Errors that every worker raises at the same step, and that a restart from the last checkpoint,
@@ -28,7 +29,7 @@ class Note:
 
     def __init__(self, run_uri: str, name: str) -> None:
         """The note `name` of the run at `run_uri`."""
-        self._uri = f"{run_uri}/{name}"
+        self._uri = join_uri(run_uri, name)
 
     def write(self, text: str) -> None:
         """Write it down."""
@@ -54,7 +55,7 @@ class FailureNote(Note):
 
     def __init__(self, run_uri: str) -> None:
         """The note of the run at `run_uri`."""
-        super().__init__(run_uri, "failure.txt")
+        super().__init__(run_uri, FAILURE)
 
 
 def name_cause(error: BaseException) -> str:

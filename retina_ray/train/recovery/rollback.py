@@ -21,12 +21,11 @@ import numpy as np
 
 from retina_ray.evaluation.drawing import draw_boxes, write_png
 from retina_ray.storage.files import copy_up, read_text, write_text
-from retina_ray.storage.uris import open_filesystem
+from retina_ray.storage.uris import join_uri, open_filesystem
 from retina_ray.train.errors import NonFiniteLossError
 from retina_ray.train.recovery.failures import name_cause
+from retina_ray.train.run_files import NON_FINITE_BATCHES, ROLLBACKS
 from retina_ray.train.spec import RunInputs, RunSpec
-
-LIST, FOLDER = "rollbacks.json", "non_finite"
 
 MAX_PICTURES = 64
 """Images of a batch that are drawn; all are listed."""
@@ -84,7 +83,7 @@ class Rollbacks:
 
     def __init__(self, run_uri: str) -> None:
         """Open (and do not yet create) the list of the run at `run_uri`."""
-        self._uri = f"{run_uri}/{LIST}"
+        self._uri = join_uri(run_uri, ROLLBACKS)
 
     def all(self) -> list[NonFiniteStep]:
         """In the order of time."""
@@ -111,7 +110,7 @@ def dump_batch(spec: RunSpec, found: NonFiniteStep) -> str | None:
     Returns:
         The folder; None where it could not be made, which is logged: it is no reason to end a run.
     """
-    uri = f"{spec.run_uri}/{FOLDER}/step-{found.step:08d}"
+    uri = join_uri(spec.run_uri, f"{NON_FINITE_BATCHES}/step-{found.step:08d}")
     try:
         with tempfile.TemporaryDirectory(prefix="retina_ray_non_finite_") as folder:
             _write_batch(RunInputs.open(spec), found, Path(folder))

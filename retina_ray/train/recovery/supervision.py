@@ -34,6 +34,7 @@ from retina_ray.train.recovery.failures import (
 from retina_ray.train.recovery.preemption import PREEMPTED, TOLD, EndOnSigterm
 from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, dump_batch
 from retina_ray.train.recovery.watchdog import HUNG
+from retina_ray.train.run_files import NON_FINITE_STEP, STOPPED
 from retina_ray.train.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -137,8 +138,8 @@ class _Notes:
 
     def __init__(self, run_uri: str) -> None:
         self.failure = FailureNote(run_uri)
-        self.stopped = Note(run_uri, "stopped.txt")
-        self.non_finite = Note(run_uri, "non_finite.json")
+        self.stopped = Note(run_uri, STOPPED)
+        self.non_finite = Note(run_uri, NON_FINITE_STEP)
 
     def clear(self) -> None:
         for note in (self.failure, self.stopped, self.non_finite):

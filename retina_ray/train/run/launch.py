@@ -18,7 +18,7 @@ from retina_ray.config import ConfigError, ExperimentConfig, from_json
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.model import RetinaNet
 from retina_ray.storage.files import exists, read_text, write_text
-from retina_ray.storage.uris import is_uri
+from retina_ray.storage.uris import is_uri, join_uri
 from retina_ray.train.checkpoint.compatibility import (
     class_differences,
     fitting_weights,
@@ -29,11 +29,10 @@ from retina_ray.train.checkpoint.load import load_checkpoint, load_meta
 from retina_ray.train.run.resolve import resolve
 from retina_ray.train.run.resources import ResourceRequest, connect
 from retina_ray.train.run.trainer import fit
+from retina_ray.train.run_files import CONFIG, METRICS, RUN
 from retina_ray.train.spec import RunSpec
 from retina_ray.train.tracking.progress import ProgressDisplay
 
-CONFIG = "config.json"
-RUN = "run.json"
 VERSIONS = "versions"
 """Of what a run was started with, in `RUN`."""
 
@@ -83,9 +82,9 @@ def prepare_run(
         run_id=f"{name}-{os.urandom(3).hex()}",
         init_from=init_from,
     )
-    write_text(f"{run_uri}/{CONFIG}", complete.model_dump_json(indent=1))
+    write_text(join_uri(run_uri, CONFIG), complete.model_dump_json(indent=1))
     fields = {k: v for k, v in vars(spec).items() if k != "config"} | {VERSIONS: _versions()}
-    write_text(f"{run_uri}/{RUN}", json.dumps(fields, indent=1))
+    write_text(join_uri(run_uri, RUN), json.dumps(fields, indent=1))
     return spec
 
 
@@ -99,7 +98,7 @@ def resume_run(run_uri: str) -> RunSpec:
             another model, other classes or other data.
         DataError: the training data is missing or broken.
     """
-    run_file, config = read_text(f"{run_uri}/{RUN}"), read_text(f"{run_uri}/{CONFIG}")
+    run_file, config = read_text(join_uri(run_uri, RUN)), read_text(join_uri(run_uri, CONFIG))
     if run_file is None or config is None:
         raise ConfigError(f"{run_uri}: no run to resume there; check --name and --storage")
     fields = {**json.loads(run_file), "run_uri": run_uri}
@@ -126,7 +125,7 @@ def run(spec: RunSpec, *, console: Console) -> RunResult:
     cluster = connect(spec.config)
     request = ResourceRequest.of(spec.config, cluster)
     request.require(cluster)
-    metrics_path = Path(spec.run_uri) / "metrics.jsonl"
+    metrics_path = Path(spec.run_uri) / METRICS
     if is_uri(spec.run_uri):
         fit(spec, request)
     else:

@@ -8,15 +8,18 @@ which step. The line that ends a run (or a part of it) has no metrics but a `sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from retina_ray.storage.files import write_text
+from retina_ray.storage.files import read_bytes, write_text
+from retina_ray.storage.uris import shown_uri
 
 _log = logging.getLogger(__name__)
 
@@ -69,22 +72,69 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file; one that was cut off by a crash is left out."""
-    lines = []
-    num_bad = 0
-    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+class MetricsFollower:
+    """Reads the lines that are added to a metrics file from now on.
+
+    Args:
+        path: of the file, on a local disk; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Whole lines that were written since the last call."""
+        if not self._path.exists():
+            return []
+        # A resumed run cuts off what came after its checkpoint; what is left was read before.
+        self._offset = min(self._offset, self._path.stat().st_size)
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return parse_metrics(whole)[0]
+
+
+def read_metrics(uri: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the lines of a metrics file; none where there is no file.
+
+    One that was cut off by a crash is left out, which is logged.
+    """
+    try:
+        lines, damaged = parse_metrics(read_bytes(uri))
+    except FileNotFoundError:
+        return []
+    if damaged:
+        _log.warning("%s: left out %d lines that are not whole", shown_uri(uri), len(damaged))
+    return lines
+
+
+def parse_metrics(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read the content of a metrics file.
+
+    Returns:
+        The lines that are whole; the numbers of the others, from 1.
+    """
+    lines, damaged = [], []
+    for number, text in enumerate(content.splitlines(), start=1):
+        line = None
+        with contextlib.suppress(ValueError):
             line = json.loads(text)
-        except json.JSONDecodeError:
-            line = None
-        if isinstance(line, dict) and "step" in line:
+        if _is_line(line):
             lines.append(line)
         else:
-            num_bad += 1
-    if num_bad:
-        _log.warning("%s: left out %d lines that are not whole", path, num_bad)
-    return lines
+            damaged.append(number)
+    return lines, damaged
+
+
+def _is_line(line: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether it is what a run writes: a step, and metrics by key."""
+    if not isinstance(line, dict) or not isinstance(line.get("metrics"), dict):
+        return False
+    step = line.get("step")
+    return isinstance(step, int) and not isinstance(step, bool)
 
 
 def _cut(path: Path, last_step: int | None) -> None:

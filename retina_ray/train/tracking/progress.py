@@ -6,12 +6,10 @@ The workers may be on other machines; the file is where they all are seen. On a 
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from retina_ray.train.tracking.metrics_file import MetricsFollower
+
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 60.0
 
@@ -33,7 +33,7 @@ class ProgressDisplay:
 
     def __init__(self, metrics_path: Path, *, num_epochs: int, console: Console) -> None:
         """Follow `metrics_path` (it need not exist yet) for a run of `num_epochs`."""
-        self._path = metrics_path
+        self._follower = MetricsFollower(metrics_path)
         self._num_epochs = num_epochs
         self._console = console
         self._stop = threading.Event()
@@ -42,7 +42,6 @@ class ProgressDisplay:
         self._printed = 0.0
 
     def __enter__(self) -> ProgressDisplay:
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
         self._thread.start()
         return self
 
@@ -95,19 +94,9 @@ class ProgressDisplay:
             )
 
     def _new_records(self) -> Iterator[dict[str, float]]:
-        """Yield the metrics of whole lines written since the last look."""
-        if not self._path.exists():
-            return
-        # A resumed run cuts off what came after its checkpoint; what is left was shown before.
-        self._offset = min(self._offset, self._path.stat().st_size)
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            chunk = file.read()
-        whole = chunk[: chunk.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            metrics: dict[str, Any] = json.loads(line).get("metrics", {})
-            yield {key: value for key, value in metrics.items() if value is not None}
+        """Yield the metrics of the lines written since the last call."""
+        for line in self._follower.new_lines():
+            yield {key: value for key, value in line["metrics"].items() if value is not None}
 
 
 def _figures(latest: dict[str, float]) -> str:

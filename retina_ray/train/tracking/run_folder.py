@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from retina_ray.storage.files import copy_down, copy_up, write_bytes, write_text
-from retina_ray.storage.uris import is_uri
+from retina_ray.storage.uris import is_uri, join_uri
+from retina_ray.train.run_files import BAD_IMAGES, METRICS
 
-BAD_IMAGES_FILE = "bad_images.json"
-CONTINUED = ("metrics.jsonl", BAD_IMAGES_FILE)
+CONTINUED = (METRICS, BAD_IMAGES)
 """What a run continues that goes on on another machine."""
 
 
@@ -36,11 +36,11 @@ class RunFolder:
             return
         self.path = Path(tempfile.mkdtemp(prefix="retina_ray_run_"))
         for name in CONTINUED:
-            copy_down(f"{run_uri}/{name}", self.path / name)
+            copy_down(join_uri(run_uri, name), self.path / name)
 
     def note_bad_images(self, new: dict[str, str]) -> None:
         """Add images and the reasons why they could not be decoded to `bad_images.json`."""
-        path = self.path / BAD_IMAGES_FILE
+        path = self.path / BAD_IMAGES
         known: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(path.read_text())
@@ -48,7 +48,7 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the run whole, where the run lies."""
-        write_bytes(f"{self._uri}/{name}", content)
+        write_bytes(join_uri(self._uri, name), content)
 
     def upload(self, *, all_files: bool) -> None:
         """Bring the files to a remote run; another thread may go on writing them.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from retina_ray.config import TrackingConfig
+from retina_ray.train.run_files import METRICS, PICTURES
 from retina_ray.train.tracking.metrics_file import MetricsFile
 from retina_ray.train.tracking.tensorboard import open_tensorboard
 from retina_ray.train.tracking.wandb_run import open_wandb
@@ -73,7 +74,7 @@ def open_tracker(
             TensorBoard hides its own. (W&B keeps what it was sent, and shows both.)
     """
     run_dir = Path(run_dir)
-    file = MetricsFile(run_dir / "metrics.jsonl", resume=resume, resume_step=resume_step)
+    file = MetricsFile(run_dir / METRICS, resume=resume, resume_step=resume_step)
     start = {"project": config.project, "entity": config.entity, "id": run_id, "name": name}
     start |= {"group": group, "config": dict(experiment), "dir": str(run_dir)}
     places = [
@@ -124,7 +125,7 @@ class Tracker:
         from retina_ray.evaluation.drawing import contact_sheet, write_png
 
         sheet = contact_sheet([picture.draw() for picture in pictures])
-        write_png(self.run_dir / "pictures" / f"step_{step:08d}.png", sheet)
+        write_png(self.run_dir / PICTURES / f"step_{step:08d}.png", sheet)
         self._everywhere(lambda place: place.log_pictures(pictures, step))
 
     def finish(self, status: Status) -> None:
