@@ -3,113 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retina_ray.config import ExperimentConfig, InputConfig
-from retina_ray.reports.dataset.plots import Plot, Values, bubbles, density, histogram
+from retina_ray.reports.dataset.plots import Values, bubbles, density, histogram
 from retina_ray.reports.dataset.splits import Split
+from retina_ray.reports.html.charts import Chart, make_chart
 
 COCO_SIDES_PX = (32.0, 96.0)
 """COCO calls a box small below the first, large from the second on (roots of areas)."""
 
 
-_COLOUR = "Colour: boxes in a cell."
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure with its words.
-
-    Attributes:
-        title: above it.
-        plot: the pictures.
-        splits: numbers of the splits that it shows; their names and colours are written above.
-        notes: sentences below it.
-        square: as high as wide.
-    """
-
-    title: str
-    plot: Plot
-    splits: tuple[int, ...]
-    notes: tuple[str, ...]
-    square: bool = False
+_COLOR = "Color: boxes in a cell."
 
 
 def box_charts(splits: Sequence[Split], config: ExperimentConfig) -> Iterator[Chart]:
     """Sizes, aspects and places of boxes; crowd regions are not counted."""
-    everyone = tuple(range(len(splits)))
+    everyone = _legend(splits)
     counts = [split.boxes_per_image.astype(np.float64) for split in splits]
-    yield Chart(
+    yield make_chart(
         "Boxes per image",
         histogram(counts, label="boxes in an image", of="images", log=False),
-        everyone,
-        _per_split(splits, counts, _count_words),
+        legend=everyone,
+        notes=_per_split(splits, counts, _count_words),
     )
-    sides = [_proper_sides(split) for split in splits]
+    sides = [split.sides[_proper(split)] for split in splits]
     roots = [np.sqrt(side.prod(axis=1)) for side in sides]
-    yield Chart(
+    size = {"label": "root of a box's area, px", "of": "boxes", "log": True}
+    yield make_chart(
         "Box size as stored",
-        histogram(roots, label="root of a box's area, px", of="boxes", log=True,
-                  marks=COCO_SIDES_PX),
-        everyone,
-        (*_per_split(splits, roots, _size_words), *_flat_words(splits)),
-    )  # fmt: skip
-    yield _training_size(splits, config, everyone)
+        histogram(roots, marks=COCO_SIDES_PX, **size),
+        legend=everyone,
+        notes=(*_per_split(splits, roots, _size_words), *_flat_words(splits)),
+    )
+    yield _training_size(splits, config)
     aspects = [side[:, 1] / side[:, 0] for side in sides]
-    yield Chart(
+    yield make_chart(
         "Box aspect",
         histogram(aspects, label="height / width", of="boxes", log=True, marks=(1.0,)),
-        everyone,
-        _per_split(splits, aspects, _middle_words("")),
+        legend=everyone,
+        notes=_per_split(splits, aspects, _middle_words("")),
     )
     if any(split.boxes.shape[1] == 5 for split in splits):
         yield _angles(splits)
-    positive = [side.ravel() for side in sides if len(side)]
-    span = _span(positive)
-    for number, side in enumerate(sides):
-        yield Chart(
+    span = _span([side.ravel() for side in sides if len(side)])
+    lines = "Lines of equal area: COCO's small end at 32\u00b2 px, large begin at 96\u00b2."
+    for one, side in zip(everyone, sides, strict=True):
+        yield make_chart(
             "Box width and height",
             density(side, labels=("width, px", "height, px"), unit=False, span=span,
                     guides=COCO_SIDES_PX),
-            (number,),
-            ("Lines of equal area: COCO's small end at 32\u00b2 px, large begin at 96\u00b2.",
-             _COLOUR),
-            square=True,
+            legend=(one,),
+            notes=(lines, _COLOR),
+            shape="square",
         )  # fmt: skip
-    for number, split in enumerate(splits):
+    for one, split in zip(everyone, splits, strict=True):
         centres = split.centres[split.single]
         centres = centres[np.isfinite(centres).all(axis=1)]
-        yield Chart(
+        yield make_chart(
             "Where boxes lie",
             density(centres, labels=("share of the width", "share of the height"), unit=True),
-            (number,),
-            ("Centres of boxes in their image, left and top at 0.", _COLOUR),
-            square=True,
+            legend=(one,),
+            notes=("Centers of boxes in their image, left and top at 0.", _COLOR),
+            shape="square",
         )
 
 
 def image_charts(splits: Sequence[Split]) -> Iterator[Chart]:
     """Sizes and aspects of images."""
-    everyone = tuple(range(len(splits)))
     aspects = [split.heights / split.widths for split in splits]
-    yield Chart(
+    yield make_chart(
         "Image aspect",
         histogram(aspects, label="height / width", of="images", log=True, marks=(1.0,)),
-        everyone,
-        _per_split(splits, aspects, _landscape_words),
+        legend=_legend(splits),
+        notes=_per_split(splits, aspects, _landscape_words),
     )
     end = 1.08 * max((max(s.widths.max(), s.heights.max()) for s in splits if len(s)), default=1)
     for number, split in enumerate(splits):
         sizes = np.stack([split.widths, split.heights], axis=1)
-        yield Chart(
+        yield make_chart(
             "Image sizes",
-            bubbles(sizes, colour=number, end=end),
-            (number,),
-            (_common_sizes(sizes),),
-            square=True,
+            bubbles(sizes, color=number, end=end),
+            legend=((split.name, number),),
+            notes=(_common_sizes(sizes),),
+            shape="square",
         )
 
 
@@ -121,9 +100,7 @@ def training_sides(inputs: InputConfig) -> tuple[float, ...]:
     return tuple(float(size) for size in sizes)
 
 
-def _training_size(
-    splits: Sequence[Split], config: ExperimentConfig, everyone: tuple[int, ...]
-) -> Chart:
+def _training_size(splits: Sequence[Split], config: ExperimentConfig) -> Chart:
     """Box sizes after the recipe's resizing, with its anchors."""
     inputs, anchors = config.input, config.model.anchors
     targets = training_sides(inputs)
@@ -149,27 +126,25 @@ def _training_size(
         pale_marks=shown,
     )  # fmt: skip
     words = _per_split(splits, roots, _middle_words(" px"))
-    return Chart("Box size in training", plot, everyone, (*words, note))
+    return make_chart("Box size in training", plot, legend=_legend(splits), notes=(*words, note))
 
 
 def _angles(splits: Sequence[Split]) -> Chart:
     """Turns of rotated boxes; half a turn makes the same rectangle."""
     turns, shown = [], []
     for number, split in enumerate(splits):
+        turns.append(np.zeros(0))
         if split.boxes.shape[1] == 5:
             angles = split.boxes[split.single, 4].astype(np.float64)
-            angles = angles[np.isfinite(angles)]
-            turns.append(np.mod(angles + 90, 180) - 90)
-            shown.append(number)
-        else:
-            turns.append(np.zeros(0))
-    return Chart(
+            turns[number] = np.mod(angles[np.isfinite(angles)] + 90, 180) - 90
+            shown.append((split.name, number))
+    label = "angle, degrees counter-clockwise"
+    return make_chart(
         "Turn of rotated boxes",
-        histogram(turns, label="angle, degrees counter-clockwise", of="boxes", log=False,
-                  span=(-90, 89)),
-        tuple(shown),
-        ("Modulo 180 degrees: half a turn gives the same rectangle.",),
-    )  # fmt: skip
+        histogram(turns, label=label, of="boxes", log=False, span=(-90, 89)),
+        legend=shown,
+        notes=("Modulo 180 degrees: half a turn gives the same rectangle.",),
+    )
 
 
 def _proper(split: Split) -> NDArray[np.int64]:
@@ -178,8 +153,8 @@ def _proper(split: Split) -> NDArray[np.int64]:
     return split.single[np.isfinite(sides).all(axis=1) & (sides > 0).all(axis=1)]
 
 
-def _proper_sides(split: Split) -> NDArray[np.float64]:
-    return split.sides[_proper(split)]
+def _legend(splits: Sequence[Split]) -> list[tuple[str, int]]:
+    return [(split.name, number) for number, split in enumerate(splits)]
 
 
 def _span(values: Values) -> tuple[float, float] | None:

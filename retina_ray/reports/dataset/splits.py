@@ -6,7 +6,6 @@ Shapes: n images of a split, M boxes of all its images, crowd regions among them
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -161,11 +160,6 @@ def read_split(name: str, dataset: PreparedDataset) -> Split:
         labels=_flat(table["labels"]).astype(np.int64),
         crowd=_flat(table["iscrowd"]).astype(np.bool_),
     )
-
-
-def class_names(splits: Sequence[Split]) -> list[str]:
-    """The classes of all splits, each once, in the order of the labels."""
-    return list(dict.fromkeys(name for split in splits for name in split.dataset.class_names))
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:

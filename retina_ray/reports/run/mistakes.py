@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from retina_ray.evaluation.errors import Verdict
+from retina_ray.reports.html.render import percent
 from retina_ray.reports.run.analysis import RunAnalysis
-from retina_ray.reports.run.tables import percent, table
+from retina_ray.reports.run.tables import Table
 
 _MAX_MATRIX = 20  # classes that a matrix is legible with
 _MAX_PAIRS = 30
@@ -40,117 +43,97 @@ _KINDS = {
         "boxes, or rare classes; see recall by size above.",
     ),
 }
+_SUMS = (
+    ("all wrong detections", "If every wrong detection were left out."),
+    (
+        "all boxes not found",
+        "If every box that was not found were left out. Larger than the bar above: the model finds "
+        "too little; smaller: it makes too much up.",
+    ),
+)
 
 
-def error_bars(analysis: RunAnalysis) -> str:
-    """TIDE's kinds of errors with what each costs."""
+class ErrorBar(NamedTuple):
+    """What errors of a kind cost.
+
+    `gain`: the AP at IoU 0.5 that mending them alone would give, NaN where there is no AP;
+    `length`: of its bar, in percent of the longest; `count`: how many there are, None for sums.
+    """
+
+    name: str
+    gain: float
+    length: float
+    count: int | None
+    words: str
+
+
+def error_bars(analysis: RunAnalysis) -> tuple[list[ErrorBar], list[ErrorBar]]:
+    """TIDE's kinds of errors with what each costs, and all of the wrong and of the lost."""
     errors = analysis.errors
-    costs = [value for value in errors.cost.values() if not math.isnan(value)]
-    costs += [v for v in (errors.false_positives, errors.false_negatives) if not math.isnan(v)]
+    sums = (errors.false_positives, errors.false_negatives)
+    costs = [value for value in (*errors.cost.values(), *sums) if not math.isnan(value)]
     top = max([*costs, 1e-9])
-    counts = errors.count
-    rows = [
-        _bar(name, errors.cost[kind], top, f"{counts[kind]:,}", words)
-        for kind, (name, words) in _KINDS.items()
-    ]
-    special = [
-        _bar("all wrong detections", errors.false_positives, top, "",
-             "If every wrong detection were left out."),
-        _bar("all boxes not found", errors.false_negatives, top, "",
-             "If every box that was not found were left out. Larger than the bar above: the model "
-             "finds too little; smaller: it makes too much up."),
-    ]  # fmt: skip
-    return (
-        f"<p>AP at IoU 0.5 is {percent(errors.ap)} %. Each bar says how many points it would gain "
-        "if the errors of one kind alone were mended, and beside it how many there are, at any "
-        "score: the longest bar is where work pays. The gains do not add up. Method: TIDE "
-        '(arXiv:2008.08115).</p><div class="costs">'
-        f'{"".join(rows)}</div><div class="costs">{"".join(special)}</div>'
-    )
+
+    def bar(name: str, words: str, gain: float, count: int | None = None) -> ErrorBar:
+        length = 0.0 if math.isnan(gain) else 100 * max(gain, 0.0) / top
+        return ErrorBar(name, gain, length, count, words)
+
+    kinds = [bar(*_KINDS[kind], errors.cost[kind], errors.count[kind]) for kind in _KINDS]
+    return kinds, [bar(*words, gain) for words, gain in zip(_SUMS, sums, strict=True)]
 
 
-def _bar(name: str, cost: float, top: float, count: str, words: str) -> str:
-    share = 0.0 if math.isnan(cost) else 100 * max(cost, 0.0) / top
-    gain = "no AP left to compare" if math.isnan(cost) else f"{100 * cost:+.1f} AP50"
-    number = f" · {count}" if count else ""
-    return (
-        f'<div class="cost"><span>{escape(name)}</span><span class="track">'
-        f'<b style="width:{share:.1f}%"></b></span><span>{gain}{number}</span>'
-        f"<p>{escape(words)}</p></div>"
-    )
+@dataclass(frozen=True)
+class Confusion:
+    """Which class is taken for which.
+
+    Attributes:
+        names: of the rows and columns: the classes, then the background.
+        rows: number and share of its row of each cell; empty with many classes.
+        pairs: with many classes, those that are confused most.
+        boxes: true boxes.
+        right: of them, those that are taken for what they are.
+        lost: of them, those that are not found.
+        invented: detections on background.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[tuple[int, float]]]
+    pairs: Table
+    boxes: int
+    right: int
+    lost: int
+    invented: int
 
 
-def confusion_part(analysis: RunAnalysis) -> str:
+def confusion(analysis: RunAnalysis) -> Confusion:
     """The confusion matrix, or with many classes the pairs that are confused most."""
-    scene = analysis.errors.matching.scene
-    matrix = analysis.confusion
-    intro = (
-        "<p>Detections with a score from "
-        f"{analysis.images.score_threshold:.2f} on (the best F1 over all classes), paired with the "
-        "true boxes that they overlap most, from IoU 0.5 on, whatever the classes are; each takes "
-        "part in one pair. "
-    )
-    if len(scene.names) <= _MAX_MATRIX:
-        return (
-            f"{intro}Rows are true classes, columns what they were taken for; colour: share of the "
-            "row. Last column: boxes not found; last row: detections on background.</p>"
-            f"{_matrix(scene.names, matrix)}"
-        )
-    words = f"With {len(scene.names)} classes, the pairs that are confused most.</p>"
-    return f"{intro}{words}{_pairs(scene.names, matrix)}"
-
-
-def _matrix(names: tuple[str, ...], matrix: np.ndarray) -> str:
-    labels = [escape(name) for name in (*names, "background")]
-    totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shares = matrix / totals
-    head = "".join(f'<th title="{label}">{label}</th>' for label in labels)
-    lines = []
-    for row, label in enumerate(labels):
-        cells = "".join(
-            _cell(row, column, int(matrix[row, column]), float(shares[row, column]), labels)
-            for column in range(len(labels))
-        )
-        lines.append(f"<tr><th>{label}</th>{cells}</tr>")
-    return (
-        '<div class="wide"><table class="matrix"><thead><tr><th>true ↓ taken for →</th>'
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    names, matrix = analysis.names, analysis.confusion
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    few = len(names) <= _MAX_MATRIX
+    cells = zip(matrix.tolist(), shares.tolist(), strict=True)
+    return Confusion(
+        names=(*names, "background"),
+        rows=[list(zip(*row, strict=True)) for row in cells] if few else [],
+        pairs=Table(("pair", "boxes", "% of the first"), [] if few else _pairs(names, matrix)),
+        boxes=int(matrix[:-1].sum()),
+        right=int(np.trace(matrix[:-1, :-1])),
+        lost=int(matrix[:-1, -1].sum()),
+        invented=int(matrix[-1].sum()),
     )
 
 
-def _cell(row: int, column: int, count: int, share: float, labels: list[str]) -> str:
-    last = len(labels) - 1
-    if row == column == last:
-        return "<td></td>"
-    css = "" if row == column else ' class="off"'
-    # Detections on background are no share of anything that the set knows the number of.
-    depth = f' style="--s:{share:.3f}"' if count else ""
-    title = f'title="{labels[row]} taken for {labels[column]}: {count:,}, {100 * share:.1f} %"'
-    return f"<td{css}{depth} {title}>{count:,}</td>" if count else f"<td {title}>·</td>"
-
-
-def _pairs(names: tuple[str, ...], matrix: np.ndarray) -> str:
+def _pairs(names: Sequence[str], matrix: np.ndarray) -> list[tuple[str, str, str]]:
     """The largest numbers off the diagonal, background aside."""
     inner = matrix[:-1, :-1].copy()
     np.fill_diagonal(inner, 0)
-    rows, columns = np.unravel_index(
-        np.argsort(-inner, axis=None, kind="stable")[:_MAX_PAIRS], inner.shape
-    )
+    order = np.argsort(-inner, axis=None, kind="stable")[:_MAX_PAIRS]
     totals = matrix[:-1].sum(axis=1)
-    lines = [
+    return [
         (
-            f"{escape(names[row])} taken for {escape(names[column])}",
+            f"{names[row]} taken for {names[column]}",
             f"{inner[row, column]:,}",
             percent(inner[row, column] / totals[row]),
         )
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        for row, column in zip(*np.unravel_index(order, inner.shape), strict=True)
         if inner[row, column]
     ]
-    found, lost = int(np.trace(matrix[:-1, :-1])), int(matrix[:-1, -1].sum())
-    sums = (
-        f"<p>Of {int(totals.sum()):,} boxes, {found:,} are taken for what they are and {lost:,} "
-        f"are not found; {int(matrix[-1].sum()):,} detections lie on background.</p>"
-    )
-    if not lines:
-        return f"{sums}<p>No class is taken for another.</p>"
-    return sums + table(("pair", "boxes", "% of the first"), lines)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retina_ray.reports.run.chart import Line, figure, line_chart, thin_out
+from retina_ray.reports.html.charts import Chart, Line, draw_lines, make_chart
 from retina_ray.reports.run.record import RunRecord
 
-_MAX_OTHERS = 12  # charts of figures that this page knows nothing of
+_MAX_OTHERS = 12  # charts of metrics that this page knows nothing of
+_MAX_POINTS = 240  # of a line: more cannot be told apart
+_MAX_DOTS = 40
 _CUT_FACTOR = 6.0  # a loss may start far above what it is nearly all the time
 
-_INTRO = (
-    "<p>All over training steps. Losses should fall and level out; a validation AP that falls "
-    "while they still do is overfitting. The dashed upright line is the best checkpoint. A share "
-    "of data wait near 0 means that decoding keeps up with the model.</p>"
-)
 
-
-def progress_charts(record: RunRecord) -> str:
+def progress_charts(record: RunRecord) -> Iterator[Chart]:
     """The curves of a run; what it never logged is left out."""
-    charts = list(_charts(record))
-    if not charts:
-        return "<p>The run logged no figures.</p>"
-    return f'{_INTRO}<div class="charts">{"".join(charts)}</div>'
-
-
-def _charts(record: RunRecord) -> Iterator[str]:
     keys = record.keys
     losses = sorted((key for key in keys if key.startswith("train/loss")), key=len)
     known: list[tuple[str, Sequence[str], dict[str, bool]]] = [
@@ -49,30 +39,51 @@ def _charts(record: RunRecord) -> Iterator[str]:
 
 def _chart(
     record: RunRecord, title: str, keys: Sequence[str], *, cut: bool = False, dots: bool = False
-) -> str | None:
+) -> Chart | None:
     lines, notes, each = [], [], 1
     for key in keys:
         steps, values = record.series(key)
         if len(steps):
             steps, values, each_of = thin_out(steps, values)
             each = max(each, each_of)
-            lines.append(Line(steps, values, key, colour=len(lines), dots=dots))
+            lines.append(Line(steps, values, key))
     if not lines:
         return None
     if each > 1:
         notes.append(f"Each point is the mean of {each} of the values that were logged.")
-    y_span = None
+    y_span = (min(0.0, *(float(line.y.min()) for line in lines)), None)
     if dots:
         y_span = (0.0, max(0.05, 1.05 * max(float(line.y.max()) for line in lines)))
         notes += _best_words(record)
     elif cut and (top := _cut_at(lines[0].y)) is not None:
         y_span = (0.0, top)
         notes.append(f"Cut off at {top:.3g}; it began at {lines[0].y[0]:.3g}.")
-    chart = line_chart(
-        lines, x_label="step", x_span=_span(record), y_span=y_span, mark=record.best_step
-    )
-    names = [line.name for line in lines] if len(lines) > 1 else ()
-    return figure(title, chart, names=names, notes=notes)
+    draw = draw_lines(
+        lines, x_label="step", x_span=_span(record), y_span=y_span, mark=record.best_step,
+        dots=dots and len(lines[0].x) <= _MAX_DOTS,
+    )  # fmt: skip
+    legend = [(line.name, number) for number, line in enumerate(lines)] if len(lines) > 1 else ()
+    return make_chart(title, draw, legend=legend, notes=notes)
+
+
+def thin_out(
+    x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Average neighbours until a line has few enough points to be drawn.
+
+    Args:
+        x: (N,).
+        y: (N,).
+
+    Returns:
+        Both again with fewer points, and how many of them make a new one at most.
+    """
+    each = math.ceil(len(x) / _MAX_POINTS)
+    if each <= 1:
+        return x, y, 1
+    starts = np.arange(0, len(x), each)
+    counts = np.diff(np.append(starts, len(x)))
+    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts, each
 
 
 def _cut_at(values: NDArray[np.float64]) -> float | None:
@@ -93,4 +104,4 @@ def _best_words(record: RunRecord) -> list[str]:
 def _span(record: RunRecord) -> tuple[float, float] | None:
     """All charts share an axis, so that they compare."""
     end = max((line["step"] for line in record.lines), default=0)
-    return (0.0, float(end)) if end > 0 else None
+    return (0.0, 1.015 * end) if end > 0 else None

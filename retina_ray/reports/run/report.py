@@ -7,31 +7,26 @@ where it lacks something; the others are there all the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError
-from retina_ray.reports.dataset.page import page
-from retina_ray.reports.dataset.pictures import Album
+from retina_ray.reports.dataset.images import Album
 from retina_ray.reports.dataset.splits import read_split
+from retina_ray.reports.html.render import render
 from retina_ray.reports.run.analysis import NoAnalysis, RunAnalysis, analyse
-from retina_ray.reports.run.head import (
-    bad_image_list,
-    problem_list,
-    run_facts,
-    settings_table,
-)
-from retina_ray.reports.run.mistakes import confusion_part, error_bars
-from retina_ray.reports.run.pictures import best_images, worst_images
+from retina_ray.reports.run.facts import data_facts, run_facts, settings_table
+from retina_ray.reports.run.images import JudgedImage, judged_images
+from retina_ray.reports.run.mistakes import confusion, error_bars
 from retina_ray.reports.run.progress import progress_charts
 from retina_ray.reports.run.record import RunRecord, read_run
-from retina_ray.reports.run.style import RUN_STYLE
 from retina_ray.reports.run.tables import (
+    IOU_NAMES,
     class_table,
-    coco_figures,
+    coco_metrics,
     logged_class_table,
     precision_charts,
 )
@@ -41,7 +36,6 @@ NUM_IMAGES = 12
 """Worst images that are shown; of the best, a third as many."""
 
 OnStage = Callable[[str], None]
-Section = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -91,27 +85,44 @@ def run_report(
             analysis = analyse(record, datasets["val"])
         except (NoAnalysis, DataError) as error:
             problems.append(str(error))
-    sections = [
-        ("figures", "How good it is", _figures(record, analysis)),
-        ("curves", "How it went", progress_charts(record)),
-        *_classes(record, analysis),
-    ]
-    if analysis is not None:
-        sections += _analysis(analysis, datasets["val"], num_images, on_stage)
-    sections.append(("settings", "Settings", settings_table(record)))
-    if record.bad_images:
-        sections.append(("bad", "Images that could not be decoded", bad_image_list(record)))
     if analysis is None:
         problems.append(
             "The curves of precision over recall, the kinds of errors, the confusion matrix and "
             "the images are made from predictions and the validation set."
         )
-    intro = run_facts(record, datasets, analysis.step if analysis else None)
-    html = page(
+    on_stage("drawing charts")
+    logged = _logged(record)
+    shown = {} if logged is None else logged[1]
+    album: Album | None = None
+    if analysis is not None:
+        shown = analysis.metrics.as_metrics(prefix="")
+        if num_images:
+            on_stage("drawing images")
+            album = Album(read_split("val", datasets["val"]))
+
+    def judged(chosen: Sequence[int]) -> list[JudgedImage]:
+        return list(judged_images(analysis, album, chosen)) if analysis and album else []
+
+    html = render(
+        "reports/run/page.html.j2",
         title=f"Run {record.name}",
-        intro=intro + problem_list(problems),
-        sections=sections,
-        style=RUN_STYLE,
+        record=record,
+        facts=run_facts(record, analysis.step if analysis else None),
+        data_facts=data_facts(record, datasets),
+        problems=problems,
+        analysis=analysis,
+        logged_step=None if logged is None else logged[0],
+        coco=coco_metrics(shown) if shown else [],
+        curves=list(progress_charts(record)),
+        classes=class_table(analysis) if analysis else logged_class_table(shown),
+        precision=precision_charts(analysis) if analysis else None,
+        iou_names=IOU_NAMES,
+        errors=error_bars(analysis) if analysis else None,
+        confusion=confusion(analysis) if analysis else None,
+        with_images=album is not None,
+        worst=judged(analysis.images.worst(num_images)) if analysis else [],
+        best=judged(analysis.images.best(-(-num_images // 3))) if analysis else [],
+        settings=settings_table(record),
     )
     return RunReport(html=html, problems=problems)
 
@@ -146,44 +157,9 @@ def _open_datasets(
     return datasets
 
 
-def _figures(record: RunRecord, analysis: RunAnalysis | None) -> str:
-    """COCO's figures, of the predictions or as they were logged."""
-    if analysis is not None:
-        when = "" if analysis.step is None else f" at step {analysis.step:,}"
-        figures = analysis.metrics.as_metrics(prefix="")
-        return coco_figures(figures, f"Of the predictions in this folder{when}.")
-    logged = _logged(record)
-    if logged is None:
-        return "<p>The run was not evaluated yet, so there is no AP to show.</p>"
-    step, figures = logged
-    return coco_figures(figures, f"As the run logged them at step {step:,}.")
-
-
-def _classes(record: RunRecord, analysis: RunAnalysis | None) -> Iterator[Section]:
-    """The classes one by one."""
-    if analysis is not None:
-        yield "classes", "Classes", class_table(analysis)
-        yield "precision", "Precision over recall", precision_charts(analysis)
-    elif (logged := _logged(record)) is not None:
-        yield "classes", "Classes", logged_class_table(logged[1])
-
-
 def _logged(record: RunRecord) -> tuple[int, dict[str, float]] | None:
-    """Step and figures of the best checkpoint's evaluation, or of the last one."""
+    """Step and metrics of the best checkpoint's evaluation, or of the last one."""
     logged = record.evaluation(record.best_step) or record.evaluation()
     if logged is None:
         return None
     return logged[0], {key.removeprefix("val/"): value for key, value in logged[1].items()}
-
-
-def _analysis(
-    analysis: RunAnalysis, dataset: PreparedDataset, num_images: int, on_stage: OnStage
-) -> Iterator[Section]:
-    """What is wrong, in numbers and in pictures."""
-    yield "errors", "What is wrong", error_bars(analysis)
-    yield "confusion", "Which class is taken for which", confusion_part(analysis)
-    if num_images:
-        on_stage("drawing images")
-        album = Album(read_split("val", dataset))
-        yield "worst", "Worst images", worst_images(analysis, album, num_images)
-        yield "best", "Best images", best_images(analysis, album, -(-num_images // 3))

@@ -1,7 +1,7 @@
-"""Pictures for a data set's page: images as stored, crops of them, and what training makes of them.
+"""Images for a page: as stored, crops of them, and what training makes of them.
 
-A picture is a small JPEG and boxes in pixels of the full image; the page draws the boxes over the
-JPEG, so that they stay sharp at any size.
+Each is a small JPEG and boxes in pixels of the full image; the page draws the boxes over the JPEG,
+so that they stay sharp at any size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CROP_BELOW = 0.15  # share of the image's longer side below which a box is show
 
 @dataclass(frozen=True)
 class Mark:
-    """A box to draw: corners (4, 2) in pixels of the picture, and what it is."""
+    """A box to draw: corners (4, 2) in pixels of the image, and what it is."""
 
     corners: NDArray[np.float64]
     label: int
@@ -46,15 +46,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture with its boxes.
+    """An image with its boxes.
 
     Attributes:
-        width: of the full picture, pixels.
-        height: of the full picture, pixels.
+        width: of the full image, pixels.
+        height: of the full image, pixels.
         marks: the boxes.
-        jpeg: the picture, maybe smaller; empty where there is none.
+        jpeg: the image, maybe smaller; empty where there is none.
         caption: a few words.
-        problem: why there is no picture.
+        problem: why there is no image.
         cropped: it is a part of the stored image.
     """
 
@@ -96,7 +96,7 @@ class Album:
             for box in split.of_image(position).tolist()
         ]
         marks.sort(key=lambda mark: not mark.pale)  # the pale ones below the one in question
-        span = np.ptp(_corners(split.boxes[[extreme.box]])[0], axis=0).max()
+        span = np.ptp(box_corners(split.boxes[[extreme.box]])[0], axis=0).max()
         size = np.array([split.widths[position], split.heights[position]], np.float64)
         if span >= _CROP_BELOW * size.max():
             return self._shot(position, marks)
@@ -157,10 +157,10 @@ def training_shots(
         dataset: that holds the images.
         positions: of the images, in the order of storage.
         config: of the run.
-        epochs: pictures of each image.
+        epochs: how often each image is made.
 
     Yields:
-        The pictures of one image after the other, in the order of the epochs.
+        One image after the other, in each epoch.
 
     Raises:
         DataError: the recipe wants rotated boxes, and the set has none.
@@ -220,17 +220,17 @@ def _batch_shot(planned: PlannedBatch, start: str) -> Shot:
     boxes = batch.targets.boxes[0].numpy()[labels >= 0]
     marks = [
         Mark(corners, int(label))
-        for corners, label in zip(_corners(boxes), labels[labels >= 0], strict=True)
+        for corners, label in zip(box_corners(boxes), labels[labels >= 0], strict=True)
     ]
     return Shot(width, height, marks, _jpeg(pixels), caption=start)
 
 
 def _stored_mark(split: Split, box: int, *, pale: bool = False) -> Mark:
-    corners = _corners(split.boxes[[box]])[0]
+    corners = box_corners(split.boxes[[box]])[0]
     return Mark(corners, int(split.labels[box]), bool(split.crowd[box]), pale)
 
 
-def _corners(boxes: np.ndarray) -> NDArray[np.float64]:
+def box_corners(boxes: np.ndarray) -> NDArray[np.float64]:
     """(M, 4, 2) corners of aligned or rotated boxes."""
     if boxes.shape[-1] == 5:
         return rotated_corners(torch.as_tensor(boxes, dtype=torch.float64)).numpy()
@@ -239,7 +239,7 @@ def _corners(boxes: np.ndarray) -> NDArray[np.float64]:
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    """A JPEG of at most 480 pixels; small pictures stay as they are."""
+    """A JPEG of at most 480 pixels; small ones stay as they are."""
     height, width = pixels.shape[:2]
     factor = min(1.0, _LONGER_SIDE_PX / max(height, width))
     pixels = resize_image(
