@@ -48,9 +48,6 @@ MAX_LINES = 300
 MAX_MODULES = 14  # of a folder, without its __init__
 STILL_LARGE = {
     "retina_ray/config.py",
-    "retina_ray/data/loading/batch_loader.py",
-    "retina_ray/data/plan/run_plan.py",
-    "retina_ray/data/prepared/writer.py",
     "retina_ray/sweep/report/plots.py",
     "retina_ray/train/engine/loop.py",
     "retina_ray/train/engine",

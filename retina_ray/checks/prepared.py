@@ -93,7 +93,7 @@ class PreparedSplit:
                     yield self._item(record)
         if not whole:
             return
-        if not content.matches(info.fingerprint):
+        if content.hexdigest != info.fingerprint:
             message = (
                 f"the content has {content.hexdigest[:12]}..., {INFO_FILE} says "
                 f"{info.fingerprint[:12]}..."
@@ -102,7 +102,7 @@ class PreparedSplit:
         self.faults += self._wrong_counts()
 
     def _check_ranges(self, shard: int, group: int, records: list[Record]) -> None:
-        """Judge what a shard says of where its pictures lie; it is named once."""
+        """Judge what a shard says of where its images lie; it is named once."""
         if shard in self._misleading:
             return
         try:

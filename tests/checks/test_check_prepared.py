@@ -217,7 +217,7 @@ def test_a_shard_that_says_of_its_pictures_what_is_not_so(folder):
     change_info(folder, **info)
     ((severity, kind, message),) = found(folder)
     assert (severity, kind) == ("error", "shard that misplaces its pictures")
-    assert f"{path.name}: picture 0 is not what its footer says, or not there" in message
+    assert f"{path.name}: image 0 is not what its footer says, or not there" in message
 
 
 def test_counts_that_differ(folder):

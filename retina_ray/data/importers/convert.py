@@ -28,11 +28,11 @@ from retina_ray.data.importers.shard_tasks import (
     renamed_beside,
 )
 from retina_ray.data.importers.write_shard import write_shard
-from retina_ray.data.prepared.completeness import clean_up
+from retina_ray.data.prepared.completeness import begin_beside, clean_up
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.info import INFO_FILE
 from retina_ray.data.prepared.record_checks import check_categories
-from retina_ray.data.prepared.writer import begin_beside, check_group_sizes, finish_dataset
+from retina_ray.data.prepared.writer import check_group_sizes, finish_dataset
 from retina_ray.errors import DataError
 from retina_ray.storage.source_folder import SourceFolder
 from retina_ray.storage.uris import open_filesystem, shown_uri

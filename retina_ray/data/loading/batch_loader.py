@@ -13,10 +13,9 @@ import pyarrow as pa
 from retina_ray.config import ExperimentConfig
 from retina_ray.data.augment.augmenter import Augmenter
 from retina_ray.data.augment.transforms import LabeledImage, Size, resize_image, shortest_edge_size
-from retina_ray.data.augment.views import LazyImage
-from retina_ray.data.images.decoding import DecodeError, Pixels, decode_image
+from retina_ray.data.images.decoding import Pixels
 from retina_ray.data.loading.packing import join_batches, pack_batch, padded_batch
-from retina_ray.data.loading.stored_images import StoredImage, StoredImages
+from retina_ray.data.loading.stored_images import BadImageError, StoredImage, StoredImages
 from retina_ray.data.loading.target_checks import check_targets
 from retina_ray.data.plan.layout import TRAIN, VAL
 from retina_ray.data.plan.order import NUM_MOSAIC_PARTNERS
@@ -31,7 +30,6 @@ a worker whose batches hold one image goes on after a bad one."""
 
 S = TypeVar("S")
 T = TypeVar("T")
-Undecodable = tuple[StoredImage, DecodeError]
 
 
 class BatchLoader:
@@ -83,8 +81,11 @@ class BatchLoader:
             if data is not None and index is not None
         }
         self._seed, self._augmenter = seed, augmenter
-        self._divisor, self._num_threads = size_divisibility_px, num_threads
-        self._box_dim = 5 if box_type == "rotated" else 4
+        self._num_threads = num_threads
+        self._packing = {
+            "size_divisibility_px": size_divisibility_px,
+            "box_dim": 5 if box_type == "rotated" else 4,
+        }
 
     @classmethod
     def from_config(
@@ -110,23 +111,11 @@ class BatchLoader:
             num_threads=num_threads,
         )
 
-    def load(self, plan_row: Mapping[str, Any]) -> pa.Table:
-        """Make the batch of one plan row; see `load_table`.
-
-        Args:
-            plan_row: a value for each column of the plan, as `Table.to_pylist` gives it; repeats
-                and partners may be missing.
-
-        Returns:
-            A table of one row (`BATCH_SCHEMA`).
-        """
-        return self._load_rows([plan_row])
-
     def load_table(self, plan_table: pa.Table) -> pa.Table:
         """Make the batches of several plan rows; a row group that they share is read once.
 
         Args:
-            plan_table: rows of a plan.
+            plan_table: rows of a plan; repeats and partners may be missing.
 
         Returns:
             A table of as many rows in the same order (`BATCH_SCHEMA`).
@@ -136,9 +125,7 @@ class BatchLoader:
                 or a label that is no class (see `check_targets`); or no image of a training row can
                 be decoded, nor any of the spares; names them.
         """
-        return self._load_rows(plan_table.to_pylist())
-
-    def _load_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        rows = plan_table.to_pylist()
         cv2.setNumThreads(0)  # tasks and `num_threads` share the cores; OpenCV's pool would not
         stored: dict[str, dict[int, StoredImage]] = {}
         for kind in {row["kind"] for row in rows}:
@@ -170,7 +157,7 @@ class BatchLoader:
             used = [self._spare(row, bad)] * len(tried)
         else:
             used = _without_bad(tried)
-        return self._pack(row, used, bad, room)
+        return pack_batch(row, used, bad, room=room, **self._packing)
 
     def _room(
         self, row: Mapping[str, Any], images: Sequence[StoredImage]
@@ -178,7 +165,7 @@ class BatchLoader:
         """The size that each image is to get, room for the batch, and the place of each in it."""
         limits = row["size_px"], row["max_size_px"]
         sizes = [shortest_edge_size(*image.size, *limits) for image in images]
-        room = padded_batch(sizes, self._divisor)
+        room = padded_batch(sizes, self._packing["size_divisibility_px"])
         places = [
             place[:height, :width] for place, (height, width) in zip(room, sizes, strict=True)
         ]
@@ -192,14 +179,14 @@ class BatchLoader:
         repeat: int = 0,
         partners: Sequence[StoredImage] = (),
         place: Pixels | None = None,
-    ) -> tuple[LabeledImage | None, list[Undecodable]]:
+    ) -> tuple[LabeledImage | None, list[BadImageError]]:
         """Augment an image, without partners where one of them is bad; None where itself is."""
-        bad: list[Undecodable] = []
+        bad: list[BadImageError] = []
         for others in [partners, ()] if partners else [()]:
             try:
                 sample = self._augmenter(
-                    _source(image),
-                    [_source(partner) for partner in others],
+                    image.lazy(),
+                    [other.lazy() for other in others],
                     target_size=size,
                     size_px=row["size_px"],
                     max_size_px=row["max_size_px"],
@@ -209,14 +196,14 @@ class BatchLoader:
                     out=place,
                 )
                 return sample, bad
-            except _BadImageError as error:
-                bad.append((error.image, error))
+            except BadImageError as error:
+                bad.append(error)
                 if error.image is image:
                     break
         return None, bad
 
     def _spare(
-        self, row: Mapping[str, Any], bad: Sequence[Undecodable]
+        self, row: Mapping[str, Any], bad: Sequence[BadImageError]
     ) -> tuple[StoredImage, LabeledImage]:
         """Find an image for a training row of which none can be decoded."""
         source = self._source(TRAIN)
@@ -234,10 +221,10 @@ class BatchLoader:
                     "image that cannot be decoded",
                     f"{error}; nothing in plan row {row['plan_index']} can be decoded, nor the "
                     f"{NUM_SPARES} images after it: repair or remove them",
-                    image.file_name,
-                    image.image_id,
+                    error.image.file_name,
+                    error.image.image_id,
                 )
-                for image, error in bad
+                for error in bad
             ]
         )
 
@@ -256,65 +243,27 @@ class BatchLoader:
         images = [stored[position] for position in row["images"]]
         sizes, room, places = self._room(row, images)
 
-        def sample(image: StoredImage, size: Size, place: Pixels) -> tuple[LabeledImage, Any]:
+        def sample(
+            image: StoredImage, size: Size, place: Pixels
+        ) -> tuple[LabeledImage, BadImageError | None]:
             error = None
             try:
-                pixels = resize_image(_source(image).decode(min(size)), *size, place)
-            except DecodeError as caught:
+                pixels = resize_image(image.lazy().decode(min(size)), *size, place)
+            except BadImageError as caught:
                 pixels, error = np.zeros((*size, 3), np.uint8), caught
-            boxes = np.zeros((0, self._box_dim), np.float32)
+            boxes = np.zeros((0, self._packing["box_dim"]), np.float32)
             return LabeledImage(pixels, boxes, np.zeros(0, np.int32)), error
 
         results = self._map(lambda one: sample(*one), list(zip(images, sizes, places, strict=True)))
         used = [(image, result) for image, (result, _) in zip(images, results, strict=True)]
-        bad = [(image, e) for image, (_, e) in zip(images, results, strict=True) if e is not None]
-        return self._pack(row, used, bad, room)
-
-    def _pack(
-        self,
-        row: Mapping[str, Any],
-        used: Sequence[tuple[StoredImage, LabeledImage]],
-        bad: Sequence[Undecodable],
-        room: Pixels,
-    ) -> pa.Table:
-        return pack_batch(
-            row,
-            used,
-            bad,
-            size_divisibility_px=self._divisor,
-            box_dim=self._box_dim,
-            room=room,
-        )
+        bad = [error for _, error in results if error is not None]
+        return pack_batch(row, used, bad, room=room, **self._packing)
 
     def _map(self, function: Callable[[S], T], images: Sequence[S]) -> list[T]:
         if self._num_threads == 1 or len(images) < 2:
             return [function(image) for image in images]
         with ThreadPoolExecutor(self._num_threads) as pool:
             return list(pool.map(function, images))
-
-
-class _BadImageError(DecodeError):
-    """An image, named, cannot be decoded."""
-
-    def __init__(self, image: StoredImage, reason: DecodeError) -> None:
-        super().__init__(str(reason))
-        self.image = image
-
-
-def _source(image: StoredImage) -> LazyImage:
-    """An image for the augmentation: decoded when its size is known, checked against its record."""
-
-    def decode(min_shorter_side: int) -> np.ndarray:
-        if image.damage is not None:
-            raise _BadImageError(image, DecodeError(image.damage))
-        try:
-            return decode_image(
-                image.data, min_shorter_side=min_shorter_side, expected_size=image.size
-            )
-        except DecodeError as error:
-            raise _BadImageError(image, error) from error
-
-    return LazyImage(decode, image.size, image.boxes, image.labels)
 
 
 def _positions(row: Mapping[str, Any]) -> list[int]:

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.data.augment.transforms import LabeledImage, Size
-from retina_ray.data.images.decoding import DecodeError, Pixels
-from retina_ray.data.loading.stored_images import StoredImage
+from retina_ray.data.images.decoding import Pixels
+from retina_ray.data.loading.stored_images import BadImageError, StoredImage
 
 BATCH_SCHEMA = pa.schema(
     [
@@ -69,7 +69,7 @@ def padded_batch(sizes: Sequence[Size], size_divisibility_px: int) -> Pixels:
 def pack_batch(
     row: Mapping[str, Any],
     used: Sequence[tuple[StoredImage, LabeledImage]],
-    bad: Sequence[tuple[StoredImage, DecodeError]],
+    bad: Sequence[BadImageError],
     *,
     size_divisibility_px: int,
     box_dim: int = 4,
@@ -80,7 +80,7 @@ def pack_batch(
     Args:
         row: of the plan.
         used: the images of the batch with what became of them; may be empty.
-        bad: images that could not be decoded, and why.
+        bad: of the images that could not be decoded.
         size_divisibility_px: height and width become multiples of this.
         box_dim: 4, or 5 for rotated boxes; that of the samples' boxes.
         room: of `padded_batch`; is used where the samples need just as much. A picture that lies
@@ -111,7 +111,7 @@ def pack_batch(
         "image_ids": np.array([image.image_id for image, _ in used], np.int64),
         "original_sizes": np.array([image.size for image, _ in used], np.int32),
         "num_fill": row["num_fill"],
-        "bad_images": [{"file_name": i.file_name, "reason": str(e)} for i, e in bad],
+        "bad_images": [{"file_name": e.image.file_name, "reason": str(e)} for e in bad],
     }
     columns = [
         _pixel_column(pixels) if field.name == "pixels" else _column(values[field.name], field)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retina_ray.data.augment.views import LazyImage
+from retina_ray.data.images.decoding import DecodeError, Pixels, decode_image
+from retina_ray.data.limited_cache import LimitedCache
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import ROTATED_COLUMN, BoxType, flat_lists
 from retina_ray.errors import DataError
@@ -43,9 +44,31 @@ class StoredImage:
     labels: np.ndarray
     damage: str | None = None
 
+    def lazy(self) -> LazyImage:
+        """The same for augmentation, which decodes it (BadImageError) once its size is known."""
+        return LazyImage(self._decode, self.size, self.boxes, self.labels)
+
+    def _decode(self, min_shorter_side: int) -> Pixels:
+        if self.damage is not None:
+            raise BadImageError(self, self.damage)
+        try:
+            return decode_image(
+                self.data, min_shorter_side=min_shorter_side, expected_size=self.size
+            )
+        except DecodeError as error:
+            raise BadImageError(self, str(error)) from error
+
+
+class BadImageError(DecodeError):
+    """A stored image, named in `image`, cannot be decoded."""
+
+    def __init__(self, image: StoredImage, reason: str) -> None:
+        super().__init__(reason)
+        self.image = image
+
 
 class StoredImages:
-    """A data set with the places of its images: position in the index -> stored image.
+    """The images of a data set by their position in its index.
 
     Picklable; what it keeps of the images stays behind.
 
@@ -68,20 +91,17 @@ class StoredImages:
             [index[name].to_numpy().astype(np.int32) for name in ("shard", "row_group", "row")],
             axis=1,
         )
-        self._reset()
+        self._notes = self._no_notes()
 
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._notes: OrderedDict[tuple[int, int], _Notes] = OrderedDict()
-        self._notes_bytes = 0
+    @staticmethod
+    def _no_notes() -> LimitedCache[tuple[int, int], _Notes]:
+        return LimitedCache(_MAX_NOTES_BYTES, lambda notes: notes.num_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_lock", "_notes", "_notes_bytes")
-        return {name: value for name, value in self.__dict__.items() if name not in kept}
+        return {name: value for name, value in self.__dict__.items() if name != "_notes"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+        self.__dict__.update(state, _notes=self._no_notes())
 
     def __len__(self) -> int:
         return len(self.places)
@@ -116,35 +136,26 @@ class StoredImages:
 
     def _notes_of(self, groups: list[tuple[int, int]]) -> dict[tuple[int, int], _Notes]:
         """What is to be known of the images of row groups; the last ones are kept."""
-        with self._lock:
-            found = {group: self._notes[group] for group in groups if group in self._notes}
-            for group in found:
-                self._notes.move_to_end(group)
-        missing = [group for group in groups if group not in found]
-        if missing:
-            columns = ["image_id", "file_name", "height", "width", "labels", "iscrowd"]
-            tables = self.dataset.read_light(missing, [*columns, self._box_column])
-            for group, table in zip(missing, tables, strict=True):
-                found[group] = self._noted(group, table)
-        return found
+        found = {group: self._notes.peek(group) for group in groups}
+        kept = {group: notes for group, notes in found.items() if notes is not None}
+        missing = [group for group in groups if group not in kept]
+        if not missing:
+            return kept
+        columns = ["image_id", "file_name", "height", "width", "labels", "iscrowd"]
+        tables = self.dataset.read_light(missing, [*columns, self._box_column])
+        made = [self._noted(group, table) for group, table in zip(missing, tables, strict=True)]
+        return kept | dict(zip(missing, made, strict=True))
 
     def _noted(self, group: tuple[int, int], table: pa.Table) -> _Notes:
         """Make the notes of a row group, and keep them."""
         try:
-            notes = _Notes(table, self._box_column)
+            return self._notes.put(group, _Notes(table, self._box_column))
         except ValueError as error:
             shard, row_group = group
             raise DataError(
                 f"{shown_uri(self.dataset.uri)}/{self.dataset.info.shards[shard].file}: row group "
                 f"{row_group}: {error}; prepare the data set again"
             ) from error
-        with self._lock:
-            if group not in self._notes:
-                self._notes[group] = notes
-                self._notes_bytes += notes.num_bytes
-            while self._notes_bytes > _MAX_NOTES_BYTES and len(self._notes) > 1:
-                self._notes_bytes -= self._notes.popitem(last=False)[1].num_bytes
-        return notes
 
 
 class _Notes:

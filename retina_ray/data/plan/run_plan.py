@@ -12,7 +12,6 @@ makes those of the epoch that it is at: seconds and some tens of megabytes for a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from retina_ray.config import ExperimentConfig
-from retina_ray.data.plan.layout import TRAIN, RunLayout, micro_batches_of
+from retina_ray.data.limited_cache import LimitedCache
+from retina_ray.data.plan.layout import TRAIN, RunLayout, Segment, micro_batches_of
 from retina_ray.data.plan.rows import (
     PLAN_SCHEMA,
     EpochRules,
@@ -31,7 +31,7 @@ from retina_ray.data.plan.rows import (
     read_images,
     validation_round,
 )
-from retina_ray.data.plan.sampling import EpochSampler, make_sampler
+from retina_ray.data.plan.sampling import EpochSampler, make_sampler, sampler_of
 from retina_ray.data.prepared.schema import ImageClasses
 from retina_ray.errors import DataError
 
@@ -54,15 +54,15 @@ class RunPlan:
     layout: RunLayout
     rules: EpochRules | None
     val_rows: pa.Table | None
-    _segments: OrderedDict[int, pa.Table] = field(
-        default_factory=OrderedDict, repr=False, compare=False
+    _segments: LimitedCache[int, pa.Table] = field(
+        default_factory=lambda: LimitedCache(_NUM_CACHED_SEGMENTS), repr=False, compare=False
     )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layout": self.layout, "rules": self.rules, "val_rows": self.val_rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _segments=OrderedDict())
+        self.__dict__.update(state, _segments=LimitedCache(_NUM_CACHED_SEGMENTS))
 
     @classmethod
     def from_config(
@@ -150,21 +150,16 @@ class RunPlan:
         Args:
             number: of one of `layout.segments`.
         """
-        if number not in self._segments:
-            segment = self.layout.segments[number]
-            if segment.kind == TRAIN:
-                assert self.rules is not None
-                rows = self.rules.rows(segment.epoch, self.num_workers)
-            else:
-                assert self.val_rows is not None
-                rows = self.val_rows
-            self._segments[number] = place_rows(
-                rows, segment, self.num_workers, self.layout.rows_per_step
-            )
-            if len(self._segments) > _NUM_CACHED_SEGMENTS:
-                self._segments.popitem(last=False)
-        self._segments.move_to_end(number)
-        return self._segments[number]
+        return self._segments.get(number, lambda: self._make(self.layout.segments[number]))
+
+    def _make(self, segment: Segment) -> pa.Table:
+        if segment.kind == TRAIN:
+            assert self.rules is not None
+            rows = self.rules.rows(segment.epoch, self.num_workers)
+        else:
+            assert self.val_rows is not None
+            rows = self.val_rows
+        return place_rows(rows, segment, self.num_workers, self.layout.rows_per_step)
 
     def take(self, plan_indices: Sequence[int] | np.ndarray) -> pa.Table:
         """The rows of these plan indices, which must ascend; with buffers of their own."""
@@ -194,27 +189,6 @@ class RunPlan:
         """The plan index from which on all rows are still to do, see `RunLayout.first_round`."""
         first = self.layout.first_round(start_step, validate_first=validate_first)
         return first * self.num_workers
-
-
-def sampler_of(
-    config: ExperimentConfig, train_index: pa.Table, classes: ImageClasses | None
-) -> EpochSampler:
-    """What an epoch of a config's run holds, see `make_sampler`.
-
-    Args:
-        config: of the run.
-        train_index: light columns of the training set.
-        classes: of its images; needed unless `input.sampling` is "all".
-    """
-    inputs = config.input
-    return make_sampler(
-        train_index.num_rows,
-        train_index["num_boxes"].to_numpy() if inputs.skip_empty else None,
-        classes,
-        sampling=inputs.sampling,
-        repeat_threshold=inputs.repeat_threshold,
-        skip_empty=inputs.skip_empty,
-    )
 
 
 def build_run_plan(

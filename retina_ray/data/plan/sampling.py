@@ -1,6 +1,6 @@
 """Which images an epoch holds, and how often: all once, or rare classes more often.
 
-Pure numpy on the light columns of a data set. n images of a set, N images of an epoch, K classes.
+n images of a set, N images of an epoch, K classes.
 Every epoch of a run has the same N, so its steps are known before it begins.
 """
 
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from retina_ray.config import ExperimentConfig
 from retina_ray.data.prepared.schema import ImageClasses, Ints
 from retina_ray.errors import DataError
 
@@ -71,6 +73,27 @@ class EpochSampler:
             rounds, left = divmod(count, len(images))
             parts += [np.tile(images, rounds), rng.choice(images, left, replace=False)]
         return np.sort(np.concatenate(parts))
+
+
+def sampler_of(
+    config: ExperimentConfig, train_index: pa.Table, classes: ImageClasses | None
+) -> EpochSampler:
+    """What an epoch of a config's run holds, see `make_sampler`.
+
+    Args:
+        config: of the run.
+        train_index: light columns of the training set.
+        classes: of its images; needed unless `input.sampling` is "all".
+    """
+    inputs = config.input
+    return make_sampler(
+        train_index.num_rows,
+        train_index["num_boxes"].to_numpy() if inputs.skip_empty else None,
+        classes,
+        sampling=inputs.sampling,
+        repeat_threshold=inputs.repeat_threshold,
+        skip_empty=inputs.skip_empty,
+    )
 
 
 def make_sampler(

@@ -1,13 +1,13 @@
-"""Where the pictures of a shard lie: a byte range and a checksum for each, in the shard's footer.
+"""Where the images of a shard lie: a byte range and a checksum for each, in the shard's footer.
 
-The image column is stored as it is (PLAIN, not compressed), so the bytes of a picture lie in one
+The image column is stored as it is (PLAIN, not compressed), so the bytes of a image lie in one
 piece in the file, after their length in four bytes, and can be read without the rest of their row
-group. The ranges are found while the shard is written, by looking for the pictures in what was
-sent, so each range holds its picture byte for byte, whatever pages the Parquet writer made.
+group. The ranges are found while the shard is written, by looking for the images in what was
+sent, so each range holds its image byte for byte, whatever pages the Parquet writer made.
 
 They are kept in the shard itself, among the key-value pairs of its footer: no file beside it could
 be lost or belong to another shard, and whoever does not know the key reads the shard as before.
-A shard without it was written by an older version, or rewritten by another program; its pictures
+A shard without it was written by an older version, or rewritten by another program; its images
 are read by the row group.
 
 Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
@@ -28,7 +28,7 @@ RANGES_KEY = "retina_ray.image_ranges"
 """Key in a shard's footer. What its value means never changes: another meaning, another key."""
 
 IMAGE_RANGE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
-"""Of a picture: first byte in the file, number of bytes, and their CRC-32."""
+"""Of a image: first byte in the file, number of bytes, and their CRC-32."""
 
 LENGTH_BYTES = 4
 """Before each value of a PLAIN column of bytes stands its length, little-endian."""
@@ -37,7 +37,7 @@ _HEAD_BYTES = 64
 
 
 class RangeRecorder:
-    """A sink that passes on what a Parquet writer writes, and finds the pictures in it.
+    """A sink that passes on what a Parquet writer writes, and finds the images in it.
 
     Holds one row group in memory, from its first byte until `locate`.
 
@@ -72,13 +72,13 @@ class RangeRecorder:
         self.closed = True
 
     def locate(self, images: Iterable[bytes]) -> None:
-        """Find the pictures of a row group that was just written.
+        """Find the images of a row group that was just written.
 
         Args:
             images: in the order of the rows.
 
         Raises:
-            RuntimeError: a picture is not there in one piece.
+            RuntimeError: a image is not there in one piece.
         """
         content, cursor = b"".join(self._pieces), 0
         for image in images:
@@ -89,7 +89,7 @@ class RangeRecorder:
                 at = content.find(head, at + 1)
             if at < 0:
                 raise RuntimeError(
-                    f"pyarrow {pa.__version__} does not write pictures in one piece, which reading "
+                    f"pyarrow {pa.__version__} does not write images in one piece, which reading "
                     "them one by one rests on: install a version that retina_ray was tested with "
                     "(see constraints.txt)"
                 )
@@ -110,7 +110,7 @@ def decode_ranges(value: bytes, *, num_rows: int, num_bytes: int) -> np.ndarray:
 
     Args:
         value: what stands there under `RANGES_KEY`.
-        num_rows: pictures of the shard.
+        num_rows: images of the shard.
         num_bytes: size of its file.
 
     Returns:
@@ -122,7 +122,7 @@ def decode_ranges(value: bytes, *, num_rows: int, num_bytes: int) -> np.ndarray:
     content = base64.b64decode(value, validate=True)
     if len(content) != num_rows * IMAGE_RANGE.itemsize:
         raise ValueError(
-            f"{len(content)} bytes, expected {IMAGE_RANGE.itemsize} for each of {num_rows} pictures"
+            f"{len(content)} bytes, expected {IMAGE_RANGE.itemsize} for each of {num_rows} images"
         )
     ranges = np.frombuffer(content, IMAGE_RANGE)
     ends = ranges["offset"] + ranges["length"]
@@ -132,7 +132,7 @@ def decode_ranges(value: bytes, *, num_rows: int, num_bytes: int) -> np.ndarray:
     if len(outside):
         row = int(outside[0])
         raise ValueError(
-            f"picture {row} at bytes {ranges['offset'][row]} to {ends[row]} of a file of "
+            f"image {row} at bytes {ranges['offset'][row]} to {ends[row]} of a file of "
             f"{num_bytes} bytes"
         )
     return ranges

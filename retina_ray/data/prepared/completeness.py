@@ -1,4 +1,4 @@
-"""What of a prepared set lies in a folder: all of it, a part and why, or leftovers to take away.
+"""What of a prepared set lies in a folder: all, a part and why, leftovers; room for a new one.
 
 Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 """
@@ -12,9 +12,9 @@ from collections.abc import Collection
 import pyarrow.fs as pafs
 
 from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
-from retina_ray.errors import Fault
+from retina_ray.errors import DataError, Fault
 from retina_ray.storage.files import PARTIAL_SUFFIX
-from retina_ray.storage.uris import open_filesystem
+from retina_ray.storage.uris import open_filesystem, shown_uri
 
 IMPORT_FOLDER = "_import"
 """Folder beside the shards in which an import that goes on keeps account of what is finished."""
@@ -55,6 +55,64 @@ def named_shards(filesystem: pafs.FileSystem, path: str) -> frozenset[str] | Non
         return frozenset(str(shard["file"]) for shard in json.loads(text)["shards"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def begin_dataset(uri: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Make the folder of a set, with nothing of an earlier one in it.
+
+    Args:
+        uri: folder of the set.
+        overwrite: replace a complete set that is there.
+
+    Raises:
+        DataError: a complete set is there, and is not to be replaced.
+    """
+    filesystem, path = open_filesystem(uri)
+    _refuse_complete(filesystem, path, uri, overwrite=overwrite)
+    delete_dataset(uri)
+    filesystem.create_dir(path, recursive=True)
+
+
+def begin_beside(uri: str | os.PathLike[str], *, overwrite: bool) -> frozenset[str]:
+    """Make the folder of a set; a complete one that is there stays whole until this one is.
+
+    What an interrupted import finished stays as well.
+
+    Args:
+        uri: folder of the set.
+        overwrite: replace a complete set that is there.
+
+    Returns:
+        The shards of the complete set, whose names the new ones must not have; none where there is
+        no such set. `finish_dataset` deletes them once it has named the new ones in their place.
+
+    Raises:
+        DataError: a complete set is there, and is not to be replaced.
+    """
+    filesystem, path = open_filesystem(uri)
+    exists = _refuse_complete(filesystem, path, uri, overwrite=overwrite)
+    old = named_shards(filesystem, path)
+    if exists and old is None:  # nothing can open it: there is no set to lose
+        delete_dataset(uri)
+    filesystem.create_dir(path, recursive=True)
+    return old or frozenset()
+
+
+def _refuse_complete(
+    filesystem: pafs.FileSystem, path: str, uri: str | os.PathLike[str], *, overwrite: bool
+) -> bool:
+    """Whether a complete set is there.
+
+    Raises:
+        DataError: it is, and is not to be replaced.
+    """
+    exists = filesystem.get_file_info(f"{path}/{INFO_FILE}").type != pafs.FileType.NotFound
+    if exists and not overwrite:
+        raise DataError(
+            f"{shown_uri(uri)}: holds a complete data set already; give another folder, or ask to "
+            "overwrite it"
+        )
+    return exists
 
 
 def delete_dataset(uri: str | os.PathLike[str]) -> None:

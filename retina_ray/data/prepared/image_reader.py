@@ -1,4 +1,4 @@
-"""Pictures of a prepared set by their places, each read alone: no byte more than it has.
+"""Images of a prepared set by their places, each read alone: no byte more than it has.
 
 Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 """
@@ -29,7 +29,7 @@ Range = tuple[int, int, int, int]
 
 
 class ImageReader:
-    """Reads pictures out of shards; safe to be used by several threads, not to be pickled.
+    """Reads images out of shards; safe to be used by several threads, not to be pickled.
 
     Args:
         shards: of the set.
@@ -44,15 +44,15 @@ class ImageReader:
         self._kept: dict[Range, bytes] = {}
 
     def read(self, places: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
-        """Read pictures.
+        """Read images.
 
         Args:
             places: shard, row group and row within it, as the set's index has them.
 
         Returns:
-            The encoded pictures in the order of the places; None for one whose bytes are not those
+            The encoded images in the order of the places; None for one whose bytes are not those
             that were written: the disk or a copy has damaged it. A shard that does not say where
-            its pictures lie is read by the row group, and has no checksums.
+            its images lie is read by the row group, and has no checksums.
 
         Raises:
             DataError: there is no such place, a shard cannot be read, or was changed.
@@ -62,23 +62,23 @@ class ImageReader:
             shards.check_place(shard, row_group, row)
         named = list(dict.fromkeys(place[0] for place in places))
         tables = dict(zip(named, shards.each(shards.image_ranges, named), strict=True))
-        pictures: list[bytes | None] = [None] * len(places)
+        images: list[bytes | None] = [None] * len(places)
         members: list[int] = []
         ranges: list[Range] = []
         for number, (shard, row_group, row) in enumerate(places):
             table = tables[shard]
             if table is None:
-                pictures[number] = shards.row_group(shard, row_group)[IMAGE_COLUMN][row].as_py()
+                images[number] = shards.row_group(shard, row_group)[IMAGE_COLUMN][row].as_py()
                 continue
             before = sum(shards.info.shards[shard].row_group_rows[:row_group])
             members.append(number)
             ranges.append((shard, *table[before + row].item()))
-        for number, picture in zip(members, self._read_ranges(ranges), strict=True):
-            pictures[number] = picture
-        return pictures
+        for number, image in zip(members, self._read_ranges(ranges), strict=True):
+            images[number] = image
+        return images
 
-    def check(self, shard: int, row_group: int, pictures: Sequence[bytes]) -> None:
-        """Compare what a shard says of its pictures with what its row group holds.
+    def check(self, shard: int, row_group: int, images: Sequence[bytes]) -> None:
+        """Compare what a shard says of its images with what its row group holds.
 
         Lengths and checksums of all; the first and the last one are read where they are said to
         lie. Nothing is compared where the shard does not say it.
@@ -86,7 +86,7 @@ class ImageReader:
         Args:
             shard: position in the set.
             row_group: position in the shard.
-            pictures: of that row group, in order.
+            images: of that row group, in order.
 
         Raises:
             DataError: they differ.
@@ -96,14 +96,14 @@ class ImageReader:
         if table is None:
             return
         before = sum(self._shards.info.shards[shard].row_group_rows[:row_group])
-        for row, picture in enumerate(pictures):
+        for row, image in enumerate(images):
             offset, length, checksum = table[before + row].item()
-            good = (length, checksum) == (len(picture), zlib.crc32(picture))
-            if good and row in (0, len(pictures) - 1):
-                good = self._bytes(shard, offset, length) == picture
+            good = (length, checksum) == (len(image), zlib.crc32(image))
+            if good and row in (0, len(images) - 1):
+                good = self._bytes(shard, offset, length) == image
             if not good:
                 raise self._changed(
-                    shard, f"picture {before + row} is not what its footer says, or not there"
+                    shard, f"image {before + row} is not what its footer says, or not there"
                 )
 
     def _read_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
@@ -122,16 +122,16 @@ class ImageReader:
 
     def _read_blocks(self, blocks: Sequence[Block], ranges: Sequence[Range]) -> list[bytes | None]:
         """Read blocks, and compare the ranges in them with their checksums."""
-        pictures: list[bytes | None] = [None] * len(ranges)
+        images: list[bytes | None] = [None] * len(ranges)
         for block, content in zip(blocks, self._shards.each(self._block, blocks), strict=True):
             for member in block.members:
                 _, offset, length, checksum = ranges[member]
                 start = offset - block.start
                 # A slice of all of it is no copy.
-                picture = content[start : start + length]
-                good = zlib.crc32(picture) == checksum
-                pictures[member] = picture if good else self._read_again(ranges[member])
-        return pictures
+                image = content[start : start + length]
+                good = zlib.crc32(image) == checksum
+                images[member] = image if good else self._read_again(ranges[member])
+        return images
 
     def _block(self, block: Block) -> bytes:
         content = self._bytes(block.shard, block.start, block.stop - block.start)
@@ -142,10 +142,10 @@ class ImageReader:
         return content
 
     def _read_again(self, wrong: Range) -> bytes | None:
-        """Read a picture that came with other bytes once more: they may be spoilt on their way.
+        """Read an image that came with other bytes once more: they may be spoilt on their way.
 
         Returns:
-            The picture; None where the shard does not hold its bytes any more.
+            The image; None where the shard does not hold its bytes any more.
 
         Raises:
             DataError: not even its length stands before it, so the file was changed as a whole.
@@ -154,10 +154,10 @@ class ImageReader:
         content = self._bytes(shard, offset - LENGTH_BYTES, LENGTH_BYTES + length)
         if int.from_bytes(content[:LENGTH_BYTES], "little") != length:
             raise self._changed(
-                shard, f"the picture at bytes {offset} to {offset + length} is not there"
+                shard, f"the image at bytes {offset} to {offset + length} is not there"
             )
-        picture = content[LENGTH_BYTES:]
-        return picture if zlib.crc32(picture) == checksum else None
+        image = content[LENGTH_BYTES:]
+        return image if zlib.crc32(image) == checksum else None
 
     def _changed(self, shard: int, reason: str) -> DataError:
         return DataError(

@@ -1,6 +1,6 @@
 """One shard: a Parquet file of row groups, and what a data set needs to know of it.
 
-Its footer says where each picture lies (see `retina_ray.data.prepared.byte_ranges`).
+Its footer says where each image lies (see `retina_ray.data.prepared.byte_ranges`).
 
 A shard is written by whoever has its records, in any process and in any order of the shards: its
 bytes depend on its records alone. The fingerprint of a set is made of a digest for each row group,
@@ -162,27 +162,16 @@ class ContentHash:
 
     def __init__(self, categories: Sequence[Category], box_type: BoxType) -> None:
         self._box_type: BoxType = box_type
-        self._by_group = _begin(categories)
-        self._in_a_row = _begin(categories)
+        self._digest = _begin(categories)
 
     def add_group(self, records: Sequence[Record]) -> None:
         """Add the next row group."""
-        self._by_group.update(_group_digest(records, self._box_type))
-        self._in_a_row.update(b"group")
-        for record in records:
-            _hash_record(self._in_a_row, record, self._box_type)
+        self._digest.update(_group_digest(records, self._box_type))
 
     @property
     def hexdigest(self) -> str:
         """The fingerprint of what was added."""
-        return self._by_group.hexdigest()
-
-    def matches(self, expected: str) -> bool:
-        """Whether a set's fingerprint is that of what was added.
-
-        Sets that older versions wrote have one that runs over all records without a break.
-        """
-        return expected in (self._by_group.hexdigest(), self._in_a_row.hexdigest())
+        return self._digest.hexdigest()
 
 
 def _begin(categories: Sequence[Category]) -> hashlib._Hash:

@@ -1,4 +1,4 @@
-"""The shards of a prepared set, opened as they are needed: tables, and where the pictures lie.
+"""The shards of a prepared set, opened as they are needed: tables, and where the images lie.
 
 Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 """
@@ -6,10 +6,10 @@ Needs numpy and pyarrow only: Ray Data's tasks import it without PyTorch.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from retina_ray.data.limited_cache import LimitedCache
 from retina_ray.data.prepared.byte_ranges import RANGES_KEY, decode_ranges
 from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
 from retina_ray.data.prepared.schema import shard_schema
@@ -29,12 +30,11 @@ OTHER_COLUMNS = "shard with other columns"
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Row groups that are kept whole, for whoever reads them so: a shuffle's window, unless it is large.
-_NUM_CACHED_GROUPS = 16
 _MAX_CACHED_BYTES = 128 * 2**20
+"""Row groups that are kept whole, for whoever reads them so."""
 _NUM_OPEN_FILES = 32
 _MAX_RANGES_BYTES = 32 * 2**20
-"""Ranges that are kept: those of two million pictures."""
+"""Ranges that are kept: those of two million images."""
 _NUM_THREADS = 16
 """Questions that a process asks a remote storage at once."""
 
@@ -53,18 +53,27 @@ class ShardReader:
 
     def __init__(self, uri: str, info: DatasetInfo) -> None:
         self.uri, self.info = uri, info
-        self._lock = threading.Lock()
-        self._place: tuple[pafs.FileSystem, str] | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._files: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._ranges: OrderedDict[int, np.ndarray | None] = OrderedDict()
-        self._groups_lock = threading.Lock()
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._locks = [threading.Lock() for _ in info.shards]
+        self._files: LimitedCache[int, pq.ParquetFile] = LimitedCache(_NUM_OPEN_FILES)
+        self._ranges: LimitedCache[int, tuple[np.ndarray | None]] = LimitedCache(
+            _MAX_RANGES_BYTES, lambda ranges: 0 if ranges[0] is None else ranges[0].nbytes
+        )
+        self._groups: LimitedCache[tuple[int, int], pa.Table] = LimitedCache(
+            _MAX_CACHED_BYTES, lambda group: group.nbytes
+        )
+
+    @cached_property
+    def _place(self) -> tuple[pafs.FileSystem, str]:
+        return open_filesystem(self.uri)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
 
     @property
     def is_local(self) -> bool:
         """Whether the set lies on a disk of this machine, or one that is mounted like one."""
-        return isinstance(self._opened_filesystem()[0], pafs.LocalFileSystem)
+        return isinstance(self._place[0], pafs.LocalFileSystem)
 
     def shown(self, shard: int) -> str:
         """A shard's name in messages."""
@@ -87,29 +96,17 @@ class ShardReader:
         items = list(items)
         if len(items) < 2 or self.is_local:
             return [function(item) for item in items]
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
         return list(self._pool.map(function, items))
 
     def row_group(self, shard: int, row_group: int) -> pa.Table:
-        """Read a row group with its pictures; the last few are kept.
+        """Read a row group with its images; the last few are kept.
 
         Raises:
             DataError: there is no such row group, or it cannot be read.
         """
         self.check_place(shard, row_group)
-        key = (shard, row_group)
-        with self._groups_lock:
-            if key not in self._groups:
-                self._groups[key] = self.table(shard, [row_group], None)
-                while len(self._groups) > _NUM_CACHED_GROUPS or (
-                    len(self._groups) > 1
-                    and sum(group.nbytes for group in self._groups.values()) > _MAX_CACHED_BYTES
-                ):
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(key)
-            return self._groups[key]
+        read = partial(self.table, shard, [row_group], None)
+        return self._groups.get((shard, row_group), read)
 
     def table(
         self, shard: int, row_groups: Sequence[int], columns: Sequence[str] | None
@@ -126,14 +123,8 @@ class ShardReader:
                 version or the description says.
         """
         names = None if columns is None else list(columns)
-        file = self._file(shard)
-        try:
-            with file.lock:
-                table = file.parquet().read_row_groups(
-                    list(row_groups), columns=names, use_threads=False
-                )
-        except (OSError, pa.ArrowException) as error:
-            raise self.unreadable(shard, error) from error
+        with self._parquet(shard) as parquet:
+            table = parquet.read_row_groups(list(row_groups), columns=names, use_threads=False)
         expected = sum(self.info.shards[shard].row_group_rows[group] for group in row_groups)
         if table.num_rows != expected:
             raise DataError(
@@ -149,7 +140,7 @@ class ShardReader:
         return table.select(names) if names else table
 
     def image_ranges(self, shard: int) -> np.ndarray | None:
-        """Where the pictures of a shard lie.
+        """Where the images of a shard lie.
 
         Returns:
             (rows of the shard,) `IMAGE_RANGE`; None where its footer does not say.
@@ -157,26 +148,12 @@ class ShardReader:
         Raises:
             DataError: the shard cannot be read, or its footer tells of another file.
         """
-        with self._lock:
-            if shard in self._ranges:
-                self._ranges.move_to_end(shard)
-                return self._ranges[shard]
-        ranges = self._read_ranges(shard)
-        with self._lock:
-            self._ranges[shard] = ranges
-            while len(self._ranges) > 1 and (
-                sum(0 if r is None else r.nbytes for r in self._ranges.values()) > _MAX_RANGES_BYTES
-            ):
-                self._ranges.popitem(last=False)
-        return ranges
+        return self._ranges.get(shard, lambda: (self._read_ranges(shard),))[0]
 
     def _read_ranges(self, shard: int) -> np.ndarray | None:
-        file, info = self._file(shard), self.info.shards[shard]
-        try:
-            with file.lock:
-                pairs = file.parquet().metadata.metadata or {}
-        except (OSError, pa.ArrowException) as error:
-            raise self.unreadable(shard, error) from error
+        info = self.info.shards[shard]
+        with self._parquet(shard) as parquet:
+            pairs = parquet.metadata.metadata or {}
         value = pairs.get(RANGES_KEY.encode())
         if value is None:
             return None
@@ -184,7 +161,7 @@ class ShardReader:
             return decode_ranges(value, num_rows=info.num_rows, num_bytes=info.num_bytes)
         except ValueError as error:
             raise DataError(
-                f"{self.shown(shard)}: its footer does not say where the pictures lie ({error}); "
+                f"{self.shown(shard)}: its footer does not say where the images lie ({error}); "
                 "the shard was changed after it was written: copy or prepare it again"
             ) from error
 
@@ -194,7 +171,7 @@ class ShardReader:
         Raises:
             DataError: it cannot be opened.
         """
-        filesystem, folder = self._opened_filesystem()
+        filesystem, folder = self._place
         path = f"{folder}/{self.info.shards[shard].file}"
         try:
             # Not a memory map: a file that is cut short then is an error, not the process's end.
@@ -207,22 +184,23 @@ class ShardReader:
         said = " ".join(str(error).split())  # Arrow's messages may have several lines
         return DataError(f"{self.shown(shard)}: cannot be read ({said}); copy or prepare it again")
 
-    def _opened_filesystem(self) -> tuple[pafs.FileSystem, str]:
-        if self._place is None:
-            self._place = open_filesystem(self.uri)
-        return self._place
+    @contextmanager
+    def _parquet(self, shard: int) -> Iterator[pq.ParquetFile]:
+        """The Parquet file of a shard, opened when it is first read, for one thread at a time.
 
-    def _file(self, shard: int) -> _OpenShard:
-        """The open Parquet file of a shard; it is opened when it is first read."""
-        filesystem, folder = self._opened_filesystem()
-        with self._lock:
-            if shard not in self._files:
-                path = f"{folder}/{self.info.shards[shard].file}"
-                self._files[shard] = _OpenShard(filesystem, path, partial(self._check, shard))
-                if len(self._files) > _NUM_OPEN_FILES:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(shard)
-            return self._files[shard]
+        Raises:
+            DataError: it cannot be read, or is of another version or data set.
+        """
+        with self._locks[shard]:
+            try:
+                yield self._files.get(shard, partial(self._open_parquet, shard))
+            except (OSError, pa.ArrowException) as error:
+                raise self.unreadable(shard, error) from error
+
+    def _open_parquet(self, shard: int) -> pq.ParquetFile:
+        parquet = pq.ParquetFile(self.open_bytes(shard), pre_buffer=not self.is_local)
+        self._check(shard, parquet)
+        return parquet
 
     def _check(self, shard: int, parquet: pq.ParquetFile) -> None:
         """Refuse a shard of another version, or of another data set, when it is opened.
@@ -248,34 +226,6 @@ class ShardReader:
                 f"says ({sum(rows)} and {sum(said)} in all); the shard does not belong to this "
                 "data set: copy or prepare it again"
             )
-
-
-class _OpenShard:
-    """A Parquet file, which one thread at a time may open and read.
-
-    Args:
-        filesystem: on which it lies.
-        path: on that file system.
-        check: raises where the file that was opened is not to be read.
-    """
-
-    def __init__(
-        self, filesystem: pafs.FileSystem, path: str, check: Callable[[pq.ParquetFile], None]
-    ) -> None:
-        self.lock = threading.Lock()
-        self._filesystem, self._path, self._check = filesystem, path, check
-        self._parquet: pq.ParquetFile | None = None
-
-    def parquet(self) -> pq.ParquetFile:
-        """The file; the caller holds the lock."""
-        if self._parquet is None:
-            local = isinstance(self._filesystem, pafs.LocalFileSystem)
-            # Not a memory map: a file that is cut short then is an error, not the process's end.
-            open_file = pa.OSFile if local else self._filesystem.open_input_file
-            parquet = pq.ParquetFile(open_file(self._path), pre_buffer=not local)
-            self._check(parquet)
-            self._parquet = parquet
-        return self._parquet
 
 
 def _difference(schema: pa.Schema, expected: pa.Field) -> str | None:

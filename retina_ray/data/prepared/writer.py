@@ -11,13 +11,8 @@ from types import TracebackType
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow.fs as pafs
 
-from retina_ray.data.prepared.completeness import (
-    clean_up,
-    delete_dataset,
-    named_shards,
-)
+from retina_ray.data.prepared.completeness import begin_dataset, clean_up, delete_dataset
 from retina_ray.data.prepared.info import INFO_FILE, DatasetInfo
 from retina_ray.data.prepared.record_checks import check_categories, record_faults
 from retina_ray.data.prepared.schema import BoxType, Category, Record
@@ -43,64 +38,6 @@ def check_group_sizes(*, rows_per_group: int, rows_per_shard: int) -> None:
             f"rows_per_group = {rows_per_group} and rows_per_shard = {rows_per_shard} "
             "must be at least 1"
         )
-
-
-def begin_dataset(uri: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Make the folder of a set, with nothing of an earlier one in it.
-
-    Args:
-        uri: folder of the set.
-        overwrite: replace a complete set that is there.
-
-    Raises:
-        DataError: a complete set is there, and is not to be replaced.
-    """
-    filesystem, path = open_filesystem(uri)
-    _refuse_complete(filesystem, path, uri, overwrite=overwrite)
-    delete_dataset(uri)
-    filesystem.create_dir(path, recursive=True)
-
-
-def begin_beside(uri: str | os.PathLike[str], *, overwrite: bool) -> frozenset[str]:
-    """Make the folder of a set; a complete one that is there stays whole until this one is.
-
-    What an interrupted import finished stays as well.
-
-    Args:
-        uri: folder of the set.
-        overwrite: replace a complete set that is there.
-
-    Returns:
-        The shards of the complete set, whose names the new ones must not have; none where there is
-        no such set. `finish_dataset` deletes them once it has named the new ones in their place.
-
-    Raises:
-        DataError: a complete set is there, and is not to be replaced.
-    """
-    filesystem, path = open_filesystem(uri)
-    exists = _refuse_complete(filesystem, path, uri, overwrite=overwrite)
-    old = named_shards(filesystem, path)
-    if exists and old is None:  # nothing can open it: there is no set to lose
-        delete_dataset(uri)
-    filesystem.create_dir(path, recursive=True)
-    return old or frozenset()
-
-
-def _refuse_complete(
-    filesystem: pafs.FileSystem, path: str, uri: str | os.PathLike[str], *, overwrite: bool
-) -> bool:
-    """Whether a complete set is there.
-
-    Raises:
-        DataError: it is, and is not to be replaced.
-    """
-    exists = filesystem.get_file_info(f"{path}/{INFO_FILE}").type != pafs.FileType.NotFound
-    if exists and not overwrite:
-        raise DataError(
-            f"{shown_uri(uri)}: holds a complete data set already; give another folder, or ask to "
-            "overwrite it"
-        )
-    return exists
 
 
 def finish_dataset(

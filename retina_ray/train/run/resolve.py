@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
-from retina_ray.data.plan.run_plan import sampler_of
+from retina_ray.data.plan.sampling import sampler_of
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import prepare_synthetic
 from retina_ray.evaluation.backends import require_backend

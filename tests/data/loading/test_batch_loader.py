@@ -76,6 +76,11 @@ def write_set(path: Path, records: list[Record]) -> PreparedDataset:
     return PreparedDataset.open(path)
 
 
+def load(loader: BatchLoader, row: dict) -> pa.Table:
+    """The batch of one plan row."""
+    return loader.load_table(pa.Table.from_pylist([row]))
+
+
 def make_loader(train=None, val=None, **changes) -> BatchLoader:
     options = {"seed": 3, "augmenter": Augmenter(flip="both"), "size_divisibility_px": 16}
     return BatchLoader(
@@ -115,7 +120,7 @@ def same_bytes(a: pa.Table, b: pa.Table) -> bool:
 
 def test_training_batch_by_hand(sets):
     loader = make_loader(sets[0], augmenter=Augmenter())
-    table = loader.load(train_row([0, 2, 4]))
+    table = load(loader, train_row([0, 2, 4]))
     assert table.schema == BATCH_SCHEMA
     assert table.num_rows == 1
     planned = unpack_batch(table)
@@ -144,7 +149,7 @@ def test_training_batch_by_hand(sets):
 
 
 def test_pixels_are_channels_last_uint8_with_zero_padding(sets):
-    batch = unpack_batch(make_loader(sets[0]).load(train_row([1, 3, 0]))).batch
+    batch = unpack_batch(load(make_loader(sets[0]), train_row([1, 3, 0]))).batch
     pixels = batch.images.pixels
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -186,7 +191,7 @@ def test_same_seed_same_bytes_whoever_loads(sets, plan):
     assert whole.num_rows == len(plan)
     assert whole["plan_index"].to_pylist() == list(range(len(plan)))
     copy = pickle.loads(pickle.dumps(make_loader(*sets, num_threads=3)))
-    backwards = [copy.load(row) for row in rows.to_pylist()[::-1]]
+    backwards = [load(copy, row) for row in rows.to_pylist()[::-1]]
     assert same_bytes(whole, pa.concat_tables(backwards[::-1]))
     assert not same_bytes(whole, make_loader(*sets, seed=4).load_table(rows))
 
@@ -217,7 +222,7 @@ def test_batches_side_by_side_are_those_made_alone_with_columns_in_one_piece(set
     loader = make_loader(*sets)
     rows = [train_row([0, 1, 2]), val_row([3]), train_row([4, 5]), val_row([])]
     table = loader.load_table(pa.Table.from_pylist(rows))
-    assert same_bytes(table, pa.concat_tables([loader.load(row) for row in rows]))
+    assert same_bytes(table, pa.concat_tables([load(loader, row) for row in rows]))
     pieces = {name: table[name].num_chunks for name in table.schema.names}
     assert pieces.pop("pixels") == len(rows)  # in one they would be a copy
     assert set(pieces.values()) == {1}
@@ -226,8 +231,8 @@ def test_batches_side_by_side_are_those_made_alone_with_columns_in_one_piece(set
 def test_a_batch_of_other_sizes_than_planned_holds_its_own_pictures(damaged):
     """Image 5 is left out, the largest of this row; 0 stands in, and moves to its place."""
     loader = make_loader(damaged, size_divisibility_px=1)
-    batch = unpack_batch(loader.load(train_row([4, 5, 0]))).batch
-    alone = {i: unpack_batch(loader.load(train_row([i]))).batch.images for i in (0, 4)}
+    batch = unpack_batch(load(loader, train_row([4, 5, 0]))).batch
+    alone = {i: unpack_batch(load(loader, train_row([i]))).batch.images for i in (0, 4)}
     for place, i in enumerate((4, 0, 0)):
         height, width = alone[i].sizes[0].tolist()
         picture = batch.images.pixels[place, :, :height, :width]
@@ -236,13 +241,13 @@ def test_a_batch_of_other_sizes_than_planned_holds_its_own_pictures(damaged):
 
 def test_epochs_augment_differently(sets):
     loader = make_loader(sets[0])
-    tables = [loader.load(train_row([0, 1, 2, 3], epoch=e)) for e in range(4)]
+    tables = [load(loader, train_row([0, 1, 2, 3], epoch=e)) for e in range(4)]
     assert len({t["pixels"][0].as_py() for t in tables}) > 1
 
 
 def test_validation_batch_is_not_augmented_and_has_no_targets(sets):
     loader = make_loader(*sets)
-    a, b = (unpack_batch(loader.load(val_row([0, 1], epoch=e))).batch for e in (0, 1))
+    a, b = (unpack_batch(load(loader, val_row([0, 1], epoch=e))).batch for e in (0, 1))
     assert torch.equal(a.images.pixels, b.images.pixels)
     assert a.targets.boxes.shape == (2, 0, 4)
     assert a.image_ids == [600, 601]
@@ -250,7 +255,7 @@ def test_validation_batch_is_not_augmented_and_has_no_targets(sets):
 
 
 def test_empty_row_gives_an_empty_batch(sets):
-    batch = unpack_batch(make_loader(*sets).load(val_row([]))).batch
+    batch = unpack_batch(load(make_loader(*sets), val_row([]))).batch
     assert len(batch.images) == len(batch.targets) == 0
     assert batch.images.pixels.shape == (0, 3, 16, 16)
     assert batch.images.sizes.shape == (0, 2)
@@ -274,7 +279,7 @@ def damaged(tmp_path_factory) -> PreparedDataset:
 
 def test_bad_training_images_are_replaced_by_the_next_good_one(damaged):
     loader = make_loader(damaged)
-    batch = unpack_batch(loader.load(train_row([0, 1, 2, 3, 5]))).batch
+    batch = unpack_batch(load(loader, train_row([0, 1, 2, 3, 5]))).batch
     assert batch.image_ids == [500, 503, 503, 503, 500]
     assert [name for name, _ in batch.bad_images] == ["001.png", "002.png", "005.png"]
     assert "not an image" in batch.bad_images[0][1]
@@ -293,7 +298,7 @@ def test_bytes_that_changed_since_they_were_written_are_named_as_such(tmp_path):
     at = content.find(make_record(2).image)
     content[at + len(make_record(2).image) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    batch = unpack_batch(make_loader(dataset).load(train_row([1, 2]))).batch
+    batch = unpack_batch(load(make_loader(dataset), train_row([1, 2]))).batch
     assert [name for name, _ in batch.bad_images] == [make_record(2).file_name]
     assert "are not those that were written (CRC-32)" in batch.bad_images[0][1]
     assert batch.image_ids == [make_record(1).image_id] * 2
@@ -301,31 +306,31 @@ def test_bytes_that_changed_since_they_were_written_are_named_as_such(tmp_path):
 
 def test_a_row_of_bad_images_takes_a_spare(damaged):
     loader = make_loader(damaged)
-    batch = unpack_batch(loader.load(train_row([1]))).batch  # 2 is bad too, 3 is good
+    batch = unpack_batch(load(loader, train_row([1]))).batch  # 2 is bad too, 3 is good
     assert batch.image_ids == [503]
     assert [name for name, _ in batch.bad_images] == ["001.png"]
-    last = unpack_batch(loader.load(train_row([20, 22]))).batch  # the spare is 23
+    last = unpack_batch(load(loader, train_row([20, 22]))).batch  # the spare is 23
     assert last.image_ids == [523, 523]
     assert len(last.bad_images) == 2
 
 
 def test_when_no_spare_helps_the_images_are_named(damaged):
     with pytest.raises(DataError, match=r"012\.png(.|\n)*plan row 11(.|\n)*013\.png") as caught:
-        make_loader(damaged).load(train_row([12, 13]))
+        load(make_loader(damaged), train_row([12, 13]))
     assert "empty" in str(caught.value)
     with pytest.raises(DataError, match=r"012\.png.*empty.*plan row 11"):
-        make_loader(damaged).load(train_row([12]))
+        load(make_loader(damaged), train_row([12]))
 
 
 def test_bad_validation_images_stay_as_black_pictures(damaged):
     loader = make_loader(val=damaged)
-    batch = unpack_batch(loader.load(val_row([0, 1, 5]))).batch
+    batch = unpack_batch(load(loader, val_row([0, 1, 5]))).batch
     assert batch.image_ids == [500, 501, 505]
     assert [name for name, _ in batch.bad_images] == ["001.png", "005.png"]
     assert batch.images.sizes[2].tolist() == list(shortest_edge_size(44, 32, 24, 64))
     assert batch.images.pixels[0].any()
     assert not batch.images.pixels[1:].any()
-    only_bad = unpack_batch(loader.load(val_row([1]))).batch
+    only_bad = unpack_batch(load(loader, val_row([1]))).batch
     assert only_bad.image_ids == [501]
 
 
@@ -335,7 +340,7 @@ def test_iterate_gives_the_plans_batches_in_order(sets, plan):
     for threads in (1, 4):
         batches = list(iterate(rows, loader, num_threads=threads))
         assert [b.batch.plan_index for b in batches] == rows["plan_index"].to_pylist()
-        expected = unpack_batch(loader.load(rows.slice(2, 1).to_pylist()[0])).batch
+        expected = unpack_batch(load(loader, rows.slice(2, 1).to_pylist()[0])).batch
         assert torch.equal(batches[2].batch.images.pixels, expected.images.pixels)
 
 
@@ -360,7 +365,7 @@ def test_from_config_and_evaluation_alone(sets):
     train, val = sets
     loader = BatchLoader.from_config(config, train, val, train.index(), val.index())
     row = train_row([0, 1, 2])
-    assert same_bytes(loader.load(row), make_loader(*sets).load(row))
+    assert same_bytes(load(loader, row), load(make_loader(*sets), row))
     only_val = BatchLoader.from_config(config, None, val, None, val.index())
     evaluation = build_eval_plan(
         val.index(), num_workers=1, eval_batch_size=3, eval_size_px=32, eval_max_size_px=48
@@ -368,7 +373,7 @@ def test_from_config_and_evaluation_alone(sets):
     ids = [i for b in iterate(evaluation.table, only_val) for i in b.batch.image_ids]
     assert sorted(ids) == list(range(600, 607))
     with pytest.raises(ValueError, match="a train row came"):
-        only_val.load(row)
+        load(only_val, row)
     with pytest.raises(ValueError, match="needed together"):
         BatchLoader.from_config(config, train, val, None, val.index())
 
@@ -392,7 +397,7 @@ def test_unpack_wants_one_row_and_copies_nothing_big(sets):
 
 
 def test_unpacked_batch_moves_as_a_whole(sets):
-    planned = unpack_batch(make_loader(sets[0]).load(train_row([0, 1])))
+    planned = unpack_batch(load(make_loader(sets[0]), train_row([0, 1])))
     moved = planned.to("meta")
     assert moved.batch.images.pixels.device.type == "meta"
     assert moved.batch.targets.boxes.device.type == "meta"
@@ -428,9 +433,9 @@ def test_bad_targets_of_a_damaged_shard_are_named_before_augmentation(
     changed = pa.chunked_array([pa.array(nested, rows[column].type)])
     pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, changed), path)
     loader = make_loader(train)
-    loader.load(train_row([0, 1]))
+    load(loader, train_row([0, 1]))
     with pytest.raises(DataError) as error:
-        loader.load(train_row([1, 2]))
+        load(loader, train_row([1, 2]))
     assert "image 1 of the batch (id 502), box 0: " in str(error.value)
     assert message in str(error.value)
 
@@ -440,40 +445,40 @@ def test_bad_targets_of_a_damaged_shard_are_named_before_augmentation(
 
 def test_a_mixed_row_holds_the_boxes_of_all_its_images(sets):
     loader = make_loader(*sets, augmenter=Augmenter(mosaic_scale=(0.5, 0.5), min_visible=0.01))
-    alone = unpack_batch(loader.load(train_row([0, 4]))).batch
+    alone = unpack_batch(load(loader, train_row([0, 4]))).batch
     row = train_row([0, 4]) | {"partners": [[1, 2, 3], [6]]}
-    mixed = unpack_batch(loader.load(row)).batch
+    mixed = unpack_batch(load(loader, row)).batch
     assert mixed.image_ids == alone.image_ids
     assert mixed.images.sizes.tolist() == alone.images.sizes.tolist()
     assert not torch.equal(mixed.images.pixels[0], alone.images.pixels[0])
     assert not torch.equal(mixed.images.pixels[1], alone.images.pixels[1])
     counts = [(b.targets.labels >= 0).sum(1).tolist() for b in (alone, mixed)]
-    blended = unpack_batch(loader.load(train_row([6]))).batch
+    blended = unpack_batch(load(loader, train_row([6]))).batch
     assert counts[1][1] == counts[0][1] + int((blended.targets.labels >= 0).sum())
-    again = unpack_batch(loader.load(row)).batch
+    again = unpack_batch(load(loader, row)).batch
     assert torch.equal(again.images.pixels, mixed.images.pixels)
     assert torch.equal(again.targets.boxes, mixed.targets.boxes)
 
 
 def test_a_bad_image_is_left_out_of_the_one_that_it_was_to_be_mixed_into(damaged):
     loader = make_loader(damaged)
-    alone = unpack_batch(loader.load(train_row([0, 3]))).batch
+    alone = unpack_batch(load(loader, train_row([0, 3]))).batch
     row = train_row([0, 3]) | {"partners": [[1], [4, 6, 2]]}
-    batch = unpack_batch(loader.load(row)).batch
+    batch = unpack_batch(load(loader, row)).batch
     assert batch.image_ids == [500, 503]
     assert torch.equal(batch.images.pixels, alone.images.pixels)
     assert [name for name, _ in batch.bad_images] == ["001.png", "002.png"]
     # A bad image itself is replaced, whatever was to be mixed into it.
-    batch = unpack_batch(loader.load(train_row([0, 1]) | {"partners": [[], [3]]})).batch
+    batch = unpack_batch(load(loader, train_row([0, 1]) | {"partners": [[], [3]]})).batch
     assert batch.image_ids == [500, 500]
 
 
 def test_repeats_of_an_image_are_changed_differently(sets):
     loader = make_loader(*sets, augmenter=Augmenter(scale_jitter=(0.5, 2)))
     row = train_row([0, 0, 0])
-    alike = unpack_batch(loader.load(row)).batch.images.pixels
+    alike = unpack_batch(load(loader, row)).batch.images.pixels
     assert torch.equal(alike[0], alike[1])
-    pixels = unpack_batch(loader.load(row | {"repeats": [0, 1, 2]})).batch.images.pixels
+    pixels = unpack_batch(load(loader, row | {"repeats": [0, 1, 2]})).batch.images.pixels
     assert torch.equal(pixels[0], alike[0])
     assert not torch.equal(pixels[0], pixels[1])
     assert not torch.equal(pixels[1], pixels[2])

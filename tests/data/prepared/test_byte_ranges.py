@@ -32,7 +32,7 @@ from retina_ray.errors import DataError
 RNG = np.random.default_rng(0)
 SMALL = [RNG.bytes(int(n)) for n in RNG.integers(50, 400, 11)]
 LARGE = [RNG.bytes(700_000) for _ in range(5)]  # several pages of 1 MiB to a column
-# Lengths and beginnings of pictures within others, and the same picture twice.
+# Lengths and beginnings of images within others, and the same image twice.
 NESTED = [
     b"\x05\0\0\0abcdX",
     b"abcde",
@@ -85,7 +85,7 @@ def footer(path: Path) -> np.ndarray:
 
 
 def rewrite(folder: Path, ranges: np.ndarray | str | None, name="shard-00000.parquet"):
-    """Write a shard as another program does, with what it then says of its pictures."""
+    """Write a shard as another program does, with what it then says of its images."""
     path = folder / name
     table = pq.read_table(path)
     with pq.ParquetWriter(path, table.schema, compression="NONE") as writer:
@@ -99,33 +99,33 @@ def rewrite(folder: Path, ranges: np.ndarray | str | None, name="shard-00000.par
 
 @pytest.mark.parametrize("images", [SMALL, LARGE, NESTED], ids=["small", "large", "nested"])
 @pytest.mark.parametrize("box_type", ["aligned", "rotated"])
-def test_each_range_holds_its_picture(tmp_path, images, box_type):
+def test_each_range_holds_its_image(tmp_path, images, box_type):
     dataset = write(tmp_path / "a", images, box_type=box_type)
     found = []
     for shard in dataset.info.shards:
         path = tmp_path / "a" / shard.file
         content = path.read_bytes()
         for offset, length, checksum in footer(path).tolist():
-            picture = content[offset : offset + length]
-            assert content[offset - 4 : offset] == len(picture).to_bytes(4, "little")
-            assert checksum == zlib.crc32(picture)
-            found.append(picture)
+            image = content[offset : offset + length]
+            assert content[offset - 4 : offset] == len(image).to_bytes(4, "little")
+            assert checksum == zlib.crc32(image)
+            found.append(image)
     assert found == images
     assert pq.read_table(tmp_path / "a" / "shard-00000.parquet")["image"].to_pylist() == images[:7]
 
 
-def test_a_picture_in_two_pieces_is_an_error():
+def test_a_image_in_two_pieces_is_an_error():
     recorder = RangeRecorder(pa.BufferOutputStream())
     recorder.write(b"\x04\0\0\0ab")
     recorder.write(b"cd")
     recorder.locate([b"abcd"])  # two writes are no matter
     recorder.write(b"\x04\0\0\0ab-cd")
-    with pytest.raises(RuntimeError, match="does not write pictures in one piece"):
+    with pytest.raises(RuntimeError, match="does not write images in one piece"):
         recorder.locate([b"abcd"])
 
 
-def test_what_only_begins_like_a_picture_is_passed_over():
-    """Before the pictures stand the other columns, and they may hold anything."""
+def test_what_only_begins_like_a_image_is_passed_over():
+    """Before the images stand the other columns, and they may hold anything."""
     alike = b"alike" * 20
     recorder = RangeRecorder(pa.BufferOutputStream())
     recorder.write(b"\x78\0\0\0" + alike + b"A" * 20)
@@ -137,7 +137,7 @@ def test_what_only_begins_like_a_picture_is_passed_over():
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "fsspec+file://"])
-def test_pictures_come_as_they_were_written(tmp_path, scheme):
+def test_images_come_as_they_were_written(tmp_path, scheme):
     dataset = write(f"{scheme}{tmp_path}/a")
     order = [*places(dataset), (0, 1, 2)]
     random.Random(0).shuffle(order)
@@ -214,7 +214,7 @@ def test_what_is_kept_of_the_images_has_a_bound(tmp_path, monkeypatch):
 # Damage
 
 
-def test_a_damaged_picture_is_named_and_the_others_are_read(tmp_path):
+def test_a_damaged_image_is_named_and_the_others_are_read(tmp_path):
     dataset = write(tmp_path / "a")
     path = tmp_path / "a" / "shard-00000.parquet"
     content = bytearray(path.read_bytes())
@@ -227,12 +227,12 @@ def test_a_damaged_picture_is_named_and_the_others_are_read(tmp_path):
     assert images[4].data == b""
     assert images[4].damage is not None
     assert "in shard-00000.parquet are not those that were written" in images[4].damage
-    with pytest.raises(DataError, match=r"shard-00000\.parquet: picture 4 is not what"):
+    with pytest.raises(DataError, match=r"shard-00000\.parquet: image 4 is not what"):
         dataset.check_images(0, 1, dataset.read_row_group(0, 1)["image"].to_pylist())
     dataset.check_images(0, 0, SMALL[:3])
 
 
-def test_a_shard_that_was_changed_is_no_damaged_picture(tmp_path):
+def test_a_shard_that_was_changed_is_no_damaged_image(tmp_path):
     """Its bytes have moved by one, its size and its footer are the same."""
     dataset = write(tmp_path / "a")
     path = tmp_path / "a" / "shard-00001.parquet"
@@ -240,11 +240,9 @@ def test_a_shard_that_was_changed_is_no_damaged_picture(tmp_path):
     end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     path.write_bytes(content[:4] + b"\0" + content[4 : end - 1] + content[end:])
     assert dataset.read_images([(0, 2, 0)]) == [SMALL[6]]
-    with pytest.raises(
-        DataError, match=r"shard-00001\.parquet: the picture at .* prepare it again"
-    ):
+    with pytest.raises(DataError, match=r"shard-00001\.parquet: the image at .* prepare it again"):
         dataset.read_images([(0, 0, 0), (1, 0, 1)])
-    with pytest.raises(DataError, match=r"picture 0 is not what its footer says, or not there"):
+    with pytest.raises(DataError, match=r"image 0 is not what its footer says, or not there"):
         dataset.check_images(1, 0, SMALL[7:10])
 
 
@@ -269,12 +267,12 @@ def test_a_shard_that_is_gone(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("no base64!", "footer does not say where the pictures lie"),
-        ("", "0 bytes, expected 16 for each of 7 pictures"),
-        (np.zeros(6, IMAGE_RANGE), "96 bytes, expected 16 for each of 7 pictures"),
-        (np.zeros(7, IMAGE_RANGE), "picture 0 at bytes 0 to 0 of a file"),
-        (np.array([(10**6, 5, 0)] * 7, IMAGE_RANGE), "picture 0 at bytes 1000000 to 1000005"),
-        (np.array([(2**64 - 3, 5, 0)] * 7, IMAGE_RANGE), "picture 0 at bytes"),
+        ("no base64!", "footer does not say where the images lie"),
+        ("", "0 bytes, expected 16 for each of 7 images"),
+        (np.zeros(6, IMAGE_RANGE), "96 bytes, expected 16 for each of 7 images"),
+        (np.zeros(7, IMAGE_RANGE), "image 0 at bytes 0 to 0 of a file"),
+        (np.array([(10**6, 5, 0)] * 7, IMAGE_RANGE), "image 0 at bytes 1000000 to 1000005"),
+        (np.array([(2**64 - 3, 5, 0)] * 7, IMAGE_RANGE), "image 0 at bytes"),
     ],
 )
 def test_a_footer_of_another_shard(tmp_path, value, message):
@@ -288,7 +286,7 @@ def test_a_footer_of_another_shard(tmp_path, value, message):
 
 
 def test_a_footer_that_another_program_kept(tmp_path):
-    """The pictures lie elsewhere now, within the file."""
+    """The images lie elsewhere now, within the file."""
     dataset = write(tmp_path / "a")
     rewrite(tmp_path / "a", footer(tmp_path / "a" / "shard-00000.parquet"))
     assert dataset.read_row_group(0, 1)["image"].to_pylist() == SMALL[3:6]
@@ -349,7 +347,7 @@ NUM_FAR, FAR_BYTES = 64, 80_000
 
 @pytest.fixture
 def far(traffic, tmp_path) -> PreparedDataset:
-    """Two row groups of 32 pictures of 80 000 bytes each."""
+    """Two row groups of 32 images of 80 000 bytes each."""
     images = [RNG.bytes(FAR_BYTES) for _ in range(NUM_FAR)]
     return write(f"fsspec+file://{tmp_path}/far", images, rows_per_group=32, rows_per_shard=64)
 
@@ -400,5 +398,5 @@ def test_ranges_may_end_with_the_file():
     ranges = np.array([(4, 5, 1), (13, 0, 0)], IMAGE_RANGE)
     value = base64.b64encode(ranges.tobytes())
     assert decode_ranges(value, num_rows=2, num_bytes=13).tolist() == [(4, 5, 1), (13, 0, 0)]
-    with pytest.raises(ValueError, match="picture 1 at bytes 13 to 13 of a file of 12 bytes"):
+    with pytest.raises(ValueError, match="image 1 at bytes 13 to 13 of a file of 12 bytes"):
         decode_ranges(value, num_rows=2, num_bytes=12)

@@ -20,7 +20,7 @@ CATEGORIES = [Category(3, "cat"), Category(90, "dog")]
 def record(i: int, num_boxes: int = 2, **changes) -> Record:
     """Image i; its second box is a crowd region."""
     values = {
-        "image": f"picture {i}".encode() * 50,
+        "image": f"pixels {i}".encode() * 50,
         "file_name": f"{i}.jpg",
         "image_id": 100 + i,
         "height": 48,
@@ -82,18 +82,18 @@ def test_index_names_the_place_of_every_image(tmp_path):
         group = dataset.read_row_group(row["shard"], row["row_group"])
         assert group["image_id"][row["row"]].as_py() == row["image_id"]
         number = row["image_id"] - 100
-        assert group["image"][row["row"]].as_py() == f"picture {number}".encode() * 50
+        assert group["image"][row["row"]].as_py() == f"pixels {number}".encode() * 50
 
 
-def test_light_columns_are_read_where_the_pictures_are_destroyed(tmp_path):
-    """The bytes of the pictures are overwritten: neither plan nor truth looks at them."""
+def test_light_columns_are_read_where_the_images_are_destroyed(tmp_path):
+    """The bytes of the images are overwritten: neither plan nor truth looks at them."""
     folder = tmp_path / "a"
     dataset = write(folder)
     truth = dataset.ground_truth()
     for path in folder.glob("*.parquet"):
         data = path.read_bytes()
-        assert b"picture" in data
-        path.write_bytes(data.replace(b"picture", b"XXXXXXX"))
+        assert b"pixels" in data
+        path.write_bytes(data.replace(b"pixels", b"XXXXXX"))
     again = PreparedDataset.open(folder)
     assert again.index().equals(dataset.index())
     assert again.ground_truth() == truth
