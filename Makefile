@@ -2,10 +2,13 @@
 #
 #   PYTHON  the interpreter that the environment is made with (3.11 or newer)
 #   VENV    where the environment lies
+#   OLDEST_PYTHON, OLDEST  the same for `make test-oldest`
 #   ARGS    passed on to what is run, e.g. make sweep ARGS="--space losses --num-samples 8"
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST_PYTHON ?= python3.11
+OLDEST ?= .venv-oldest
 ARGS ?=
 
 PY := $(VENV)/bin/python
@@ -14,7 +17,7 @@ CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv sweep test test-fast lint docs bench constraints clean
+.PHONY: help venv sweep test test-fast test-oldest lint docs bench constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +48,18 @@ test: test-fast ## Run the tests
 test-fast: $(INSTALLED) ## Run the tests that do not start Ray, on all cores
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -n logical --dist worksteal -m "not ray and not long" $(ARGS) \
 	  || [ $$? -eq 5 ]
+
+# The lowest versions that pyproject.toml allows, and of what these need, the newest.
+test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are promised
+	OMP_NUM_THREADS=1 "$(OLDEST)/bin/python" -m pytest -n logical --dist worksteal \
+	  -m "not ray and not long" $(ARGS)
+
+$(OLDEST)/.installed: pyproject.toml
+	"$(OLDEST_PYTHON)" -m venv --clear "$(OLDEST)"
+	"$(OLDEST)/bin/python" -m pip install --disable-pip-version-check uv
+	"$(OLDEST)/bin/python" -m uv pip install --python "$(OLDEST)/bin/python" \
+	  --resolution lowest-direct -e '.[dev,fast-eval,s3,tensorboard]'
+	@touch "$@"
 
 lint: $(INSTALLED) ## Check style, format and types
 	"$(PY)" -m ruff check .

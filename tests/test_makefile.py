@@ -143,6 +143,20 @@ def test_a_target_installs_first_and_passes_arguments_on(checkout, target, runs)
     assert checkout.calls() == runs
 
 
+def test_the_oldest_versions_have_an_environment_of_their_own(checkout):
+    checkout.make("venv")
+    checkout.calls()
+    options = (f"OLDEST_PYTHON={checkout.python}", "ARGS=-m ray -n0")
+    assert checkout.make("test-oldest", *options).returncode == 0
+    *install, run = checkout.calls()
+    assert install[0] == "-m venv --clear .venv-oldest"
+    assert "--resolution lowest-direct" in install[-1]
+    assert "constraints.txt" not in install[-1]
+    assert run.endswith("-m not ray and not long -m ray -n0"), "the last -m counts"
+    assert checkout.make("test-oldest", *options).returncode == 0
+    assert len(checkout.calls()) == 1
+
+
 @pytest.mark.parametrize("part", ["not ray", "pytest -m ray"])
 def test_a_failure_in_either_part_of_the_tests_fails(checkout, part):
     checkout.make("venv")
