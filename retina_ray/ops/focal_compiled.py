@@ -39,8 +39,8 @@ def compiled_level_loss(
     """As `level_loss`, in one loop that the compiler makes; `level_loss` itself if it cannot."""
     scalars = [_scalar(value, logits) for value in (terms.alpha, terms.gamma)]
     # `data` is no view: the compiler would look at the strides of what it is a view of.
-    labels = labels.to(torch.int32)
-    tensors = [None if tensor is None else tensor.data for tensor in (logits, labels, quality)]
+    inputs = (logits, labels.to(torch.int32), quality)
+    tensors = [None if tensor is None else tensor.data for tensor in inputs]
     try:
         sums, gradient = _compile()(*tensors, *scalars, terms.kind, with_gradient)
         return sums.sum().to(value_dtype(logits)), gradient
@@ -109,7 +109,7 @@ def _is_compiler_fault(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """Why the loss is not compiled, and what to do."""
     what = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    if type(error).__name__ in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit"):
+    if type(error).__name__ in ("FailOnRecompileLimitHit", "RecompileLimitExceeded"):
         return (
             f"torch.compile's limit of variants of a function is reached, {_MOST_VARIANTS} or more "
             f"({what}). Earlier ones go on compiled. TORCH_LOGS=recompiles tells how they differ"
