@@ -8,7 +8,6 @@ Ray is imported where it is needed: it takes seconds to start, which small data 
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import deque
@@ -87,7 +86,10 @@ def ray_map(
     import ray
     from ray.exceptions import RayTaskError
 
-    _connect(num_workers)
+    from retina_ray.ray_internals.cluster import start_ray
+
+    if not ray.is_initialized():
+        start_ray(max(os.cpu_count() or 1, num_workers or 1))
     run = ray.remote(num_cpus=1, num_returns="streaming")(_in_steps)
     function = partial(function, num_threads=_THREADS_PER_TASK)
     waiting: deque[Task] = deque(tasks)
@@ -123,24 +125,3 @@ def _in_steps(function: Callable[[Any], Iterator[Any]], task: Any) -> Iterator[A
             done, last = 0, time.monotonic()
         if not isinstance(event, int):
             yield event
-
-
-def _connect(num_workers: int | None) -> None:
-    """Join the cluster that `RAY_ADDRESS` names, or start Ray on this machine."""
-    import ray
-
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-        return
-    # A hint on a default that suits us.
-    hints = logging.getLogger("ray._private.authentication.authentication_token_setup")
-    hints.setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, num_workers or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )

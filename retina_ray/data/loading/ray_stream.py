@@ -18,13 +18,13 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import Datasource, ExecutionOptions, ReadTask, TaskPoolStrategy
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.memory import keep_freed_memory
 from retina_ray.data.loading.packing import BATCH_SCHEMA
 from retina_ray.data.plan.run_plan import RunPlan
+from retina_ray.ray_internals.data import ExecutionCallback, progress_counts
 
 MAX_BLOCK_BYTES = 96 * 2**20
 """A typical block's largest size: each costs Ray Data's scheduler its time, whatever it holds."""
@@ -153,15 +153,7 @@ class Rest(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Sleep a moment if this look came at once after the last one and saw the same."""
-        seen = [
-            (
-                m.num_tasks_submitted,
-                m.num_tasks_finished,
-                m.num_task_outputs_generated,
-                m.num_outputs_taken,
-            )
-            for m in (operator.metrics for operator in executor._topology)
-        ]
+        seen = progress_counts(executor)
         if seen == self._seen and time.monotonic() - self._at < REST_S:
             time.sleep(REST_S)
         self._seen, self._at = seen, time.monotonic()

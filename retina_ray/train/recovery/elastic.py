@@ -13,11 +13,14 @@ import signal
 import time
 
 import ray
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from retina_ray.config import TrainConfig
+from retina_ray.ray_internals.train import (
+    ControllerCallback,
+    ResizeDecision,
+    WorkerGroup,
+    WorkerGroupCallback,
+)
 
 INTERVAL_S = 60.0
 """How long a group runs before, and between, looks for room for another number of workers: a new

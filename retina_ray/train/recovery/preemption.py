@@ -14,12 +14,9 @@ import os
 import signal
 import socket
 import threading
-import time
 from types import FrameType, TracebackType
-from typing import Any
 
-from ray.train.v2._internal.execution.callback import WorkerCallback
-
+from retina_ray.ray_internals.train import WorkerCallback, drain_notice
 from retina_ray.storage.uris import is_uri
 from retina_ray.train.engine import distributed
 from retina_ray.train.recovery.failures import Note
@@ -95,7 +92,7 @@ class StopSigns:
             return f"{TOLD}: {self._told}"
         if _sigterm.is_set():
             return f"{PREEMPTED}: process {os.getpid()} on {socket.gethostname()} got SIGTERM"
-        notice = _drain_notice()
+        notice = drain_notice()
         return None if notice is None else f"{PREEMPTED}: {notice}"
 
     def _poll(self) -> None:
@@ -106,26 +103,6 @@ class StopSigns:
                     self._told = text.strip() or f"the run's folder has a file '{STOP}'"
                     return
             self._closed.wait(self._every_s)
-
-
-def _drain_notice() -> str | None:
-    """What Ray says of nodes that go away; None without news, and outside of a worker group.
-
-    `ray.train.get_preemption_info()` says the same, but has all workers wait for each other and
-    for an actor's answer: too dear for every step, as the loop's own agreement is there already.
-    """
-    info: Any = None
-    with contextlib.suppress(ImportError, AttributeError, RuntimeError, AssertionError):
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        info = get_train_context().preemption_context.preemption_info
-    if info is None:
-        return None
-    nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
-    if not info.deadline_ms:
-        return f"Ray drains node {nodes}"
-    left_s = info.deadline_ms / 1000 - time.time()
-    return f"Ray drains node {nodes}, which goes in {max(0.0, left_s):.0f} s"
 
 
 def as_ctrl_c() -> None:

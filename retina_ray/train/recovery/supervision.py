@@ -11,9 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
-
+from retina_ray.ray_internals.train import WorkerGroupCallback, WorkerGroupPollStatus
 from retina_ray.storage.files import exists
 from retina_ray.train.engine import distributed
 from retina_ray.train.errors import (

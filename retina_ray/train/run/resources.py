@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-from ray._private.state import state
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.data.loading.ray_stream import keep_idle_processes
+from retina_ray.ray_internals.cluster import largest_resources, start_ray
 
 DATA_CPUS = 1.0
 """CPUs that must be left for Ray Data's decoding tasks of a run: without one, the workers hold all
@@ -149,56 +147,22 @@ def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
         What the cluster has, or may grow to.
     """
     if not ray.is_initialized():
-        for name in ("ray._private.authentication.authentication_token_setup", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # hints on defaults that suit us
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False)
-        else:
-            cores = os.cpu_count() or 1
-            train = config.train
-            beside = DATA_CPUS + (train.validation_cpus if train.async_validation else 0)
-            needed = concurrent * (train.num_workers * train.cpus_per_worker + beside)
+        train = config.train
+        beside = DATA_CPUS + (train.validation_cpus if train.async_validation else 0)
+        needed = concurrent * (train.num_workers * train.cpus_per_worker + beside)
+        if not os.environ.get("RAY_ADDRESS"):  # a cluster was told already, or was not
             keep_idle_processes()
-            with _no_state_api():
-                ray.init(
-                    address="local",
-                    num_cpus=max(cores, round(needed + 0.5)),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.WARNING,
-                )
+        start_ray(max(os.cpu_count() or 1, round(needed + 0.5)))
     return cluster_size()
-
-
-@contextlib.contextmanager
-def _no_state_api() -> Iterator[None]:
-    """Tell the processes of a Ray started here that it has no server for questions on its state.
-
-    Without a dashboard there is none. Ray Train asks nevertheless whether its controller lives,
-    looks for the address for 20 seconds each time, and the end of every run waits for that. Where
-    nothing listens at the address that it is told, the question fails at once.
-    """
-    name = "RAY_API_SERVER_ADDRESS"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "http://127.0.0.1:1"
-    try:
-        yield
-    finally:
-        del os.environ[name]
 
 
 def cluster_size() -> ClusterSize:
     """CPUs and GPUs of the connected cluster; of an autoscaling one, of its largest size."""
     now = ray.cluster_resources()
-    try:
-        most = state.get_max_resources_from_cluster_config() or {}
-    except Exception:
-        most = {}
+    most = largest_resources()
     return ClusterSize(
-        cpus=max(now.get("CPU", 0.0), float(most.get("CPU", 0.0))),
-        gpus=max(now.get("GPU", 0.0), float(most.get("GPU", 0.0))),
+        cpus=max(now.get("CPU", 0.0), most.get("CPU", 0.0)),
+        gpus=max(now.get("GPU", 0.0), most.get("GPU", 0.0)),
     )
 
 
