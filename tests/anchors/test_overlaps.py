@@ -54,11 +54,8 @@ def test_without_the_low_quality_rule_it_is_not_learnt(tmp_path):
     config = simple_config(**{"matcher.allow_low_quality": False})
     found = report(tmp_path / "set", [[THIN]], config).overall
     assert (found.positives, found.low_quality, found.without) == (0, 0.0, 1.0)
-
-
-def test_a_box_of_one_pixel(tmp_path):
-    """Four anchors of 16 px hold it, at an IoU of 1/256."""
-    found = report(tmp_path / "set", [[PIXEL]]).overall
+    # Four anchors of 16 px hold one of a pixel, at an IoU of 1/256.
+    found = report(tmp_path / "pixel", [[PIXEL]]).overall
     assert (found.reached, found.mean_iou, found.positives) == (0, 1 / 256, 4)
 
 
@@ -240,7 +237,7 @@ def sides(most):
     return st.floats(1, most, allow_nan=False).map(lambda value: float(np.float32(value)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     size=st.tuples(st.integers(20, 150), st.integers(20, 150)),
     place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -282,12 +279,6 @@ def test_the_nearest_cell_has_the_largest_overlap(size, place, box, factor, rati
     expected = box_iou(boxes.boxes, anchors).max()
     found = BestOverlaps(boxes, config.model).of(config.model.anchors)
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
-
-
-def test_a_grid_has_a_cell_for_every_started_stride():
-    assert grid_size((96, 64), 8) == (12, 8)
-    assert grid_size((96, 64), 128) == (1, 1)
-    assert grid_size((160, 288), 128) == (2, 3)
 
 
 def test_kept_shapes_are_those_of_the_setting(tmp_path):

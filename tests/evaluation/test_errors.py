@@ -26,103 +26,125 @@ def only(analysis):
     return {kind: count for kind, count in analysis.count.items() if count}
 
 
-def test_nothing_wrong():
-    analysis = errors([(1, CAT, BOX)], [found(1, CAT, BOX, 0.5)])
-    assert analysis.verdict.tolist() == [Verdict.RIGHT]
-    assert only(analysis) == {}
-    assert analysis.ap == pytest.approx(1)
-    assert set(analysis.cost.values()) == {0}
-
-
-def test_right_class_in_the_wrong_place():
-    analysis = errors([(1, CAT, BOX)], [found(1, CAT, OFF, 0.5)])
-    assert only(analysis) == {Verdict.LOCATION: 1}  # not missed too: the error covers the box
-    assert analysis.target.tolist() == [0]
-    assert analysis.ap == 0
-    assert analysis.cost[Verdict.LOCATION] == pytest.approx(1)
-    assert analysis.false_positives == 0
-    assert math.isnan(analysis.false_negatives)  # without the box, no class has one
-
-
-def test_wrong_class_in_the_right_place():
-    analysis = errors([(1, CAT, BOX)], [found(1, DOG, BOX, 0.5)])
-    assert only(analysis) == {Verdict.CLASS: 1}
-    assert analysis.target.tolist() == [0]
-    assert analysis.cost[Verdict.CLASS] == pytest.approx(1)
-
-
-def test_wrong_class_in_the_wrong_place():
-    # Dogs: a false alarm at 0.9, a hit at 0.5, so AP 1/2; cats: AP 0.
-    analysis = errors(
-        [(1, CAT, BOX), (1, DOG, OTHER)],
-        [found(1, DOG, OFF, 0.9), found(1, DOG, OTHER, 0.5)],
-    )
-    assert only(analysis) == {Verdict.BOTH: 1, Verdict.MISSED: 1}
-    assert analysis.ap == pytest.approx(0.25)
-    assert analysis.cost[Verdict.BOTH] == pytest.approx(0.5 - 0.25)
-    # Without the missed cat there are no cats: the mean is over dogs alone.
-    assert analysis.cost[Verdict.MISSED] == pytest.approx(0.5 - 0.25)
-
-
-def test_found_twice():
-    analysis = errors(
-        [(1, CAT, BOX), (1, CAT, OTHER)],
-        [found(1, CAT, BOX, 0.9), found(1, CAT, BOX, 0.8), found(1, CAT, OTHER, 0.7)],
-    )
-    assert analysis.verdict.tolist() == [Verdict.RIGHT, Verdict.DUPLICATE, Verdict.RIGHT]
-    assert analysis.target.tolist() == [0, 0, 1]
-    # Precision 1 up to recall 1/2 (51 of the 101 points), then 2/3.
-    assert analysis.ap == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert analysis.cost[Verdict.DUPLICATE] == pytest.approx(50 / 3 / 101)
-    assert analysis.false_positives == pytest.approx(50 / 3 / 101)
-
-
-def test_found_on_background():
-    boxes, hit = [(1, CAT, BOX)], found(1, CAT, BOX, 0.5)
-    for wrong in (found(2, CAT, BOX, 0.9), found(1, CAT, OTHER, 0.9)):  # an image without boxes
-        analysis = errors(boxes, [hit, wrong], num_images=2)
-        assert only(analysis) == {Verdict.BACKGROUND: 1}
-        assert analysis.target.tolist().count(-1) == 1
-        assert analysis.ap == pytest.approx(0.5)
-        assert analysis.cost[Verdict.BACKGROUND] == pytest.approx(0.5)
-        assert analysis.false_positives == pytest.approx(0.5)
-        assert analysis.false_negatives == 0
-
-
-def test_missed():
-    analysis = errors([(1, CAT, BOX), (1, CAT, OTHER)], [found(1, CAT, OTHER, 0.5)])
-    assert only(analysis) == {Verdict.MISSED: 1}
-    assert analysis.missed.tolist() == [True, False]
-    assert analysis.ap == pytest.approx(51 / 101)
-    assert analysis.cost[Verdict.MISSED] == pytest.approx(50 / 101)
-    assert analysis.false_negatives == pytest.approx(50 / 101)
-
-
-def test_nothing_found_at_all():
-    analysis = errors([(1, CAT, BOX), (1, DOG, OTHER)], [])
-    assert only(analysis) == {Verdict.MISSED: 2}
-    assert analysis.ap == 0
-    assert math.isnan(analysis.cost[Verdict.MISSED])
+RIGHT, CLASS, LOCATION, BOTH, DUPLICATE, BACKGROUND, MISSED = (
+    kind for kind in Verdict if kind is not Verdict.IGNORED
+)
+NAN = math.nan
+TWO_THIRDS = (51 + 50 * 2 / 3) / 101  # precision 1 up to recall 1/2 (51 of 101 points), then 2/3
 
 
 @pytest.mark.parametrize(
-    ("height", "kind"),
+    ("boxes", "results", "verdicts", "missed", "ap", "costs"),
     [
-        (9.99, Verdict.BACKGROUND),
-        (10, Verdict.LOCATION),  # IoU 0.1
-        (49.99, Verdict.LOCATION),
-        (50, Verdict.RIGHT),  # IoU 0.5: COCO's matching takes it
+        pytest.param([(CAT, BOX)], [(CAT, BOX, 0.5)], [RIGHT], 0, 1, {}, id="nothing wrong"),
+        # Not missed too: the error covers the box.
+        ([(CAT, BOX)], [(CAT, OFF, 0.5)], [LOCATION], 0, 0, {LOCATION: 1}),
+        ([(CAT, BOX)], [(DOG, BOX, 0.5)], [CLASS], 0, 0, {CLASS: 1}),
+        # Dogs: a false alarm at 0.9, a hit at 0.5, so AP 1/2; cats: AP 0. Without the missed cat
+        # there are no cats: the mean is over dogs alone.
+        (
+            [(CAT, BOX), (DOG, OTHER)],
+            [(DOG, OFF, 0.9), (DOG, OTHER, 0.5)],
+            [BOTH, RIGHT],
+            1,
+            0.25,
+            {BOTH: 0.25, MISSED: 0.25},
+        ),
+        (
+            [(CAT, BOX), (CAT, OTHER)],
+            [(CAT, BOX, 0.9), (CAT, BOX, 0.8), (CAT, OTHER, 0.7)],
+            [RIGHT, DUPLICATE, RIGHT],
+            0,
+            TWO_THIRDS,
+            {DUPLICATE: 1 - TWO_THIRDS},
+        ),
+        # An overlap of a half with a box that is taken.
+        (
+            [(CAT, BOX)],
+            [(CAT, BOX, 0.9), (CAT, [0, 0, 100, 50], 0.5)],
+            [RIGHT, DUPLICATE],
+            0,
+            1,
+            {},
+        ),
+        (
+            [(CAT, BOX)],
+            [(CAT, OTHER, 0.9), (CAT, BOX, 0.5)],
+            [BACKGROUND, RIGHT],
+            0,
+            0.5,
+            {BACKGROUND: 0.5},
+        ),
+        (
+            [(CAT, BOX), (CAT, OTHER)],
+            [(CAT, OTHER, 0.5)],
+            [RIGHT],
+            1,
+            51 / 101,
+            {MISSED: 50 / 101},
+        ),
+        ([(CAT, BOX), (DOG, OTHER)], [], [], 2, 0, {MISSED: NAN}),
+        # Mended once, by the best of its errors; the background would come before the other one.
+        (
+            [(CAT, BOX)],
+            [(CAT, OFF, 0.9), (CAT, OTHER, 0.7), (CAT, [0, 0, 100, 40], 0.5)],
+            [LOCATION, BACKGROUND, LOCATION],
+            0,
+            0,
+            {LOCATION: 1},
+        ),
+        # Each kind by itself: the misplaced cat stays a false alarm above the mended one.
+        (
+            [(CAT, BOX)],
+            [(CAT, OFF, 0.9), (DOG, BOX, 0.8)],
+            [LOCATION, CLASS],
+            0,
+            0,
+            {LOCATION: 1, CLASS: 0.5},
+        ),
+        # A mended class counts for the class that it should have been.
+        (
+            [(CAT, BOX), (DOG, OTHER)],
+            [(DOG, BOX, 0.9), (DOG, OTHER, 0.5)],
+            [CLASS, RIGHT],
+            0,
+            0.25,
+            {CLASS: 0.75},
+        ),
+        # The thresholds: IoU 0.1 and 0.5, which COCO's matching takes for well placed.
+        *(
+            ([(CAT, BOX)], [(CAT, [0, 0, 100, height], 0.5)], [kind], kind == BACKGROUND, None, {})
+            for height, kind in ((9.99, BACKGROUND), (10, LOCATION), (49.99, LOCATION), (50, RIGHT))
+        ),
     ],
 )
-def test_thresholds(height, kind):
-    analysis = errors([(1, CAT, BOX)], [found(1, CAT, [0, 0, 100, height], 0.5)])
-    assert analysis.verdict.tolist() == [kind]
+def test_kinds_and_costs(boxes, results, verdicts, missed, ap, costs):
+    analysis = errors([(1, *box) for box in boxes], [found(1, *result) for result in results])
+    assert analysis.verdict.tolist() == verdicts
+    assert analysis.missed.sum() == missed
+    if ap is not None:
+        assert analysis.ap == pytest.approx(ap)
+    for kind, cost in costs.items():
+        assert analysis.cost[kind] == pytest.approx(cost, nan_ok=True), kind
+    if set(verdicts) == {RIGHT} and not missed:
+        assert set(analysis.cost.values()) == {0}
 
 
-def test_an_overlap_of_half_with_a_box_that_is_taken_is_a_duplicate():
-    results = [found(1, CAT, BOX, 0.9), found(1, CAT, [0, 0, 100, 50], 0.5)]
-    analysis = errors([(1, CAT, BOX)], results)
-    assert analysis.verdict.tolist() == [Verdict.RIGHT, Verdict.DUPLICATE]
+def test_targets_and_costs_of_all_wrong_and_all_lost():
+    twice = [found(1, CAT, BOX, 0.9), found(1, CAT, BOX, 0.8), found(1, CAT, OTHER, 0.7)]
+    analysis = errors([(1, CAT, BOX), (1, CAT, OTHER)], twice)
+    assert analysis.target.tolist() == [0, 0, 1]
+    assert analysis.false_positives == pytest.approx(1 - TWO_THIRDS)
+    assert analysis.false_negatives == 0
+    analysis = errors([(1, CAT, BOX)], [found(1, CAT, OFF, 0.5)])
+    assert analysis.target.tolist() == [0]
+    assert analysis.false_positives == 0
+    assert math.isnan(analysis.false_negatives)  # without the box, no class has one
+    # On an image without boxes.
+    results = [found(1, CAT, BOX, 0.5), found(2, CAT, BOX, 0.9)]
+    analysis = errors([(1, CAT, BOX)], results, num_images=2)
+    assert analysis.target.tolist() == [0, -1]
+    assert analysis.false_positives == pytest.approx(0.5)
 
 
 def test_the_first_kind_that_fits_counts():
@@ -140,17 +162,6 @@ def test_the_first_kind_that_fits_counts():
         assert errors(boxes, results).verdict[2] == kind
 
 
-def test_one_box_is_mended_once_by_the_best_of_its_errors():
-    results = [
-        found(1, CAT, OFF, 0.9),
-        found(1, CAT, OTHER, 0.7),  # background: it would come before the other one
-        found(1, CAT, [0, 0, 100, 40], 0.5),
-    ]
-    analysis = errors([(1, CAT, BOX)], results)
-    assert only(analysis) == {Verdict.LOCATION: 2, Verdict.BACKGROUND: 1}
-    assert analysis.cost[Verdict.LOCATION] == pytest.approx(1)
-
-
 def test_an_error_at_a_box_that_is_found_is_left_out():
     results = [found(1, CAT, OFF, 0.9), found(1, CAT, BOX, 0.5)]
     analysis = errors([(1, CAT, BOX)], results)
@@ -159,23 +170,6 @@ def test_an_error_at_a_box_that_is_found_is_left_out():
     # Mended, it would stand for the second box as well.
     analysis = errors([(1, CAT, BOX), (1, CAT, OTHER)], results[::-1])
     assert analysis.cost[Verdict.LOCATION] == pytest.approx(51 / 101 - 51 * 0.5 / 101)
-
-
-def test_kinds_are_mended_each_by_itself():
-    results = [found(1, CAT, OFF, 0.9), found(1, DOG, BOX, 0.8)]
-    analysis = errors([(1, CAT, BOX)], results)
-    assert only(analysis) == {Verdict.LOCATION: 1, Verdict.CLASS: 1}
-    assert analysis.cost[Verdict.LOCATION] == pytest.approx(1)
-    # The misplaced cat stays a false alarm above the mended one.
-    assert analysis.cost[Verdict.CLASS] == pytest.approx(0.5)
-
-
-def test_a_mended_class_counts_for_the_class_it_should_have_been():
-    boxes = [(1, CAT, BOX), (1, DOG, OTHER)]
-    results = [found(1, DOG, BOX, 0.9), found(1, DOG, OTHER, 0.5)]
-    analysis = errors(boxes, results)
-    assert analysis.ap == pytest.approx((0 + 0.5) / 2)
-    assert analysis.cost[Verdict.CLASS] == pytest.approx(1 - 0.25)
 
 
 def test_crowd_regions():

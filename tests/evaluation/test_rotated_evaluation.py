@@ -3,7 +3,6 @@
 import json
 import math
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -122,34 +121,6 @@ def test_detections_in_a_rotated_crowd_are_no_false_alarms():
     # Within the enclosing box of the region, but not within the region.
     outside = [cat(1, [200 + d, 200 + d, 20, 8, 40], 0.9) for d in (-25, 25)]
     assert evaluate_coco(ground_truth, [*outside, results[-1]]).AP == pytest.approx(1 / 3)
-
-
-def opencv_overlap(a, b):
-    """Shared area; OpenCV's angles are clockwise."""
-    rects = [((x, y), (w, h), -angle) for x, y, w, h, angle in (a, b)]
-    _, points = cv2.rotatedRectangleIntersection(*rects)
-    return 0.0 if points is None else cv2.contourArea(cv2.convexHull(points))
-
-
-def test_overlaps_against_opencv():
-    rng = np.random.default_rng(2)
-    boxes = np.concatenate(
-        [
-            rng.uniform(80, 120, (24, 2)),
-            rng.uniform(10, 60, (24, 2)),
-            rng.uniform(-200, 200, (24, 1)),
-        ],
-        axis=1,
-    )
-    a, b = boxes[:14], boxes[14:]
-    crowd = np.arange(10) % 3 == 0
-    shared = np.array([[opencv_overlap(one, other) for other in b] for one in a])
-    areas_a, areas_b = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
-    expected = shared / (areas_a[:, None] + areas_b - shared)
-    expected[:, crowd] = (shared / areas_a[:, None])[:, crowd]
-    np.testing.assert_allclose(overlaps(a, b, crowd), expected, atol=2e-3)
-    assert expected.min() < 0.2
-    assert expected.max() > 0.5
 
 
 def test_detections_without_an_area_overlap_nothing():

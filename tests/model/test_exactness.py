@@ -25,7 +25,6 @@ from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.boxes import box_iou
 from retina_ray.ops.matcher import Matcher
-from retina_ray.ops.postprocess import select_detections
 from retina_ray.structures import HeadOutputs, ImageBatch, Targets
 
 NUM_ANCHORS, NUM_CLASSES = 3, 4
@@ -295,39 +294,6 @@ def test_ties_by_hand():
     # The best anchor of a small box learns the large one, which overlaps it more.
     anchors = [[0.0, 0, 10, 10]]
     assert labels_of(anchors, [[0.0, 0, 2, 2], [0, 0, 10, 9]], [1, 2]) == [2]
-
-
-@pytest.mark.parametrize("zero", [[8.0, 0, 8, 16], [0, 8, 16, 8], [4, 4, 4, 4]])
-def test_a_box_without_area_is_no_box(zero):
-    boxes, classes = make_boxes(1)
-    outputs = make_outputs(1, 4, torch.float64)
-    with_zero = [[zero, *boxes[0]], *boxes[1:]]
-    targets = as_targets(with_zero, [[0, *classes[0]], *classes[1:]], torch.float64)
-    expected = reference_sums(outputs, boxes, classes)
-    losses = make_criterion()(outputs, targets)
-    normalizer = 90 + 0.1 * expected.positives
-    assert losses["loss_cls"].item() == pytest.approx(expected.cls / normalizer, rel=1e-6)
-    assert losses["loss_box_reg"].item() == pytest.approx(expected.box / normalizer, rel=1e-6)
-
-
-def test_a_thousand_of_each_level_and_a_hundred_of_an_image():
-    # Anchors side by side that do not overlap; the score falls from cell to cell.
-    sides = (40, 20)
-    anchors = AnchorGenerator([(8,), (8,)], (1,), (8, 8), 0.5)([(side, side) for side in sides])
-    logits = [
-        torch.linspace(3, -2, side**2).view(1, 1, side, side) + 0.001 * i
-        for i, side in enumerate(sides)
-    ]
-    deltas = [torch.zeros(1, 4, side, side) for side in sides]
-    far = anchors[1] + 1000  # the second level lies elsewhere
-    outputs, size = HeadOutputs(logits, deltas, [anchors[0], far]), torch.tensor([[2000, 2000]])
-    (everything,) = select_detections(outputs, size, coder=BoxCoder(), max_detections=5000)
-    scores = [level.flatten().sigmoid() for level in logits]
-    expected = torch.cat([scores[0][:1000], scores[1]]).sort(descending=True).values
-    assert (torch.cat(scores) > 0.05).all()
-    torch.testing.assert_close(everything.scores, expected)
-    (best,) = select_detections(outputs, size, coder=BoxCoder())
-    torch.testing.assert_close(best.scores, expected[:100])
 
 
 # The whole model

@@ -2,7 +2,6 @@
 
 import math
 
-import cv2
 import pytest
 import torch
 from rotated_cases import INF, NAN, random_rotated
@@ -250,20 +249,6 @@ def test_thin_boxes():
         torch.testing.assert_close(iou, expected, atol=1e-3, rtol=0)
         wide = a[:, 3] >= 1
         torch.testing.assert_close(iou[wide], expected[wide], atol=1e-4, rtol=0)
-
-
-def test_intersections_equal_opencv():
-    a = random_rotated(400, 7, low=10, high=100, spread=80)
-    b = random_rotated(400, 8, low=10, high=100, spread=80)
-    expected = []
-    for p, q in zip(a.tolist(), b.tolist(), strict=True):
-        # OpenCV's angles are clockwise on the image.
-        rect_p, rect_q = [((x, y), (w, h), -angle) for x, y, w, h, angle in (p, q)]
-        _, points = cv2.rotatedRectangleIntersection(rect_p, rect_q)
-        expected.append(0 if points is None else cv2.contourArea(cv2.convexHull(points)))
-    area = paired_rotated_intersection(a, b)
-    assert (area > 0).sum() > 150
-    torch.testing.assert_close(area, torch.tensor(expected), atol=0.02, rtol=1e-4)
 
 
 def test_intersection_is_the_reference_and_fits_the_iou():
