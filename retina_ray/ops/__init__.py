@@ -1,4 +1,4 @@
 """Pure functions on tensors: boxes, anchors, assignment, losses, selection of detections.
 
-Nothing here knows of the config, of Ray or of files; it runs wherever torch and torchvision run.
+Nothing here knows of Ray or of files; it runs wherever torch and torchvision run.
 """

@@ -86,14 +86,8 @@ class AtssMatcher:
     ) -> MatchResult:
         """Match anchors to the boxes of a batch, in blocks of boxes.
 
-        Args:
-            boxes: (N, M, 4); boxes without extent (padding) match nothing.
-            anchors: per level (H * W * A, 4), row (y * W + x) * A + a. The anchors of a cell share
-                their centre, and the cells are in straight rows and columns.
-            grid_sizes: per level (H, W).
-
-        Returns:
-            A result of shape (N, R); the index is of no meaning unless positive.
+        As `Matcher.match_grid`; but the anchors of a cell need only share their centre, the cells
+        being in straight rows and columns. The index is of no meaning unless positive.
 
         Raises:
             ValueError: if the anchors of a level are not a multiple of its cells.

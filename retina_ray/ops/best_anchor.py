@@ -104,13 +104,8 @@ class BestAnchorMatcher:
     ) -> MatchResult:
         """Match anchors to the boxes of a batch, in blocks of boxes.
 
-        Args:
-            boxes: (N, M, 4); boxes without extent (padding) match nothing.
-            anchors: per level (H * W * A, 4).
-            grid_sizes: per level (H, W); not used, the order of the anchors does not matter.
-
-        Returns:
-            A result of shape (N, R); the index is of no meaning unless positive.
+        As `Matcher.match_grid`, for anchors in any order. The index is of no meaning unless
+        positive.
         """
         del grid_sizes
         boxes = at_least_float32(boxes)

@@ -45,14 +45,9 @@ class BoxCoder:
         self.weights = tuple(float(w) for w in weights)
 
     def encode(self, reference: Tensor, target: Tensor) -> Tensor:
-        """Deltas that lead from the reference boxes to the target boxes.
+        """Deltas (..., 4) that lead from the reference boxes (..., 4) to the target boxes (..., 4).
 
-        Args:
-            reference: (..., 4) boxes with positive sides.
-            target: (..., 4) boxes with positive sides; a side of 0 gives -inf.
-
-        Returns:
-            (..., 4) float32 deltas (dx, dy, dw, dh).
+        The boxes have positive sides; one of 0 in the target gives -inf.
         """
         centers_a, sides_a = _centers_and_sides(at_least_float32(reference))
         centers, sides = _centers_and_sides(at_least_float32(target))
@@ -61,14 +56,9 @@ class BoxCoder:
         return _times(torch.cat((shift, log_scale), -1), self.weights)
 
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
-        """Boxes that the deltas lead to; the inverse of `encode` up to the clamp.
+        """Boxes (..., 4) that deltas (..., 4) from reference boxes (..., 4) lead to.
 
-        Args:
-            deltas: (..., 4) (dx, dy, dw, dh).
-            reference: (..., 4) boxes.
-
-        Returns:
-            (..., 4) float32 boxes, not clipped to any image.
+        The inverse of `encode` up to the clamp; not clipped to any image.
         """
         deltas, reference = at_least_float32(deltas), at_least_float32(reference)
         deltas = _times(deltas, [1 / w for w in self.weights])

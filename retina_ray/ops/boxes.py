@@ -23,28 +23,14 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Area of each box in square pixels; 0 for boxes with a side of zero or less.
-
-    Args:
-        boxes: (..., 4).
-
-    Returns:
-        (...) float32.
-    """
+    """Area (...) of boxes (..., 4) in square pixels; 0 for those with a side of zero or less."""
     boxes = at_least_float32(boxes)
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
     return sides[..., 0] * sides[..., 1]
 
 
 def is_proper(boxes: Tensor) -> Tensor:
-    """Whether each box is finite and has a positive width and height.
-
-    Args:
-        boxes: (..., 4).
-
-    Returns:
-        (...) bool.
-    """
+    """Whether each of the boxes (..., 4) is finite and has a positive width and height: (...)."""
     return torch.isfinite(boxes).all(-1) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
@@ -74,14 +60,9 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def paired_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of each box of `a` with the box of `b` in the same row.
+    """Intersection and union of boxes (P, 4) row by row: (P,) each, in square pixels.
 
-    Args:
-        a: (P, 4).
-        b: (P, 4).
-
-    Returns:
-        Two (P,) float32 areas in square pixels; differentiable.
+    Differentiable.
     """
     a, b = at_least_float32(a), at_least_float32(b)
     low = torch.maximum(a[..., :2], b[..., :2])
@@ -92,14 +73,9 @@ def paired_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of each box of `a` with the box of `b` in the same row.
+    """Intersection over union of boxes (P, 4) row by row: (P,) in [0, 1].
 
-    Args:
-        a: (P, 4).
-        b: (P, 4).
-
-    Returns:
-        (P,) float32 in [0, 1], 0 where neither box has an area; differentiable.
+    0 where neither box has an area; differentiable.
     """
     intersection, union = paired_overlap(a, b)
     empty = union <= 0

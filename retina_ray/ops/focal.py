@@ -44,30 +44,10 @@ def pyramid_focal_loss(
     gamma: Number = _DEFAULT.focal_gamma,
     compiled: bool = False,
 ) -> Tensor:
-    """Sum of the focal loss (arXiv:1708.02002, equation 5) over all anchors and classes.
+    """Sum of the focal loss (arXiv:1708.02002, equation 5): `pyramid_class_loss` of that kind.
 
     The same value as `retina_ray.ops.losses.sigmoid_focal_loss` with one-hot targets on the anchors
-    that are not ignored. Computes in float32 whatever the type of the logits (float64 for float64).
-
-    Args:
-        logits: per level (N, A * K, H, W), channel a * K + k, in any memory format.
-        labels: (N, R) int64, rows (y * W + x) * A + a, level after level: 0 to K-1 for positive
-            anchors, K for background, -1 for ignored ones.
-        num_classes: K.
-        alpha: weight of the positives in [0, 1], or negative for no weighting; a number, or a
-            tensor of one number, which is taken as a constant. One on another device than the
-            logits is copied there, which waits for a GPU that holds it.
-        gamma: focusing exponent, >= 0; likewise.
-        compiled: let torch.compile make one loop of it; without a working compiler, a warning says
-            so once and the loss is computed as it is otherwise. No value of alpha or gamma and no
-            number or size of images asks for another compilation.
-
-    Returns:
-        A float32 scalar; differentiable once with respect to the logits.
-
-    Raises:
-        ValueError: if the channels are not a multiple of K, the labels do not fit the logits, or
-            alpha or gamma is a tensor of more or less than one number.
+    that are not ignored.
     """
     return pyramid_class_loss(
         logits, labels, num_classes=num_classes, alpha=alpha, gamma=gamma, compiled=compiled
@@ -89,23 +69,30 @@ def pyramid_class_loss(
 
     Equal to `sigmoid_focal_loss`, `quality_focal_loss` (gamma is its beta; no alpha) and
     `varifocal_loss` of `retina_ray.ops.losses`, whose targets hold the quality in place of the 1.
+    Computes in float32 whatever the type of the logits (float64 for float64).
 
     Args:
-        logits: as in `pyramid_focal_loss`.
-        labels: likewise.
+        logits: per level (N, A * K, H, W), channel a * K + k, in any memory format.
+        labels: (N, R) int64, rows (y * W + x) * A + a, level after level: 0 to K-1 for positive
+            anchors, K for background, -1 for ignored ones.
         quality: (N, R) in [0, 1], what a positive anchor's own class is to score, the IoU of its
             predicted box; of no meaning for other anchors. Not looked at by "focal".
         num_classes: K.
         kind: of loss.
-        alpha: as in `pyramid_focal_loss`; the weight of background in "varifocal".
-        gamma: as in `pyramid_focal_loss`.
-        compiled: likewise.
+        alpha: weight of the positives in [0, 1] (of the background in "varifocal"), or negative for
+            no weighting; a number, or a tensor of one number, which is taken as a constant. One on
+            another device than the logits is copied there, which waits for a GPU that holds it.
+        gamma: focusing exponent, >= 0; likewise.
+        compiled: let torch.compile make one loop of it; without a working compiler, a warning says
+            so once and the loss is computed as it is otherwise. No value of alpha or gamma and no
+            number or size of images asks for another compilation.
 
     Returns:
         A float32 scalar; differentiable once with respect to the logits (not to the quality).
 
     Raises:
-        ValueError: as in `pyramid_focal_loss`; or if the quality is missing or does not fit.
+        ValueError: if the channels are not a multiple of K, the labels or the quality do not fit,
+            or alpha or gamma is a tensor of more or less than one number.
     """
     _check(logits, labels, num_classes)
     if kind == "focal":

@@ -4,7 +4,10 @@ Whoever calls them divides by a normalizer of its own choice. All of them comput
 (float64 for float64 input), give 0 with a gradient for empty input, and stay finite, gradient
 included, for extreme logits and for boxes without area.
 
-Shapes: P pairs of boxes; boxes are XYXY.
+Training takes the losses of classes from `retina_ray.ops.focal`, which gives the same without a
+target of the size of the logits; here they stand for reading and for tests.
+
+Shapes: P pairs of boxes; boxes are (P, 4) XYXY.
 """
 
 from __future__ import annotations
@@ -34,8 +37,7 @@ def sigmoid_focal_loss(
     """Focal loss (arXiv:1708.02002, equation 5): `-alpha_t * (1 - p_t)**gamma * log(p_t)`.
 
     p_t is sigmoid(logit) where the target is 1 and 1 - sigmoid(logit) where it is 0; alpha_t is
-    alpha and 1 - alpha likewise. This is the definition, for reading and for tests; training uses
-    `retina_ray.ops.focal`, which gives the same without a target of the size of the logits.
+    alpha and 1 - alpha likewise.
 
     Args:
         logits: any shape.
@@ -72,8 +74,6 @@ def quality_focal_loss(
     0 for everything else. The loss is 0 at sigma = y. For y of 0 or 1 it is the focal loss with
     gamma = beta and without alpha.
 
-    This is the definition, for reading and for tests.
-
     Args:
         logits: any shape.
         targets: y in [0, 1], same shape; they are a constant in the gradient.
@@ -105,8 +105,6 @@ def varifocal_loss(
     `-alpha * p**gamma * log(1 - p)` where q = 0. q is the IoU of the predicted box for a positive
     anchor's own class and 0 for everything else: only negatives lose weight by being easy, and
     positives weigh by their quality.
-
-    This is the definition, for reading and for tests.
 
     Args:
         logits: any shape.
@@ -156,14 +154,7 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float) -> Tensor:
 def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Generalised IoU loss (arXiv:1902.09630, algorithm 1): `1 - IoU + |C - U| / |C|`.
 
-    C is the smallest box around both, U their union.
-
-    Args:
-        pred: (P, 4).
-        target: (P, 4).
-
-    Returns:
-        The sum, a scalar; each pair contributes 0 to 2.
+    C is the smallest box around both, U their union. A scalar; each pair contributes 0 to 2.
     """
     iou, union, enclosing = _iou_union_enclosing(pred, target)
     area = enclosing[..., 0] * enclosing[..., 1]
@@ -173,14 +164,8 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
 def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Distance IoU loss (arXiv:1911.08287, equation 7): `1 - IoU + rho**2 / c**2`.
 
-    rho is the distance of the centres, c the diagonal of the smallest box around both.
-
-    Args:
-        pred: (P, 4).
-        target: (P, 4).
-
-    Returns:
-        The sum, a scalar; each pair contributes 0 to 2.
+    rho is the distance of the centres, c the diagonal of the smallest box around both. A scalar;
+    each pair contributes 0 to 2.
     """
     return _diou(pred, target)[0].sum()
 
@@ -189,14 +174,7 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Complete IoU loss (arXiv:1911.08287, equations 8 to 11): DIoU plus `alpha * v`.
 
     `v = 4 / pi**2 * (atan(w_t / h_t) - atan(w / h))**2` compares aspect ratios, and
-    `alpha = v / (1 - IoU + v)` is taken as a constant in the gradient.
-
-    Args:
-        pred: (P, 4).
-        target: (P, 4).
-
-    Returns:
-        The sum, a scalar.
+    `alpha = v / (1 - IoU + v)` is taken as a constant in the gradient. A scalar.
     """
     diou, iou = _diou(pred, target)
     v = (4 / math.pi**2) * (_aspect_angle(target) - _aspect_angle(pred)) ** 2

@@ -24,14 +24,7 @@ _BLOCK_GPU = 2**21
 
 
 def cos_sin_deg(angles_deg: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of angles in degrees, exact (0, 1, -1) at multiples of 90.
-
-    Args:
-        angles_deg: (...) degrees.
-
-    Returns:
-        Two (...) tensors.
-    """
+    """Cosine and sine of angles (...) in degrees, exact (0, 1, -1) at multiples of 90."""
     angles_deg = at_least_float32(angles_deg)
     quarter = torch.round(angles_deg / 90)
     rest = torch.deg2rad(angles_deg - 90 * quarter)  # exact: |rest| <= 45 degrees
@@ -44,14 +37,10 @@ def cos_sin_deg(angles_deg: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wrap_angle(angles_deg: Tensor, period_deg: float = 360.0) -> Tensor:
-    """The same angles up to whole periods, in [-period / 2, period / 2).
+    """The same angles (...) up to whole periods, in [-period / 2, period / 2).
 
-    Args:
-        angles_deg: (...) degrees.
-        period_deg: 360, or 180 where a rotation by 180 changes nothing.
-
-    Returns:
-        (...) degrees; angles that are in the range already come back unchanged.
+    Those that are in the range already come back unchanged. The period is 360, or 180 where a
+    rotation by 180 degrees changes nothing.
     """
     angles_deg = at_least_float32(angles_deg)
     half = period_deg / 2
@@ -62,26 +51,12 @@ def wrap_angle(angles_deg: Tensor, period_deg: float = 360.0) -> Tensor:
 
 
 def is_proper_rotated(boxes: Tensor) -> Tensor:
-    """Whether each box is finite and has a positive width and height.
-
-    Args:
-        boxes: (..., 5).
-
-    Returns:
-        (...) bool.
-    """
+    """Whether each of the boxes (..., 5) is finite and has a positive width and height: (...)."""
     return torch.isfinite(boxes).all(-1) & (boxes[..., 2:4] > 0).all(-1)
 
 
 def rotated_from_aligned(boxes: Tensor) -> Tensor:
-    """Axis-aligned boxes as rotated boxes with an angle of 0.
-
-    Args:
-        boxes: (..., 4) XYXY.
-
-    Returns:
-        (..., 5) float32.
-    """
+    """Axis-aligned boxes (..., 4) XYXY as rotated boxes (..., 5) with an angle of 0."""
     boxes = at_least_float32(boxes)
     sides = boxes[..., 2:] - boxes[..., :2]
     centers = boxes[..., :2] + 0.5 * sides
@@ -89,14 +64,9 @@ def rotated_from_aligned(boxes: Tensor) -> Tensor:
 
 
 def rotated_corners(boxes: Tensor) -> Tensor:
-    """The corners of each box, clockwise as seen on the image.
+    """The corners (..., 4, 2), (x, y), of boxes (..., 5), clockwise as seen on the image.
 
-    Args:
-        boxes: (..., 5).
-
-    Returns:
-        (..., 4, 2) float32 (x, y): top left, top right, bottom right, bottom left of the unrotated
-        box.
+    They are the top left, top right, bottom right and bottom left ones of the unrotated box.
     """
     x, y, width, height, angle = at_least_float32(boxes).unbind(-1)
     cos, sin = cos_sin_deg(angle)
@@ -108,13 +78,9 @@ def rotated_corners(boxes: Tensor) -> Tensor:
 
 
 def enclosing_boxes(boxes: Tensor) -> Tensor:
-    """The smallest axis-aligned box around each rotated box.
+    """The smallest axis-aligned boxes (..., 4) XYXY around rotated boxes (..., 5).
 
-    Args:
-        boxes: (..., 5).
-
-    Returns:
-        (..., 4) float32 XYXY, not clipped to any image; NaN stays NaN.
+    They are not clipped to any image; NaN stays NaN.
     """
     x, y, width, height, angle = at_least_float32(boxes).unbind(-1)
     cos, sin = (part.abs() for part in cos_sin_deg(angle))
@@ -179,14 +145,9 @@ def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def paired_rotated_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of each box of `a` with the box of `b` in the same row.
+    """Intersection over union of boxes (P, 5) row by row: (P,) in [0, 1].
 
-    Args:
-        a: (P, 5).
-        b: (P, 5).
-
-    Returns:
-        (P,) float32 in [0, 1]; 0 where a box has no area or holds a NaN or an infinity.
+    0 where a box has no area or holds a NaN or an infinity.
     """
     iou = _iou(_columns(at_least_float32(a)), _columns(at_least_float32(b)))
     return torch.where(is_proper_rotated(a) & is_proper_rotated(b), iou, 0.0)
@@ -194,14 +155,9 @@ def paired_rotated_iou(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def paired_rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Area that each box of `a` shares with the box of `b` in the same row.
+    """Area that boxes (P, 5) share row by row: (P,) in square pixels.
 
-    Args:
-        a: (P, 5).
-        b: (P, 5).
-
-    Returns:
-        (P,) float32 in square pixels; 0 where a box has no area or holds a NaN or an infinity.
+    0 where a box has no area or holds a NaN or an infinity.
     """
     area = shared_area(_columns(at_least_float32(a)), _columns(at_least_float32(b)))
     area = torch.where(is_proper_rotated(a) & is_proper_rotated(b), area, 0.0)

@@ -54,14 +54,9 @@ class RotatedBoxCoder:
         self.symmetry_deg = int(symmetry_deg)
 
     def encode(self, reference: Tensor, target: Tensor) -> Tensor:
-        """Deltas that lead from the reference boxes to the target boxes.
+        """Deltas (..., 5) that lead from the reference boxes (..., 5) to the target boxes (..., 5).
 
-        Args:
-            reference: (..., 5) boxes with positive sides.
-            target: (..., 5) boxes with positive sides; a side of 0 gives -inf.
-
-        Returns:
-            (..., 5) float32 deltas (dx, dy, dw, dh, da).
+        The boxes have positive sides; one of 0 in the target gives -inf.
         """
         x_a, y_a, w_a, h_a, angle_a = at_least_float32(reference).unbind(-1)
         x, y, w, h, angle = at_least_float32(target).unbind(-1)
@@ -82,17 +77,11 @@ class RotatedBoxCoder:
         return torch.stack([delta * weight for delta, weight in parts], -1)
 
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
-        """Boxes that the deltas lead to.
+        """Boxes (..., 5) that deltas (..., 5) from reference boxes (..., 5) lead to.
 
         The inverse of `encode` up to the clamp, which is `BoxCoder`'s; with a symmetry below 360,
-        up to another description of the same rectangle.
-
-        Args:
-            deltas: (..., 5) (dx, dy, dw, dh, da).
-            reference: (..., 5) boxes.
-
-        Returns:
-            (..., 5) float32 boxes, angles in [-180, 180), not clipped to any image.
+        up to another description of the same rectangle. Angles are in [-180, 180), and nothing is
+        clipped to an image.
         """
         parts = zip(at_least_float32(deltas).unbind(-1), self.weights, strict=True)
         dx, dy, dw, dh, da = [delta / weight for delta, weight in parts]
