@@ -27,9 +27,9 @@ class Predictor:
     """A model with the configuration and the classes that it was trained with.
 
     Attributes:
-        model: in evaluation mode, on `device`.
+        model: in eval mode, on `device`.
         config: of the run that trained it.
-        meta: classes and figures of the checkpoint.
+        meta: classes and metrics of the checkpoint.
         device: where it runs.
     """
 

@@ -10,14 +10,14 @@ class RunError(RuntimeError):
 
 
 class NonRetryableError(RunError):
-    """A run that would end in the same way if it were carried on as it is."""
+    """A run that would end in the same way if it were resumed as it is."""
 
 
 class DiskFullError(RunError):
     """A checkpoint or a record could not be written: the disk is full, or a quota used up.
 
     Raised by the one worker that writes. A restart would only meet it again, so there is none; once
-    there is room the run can be carried on.
+    there is space the run can be resumed.
     """
 
 
@@ -31,7 +31,7 @@ class RunStoppedError(RuntimeError):
     Raised on every rank at the same step.
 
     Attributes:
-        reason: as `Host.stop_reason` gave it.
+        reason: as `Callbacks.stop_reason` gave it.
     """
 
     def __init__(self, reason: str) -> None:
@@ -69,7 +69,7 @@ class NonFiniteLossError(RuntimeError):
         image_ids: tuple[int, ...] = (),
         lr: float = math.nan,
     ) -> None:
-        """Tell of a step; without the figures (as when it is unpickled) they are set afterwards."""
+        """Tell of a step; without the numbers (as when it is unpickled) they are set afterwards."""
         super().__init__(message)
         self.step = step
         self.terms = terms

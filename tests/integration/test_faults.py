@@ -201,7 +201,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
     assert message.startswith("the checkpoint of step 4 could not be written to ")
     assert f"of {ROOM_MIB} MiB are free in {folder}" in message
     assert f"kept is {spec.checkpoints.last} (step 2): a checkpoint takes 1" in message
-    assert "make room, then carry on with --resume" in message
+    assert "free some space, then --resume" in message
     assert load_checkpoint(spec.checkpoints.last).meta.step == spec.start_step() == 2
     enlarge()
     trainer.fit(spec, TWO)

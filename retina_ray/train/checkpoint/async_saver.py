@@ -33,10 +33,10 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settlement:
-    """What the evaluation of the pending checkpoint came to.
+    """What the validation of the pending checkpoint came to.
 
     Attributes:
-        metrics: its figures.
+        metrics: of the validation.
         metric: the one that makes a checkpoint the best one; None or NaN never does.
     """
 
@@ -48,7 +48,7 @@ class CheckpointSaver:
     """Keeps the checkpoints of a run, from the one process that does so."""
 
     def __init__(self, store: CheckpointStore) -> None:
-        """Take the run over; who wrote its checkpoints before may no more."""
+        """Take the lease of the run; who held it before is fenced off."""
         self._store = store
         self._index = store.acquire_lease()
         self._thread: threading.Thread | None = None
@@ -61,7 +61,7 @@ class CheckpointSaver:
 
     @property
     def pending(self) -> Entry | None:
-        """The checkpoint whose evaluation beside the training has not been settled."""
+        """The checkpoint whose asynchronous validation has not been settled."""
         return self._index.pending
 
     def uri_of(self, entry: Entry) -> str:
@@ -87,7 +87,7 @@ class CheckpointSaver:
         Args:
             checkpoint: may change once this returns: a step changes the tensors in place.
             metric: what "best" means, higher is better; None or NaN is never the best.
-            settles: the evaluation of the pending checkpoint; it counts as soon as this one does.
+            settles: the validation of the pending checkpoint; it counts as soon as this one does.
             is_pending: this one is evaluated elsewhere from now on, and stays until it is settled.
             before_switch: done in the background when the checkpoint is written, before it counts.
             after_switch: likewise, with its URI, when it counts; must not raise.
@@ -97,7 +97,7 @@ class CheckpointSaver:
 
         Raises:
             CheckpointError: the checkpoint before this one could not be written.
-            DiskFullError: because there was no room for it.
+            DiskFullError: the disk is full.
             StorageError: because its storage did not answer.
         """
         self.wait()
@@ -133,7 +133,7 @@ class CheckpointSaver:
         return uri
 
     def settle(self, settlement: Settlement) -> None:
-        """Record the evaluation of the pending checkpoint, where no other checkpoint follows.
+        """Record the validation of the pending checkpoint, where no other checkpoint follows.
 
         Raises:
             CheckpointError, StorageError, FencedError: as `wait`.
@@ -146,7 +146,7 @@ class CheckpointSaver:
 
         Raises:
             CheckpointError: it could not be written.
-            DiskFullError: because there was no room for it.
+            DiskFullError: the disk is full.
             StorageError: because its storage did not answer.
             FencedError: another process has taken the run over.
         """
@@ -185,15 +185,15 @@ class CheckpointSaver:
             if last is None
             else f"the last one that is kept is {self._store.uri_of(last.name)} (step {last.step})"
         )
-        room, remedy = "", "mend the cause"
+        free, remedy = "", "mend the cause"
         if is_no_room(error) or not is_uri(self._store.uri):
             there = Room.at(self._store.uri)
-            room = f" ({there})"
+            free = f" ({there})"
             if is_no_room(error):
-                remedy = _how_to_make_room(there, self._num_bytes)
+                remedy = _how_to_free_space(there, self._num_bytes)
         return (
             f"the checkpoint of step {self._step} could not be written to {self._store.uri}: "
-            f"{reason_of(error)}{room}; {kept}: {remedy}, then carry on with --resume"
+            f"{reason_of(error)}{free}; {kept}: {remedy}, then --resume"
         )
 
 
@@ -253,9 +253,9 @@ def _num_bytes(tree: Any) -> int:
     return sum(map(_num_bytes, tree)) if isinstance(tree, list | tuple) else 0
 
 
-def _how_to_make_room(room: Room, num_bytes: int) -> str:
+def _how_to_free_space(disk: Room, num_bytes: int) -> str:
     """What to do where a file of about `num_bytes` could not be written."""
     takes = f"a checkpoint takes {num_bytes / 2**20:.0f} MiB"
-    if room.free_bytes > 1.1 * num_bytes:
+    if disk.free_bytes > 1.1 * num_bytes:
         return f"{takes}, so a quota or a limit to the size of files is in the way: raise it"
-    return f"{takes}, beside those that are kept: make room"
+    return f"{takes}, beside those that are kept: free some space"

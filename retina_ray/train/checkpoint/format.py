@@ -5,10 +5,10 @@
       ema.safetensors       their moving average, where the run keeps one
       state.pt              optimizer, schedule and whatever else the run goes on from
       config.json           the complete configuration
-      meta.json             step, classes, figures; size and SHA-256 of the other files
+      meta.json             step, classes, metrics; size and SHA-256 of the other files
 
 Weights are safetensors; the rest is read with `weights_only=True`: nothing is unpickled from a
-file. Format 1, of earlier versions, had neither a moving average nor checksums.
+file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from retina_ray.config import ConfigError, ExperimentConfig, from_json
 
 FORMAT_VERSION = 2
-"""The format that is written, and the newest that is read."""
+"""The format that is written, and the only one that is read."""
 
 META = "meta.json"
 MODEL, EMA, STATE, CONFIG = "model.safetensors", "ema.safetensors", "state.pt", "config.json"
@@ -53,11 +53,11 @@ class CheckpointMeta:
         epoch: whole epochs done.
         categories: (original id, name) of each class, in the order of the labels.
         dataset_fingerprint: of the training data.
-        metrics: figures of the last evaluation, e.g. `val/AP`; empty before the first.
+        metrics: of the last validation, e.g. `val/AP`; empty before the first.
         wandb_run_id: the run that tracks this training.
         version: format of the checkpoint.
-        metrics_step: step of that evaluation; an earlier one where the checkpoint was made between
-            two evaluations. None before the first, and in format 1, where it is always `step`.
+        metrics_step: step of that validation; an earlier one where the checkpoint was made between
+            two validations. None before the first.
     """
 
     step: int
@@ -123,22 +123,20 @@ def read_folder(folder: Path, *, uri: str, weights_only: bool = False) -> Checkp
         weights_only: leave optimizer and the like unread.
 
     Raises:
-        CheckpointFormatError: of a newer version, or of none.
+        CheckpointFormatError: of another format.
         DamagedCheckpointError: cut short, changed, or with pickled code in it.
         ConfigError: the disk does not give the files.
     """
     path = folder / META
     meta, stamps = _parse(path.read_bytes() if path.is_file() else None, uri)
     try:
-        if meta.version >= 2:
-            _check_files(folder, stamps, skipped={STATE} if weights_only else set())
-        with_ema = EMA in stamps
+        _check_files(folder, stamps, skipped={STATE} if weights_only else set())
         return Checkpoint(
             model=load_file(folder / MODEL),
             state=None if weights_only else _read_state(folder / STATE),
             config=from_json(ExperimentConfig, (folder / CONFIG).read_text()),
             meta=meta,
-            ema=load_file(folder / EMA) if with_ema else None,
+            ema=load_file(folder / EMA) if EMA in stamps else None,
         )
     except MemoryError:
         raise
@@ -159,23 +157,23 @@ def read_meta(text: str | None, *, uri: str) -> CheckpointMeta:
         uri: the checkpoint's place, for messages.
 
     Raises:
-        CheckpointFormatError: of a newer version, or of none.
+        CheckpointFormatError: of another format.
         DamagedCheckpointError: cut short or changed.
     """
     return _parse(text, uri)[0]
 
 
 def with_metrics(text: str | None, metrics: Mapping[str, float], *, step: int, uri: str) -> str:
-    """The text of a `meta.json` with the figures of an evaluation that came in later.
+    """The text of a `meta.json` with the metrics of a validation that came in later.
 
     Args:
         text: of the file as it was written; None where there is none.
-        metrics: the figures.
-        step: of the evaluation.
+        metrics: of the validation.
+        step: of the validation.
         uri: the checkpoint's place, for messages.
 
     Raises:
-        CheckpointFormatError: of a newer version, or of none.
+        CheckpointFormatError: of another format.
         DamagedCheckpointError: cut short or changed.
     """
     _parse(text, uri)
@@ -189,7 +187,7 @@ def _parse(text: str | bytes | None, uri: str) -> tuple[CheckpointMeta, Mapping[
         if text is None:
             raise ValueError(f"{META} is missing")
         tree = json.loads(text)
-        return _checked_meta(tree, uri), tree.get("files", {})
+        return _checked_meta(tree, uri), tree["files"]
     except CheckpointFormatError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -203,17 +201,14 @@ def _damaged(uri: str, error: Exception) -> DamagedCheckpointError:
 def _checked_meta(tree: Any, uri: str) -> CheckpointMeta:
     """Take `meta.json` apart, after a look at its version and its checksum."""
     version = tree["version"]
-    if not isinstance(version, int) or version < 1:
+    if version != FORMAT_VERSION:
+        is_newer = isinstance(version, int) and version > FORMAT_VERSION
         raise CheckpointFormatError(
-            f"{uri}: checkpoint format {version!r} is none that retina_ray ever wrote "
-            f"(1 to {FORMAT_VERSION}): take another checkpoint"
+            f"{uri}: checkpoint format {version!r} is not the one that this version of retina_ray "
+            f"reads ({FORMAT_VERSION}): "
+            + ("update retina_ray" if is_newer else "take another checkpoint")
         )
-    if version > FORMAT_VERSION:
-        raise CheckpointFormatError(
-            f"{uri}: checkpoint format {version} is newer than this version of retina_ray reads "
-            f"({FORMAT_VERSION}): update retina_ray"
-        )
-    if version >= 2 and tree["checksum"] != _checksum(tree):
+    if tree["checksum"] != _checksum(tree):
         raise ValueError(f"{META} was changed after it was written")
     known = {one.name for one in fields(CheckpointMeta)}
     values = {name: value for name, value in tree.items() if name in known}

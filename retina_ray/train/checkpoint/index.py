@@ -37,10 +37,10 @@ class CheckpointIndex:
 
     Attributes:
         recent: the last ones, oldest first.
-        best: the one with the best metric; None before the first evaluation.
-        pending: the one whose evaluation is under way beside the training (see
+        best: the one with the best metric; None before the first validation.
+        pending: the one that is evaluated while the training goes on (see
             `retina_ray.train.run.async_validation`); it stays until its metric is known.
-        writer: who may add to it: a mark of the process that carries on the run.
+        writer: who holds the lease, and may add to it.
     """
 
     recent: tuple[Entry, ...] = ()
@@ -100,7 +100,7 @@ class CheckpointIndex:
         return replace(self, recent=recent, best=best, pending=pending)
 
     def settled(self, metric: float | None) -> CheckpointIndex:
-        """Give the pending one the metric that its evaluation came to.
+        """Give the pending one the metric that its validation came to.
 
         Raises:
             ValueError: none is pending.
@@ -144,24 +144,11 @@ class CheckpointIndex:
 
     @classmethod
     def from_json(cls, text: str) -> CheckpointIndex:
-        """Read `index.json`, also that of earlier versions, which named the last and the best."""
+        """Read `index.json`."""
         tree = json.loads(text)
         best = None
-        if tree.get("best_metric") is not None:
-            step = tree.get("best_step", _step_of(tree["best"]))
-            best = Entry(tree["best"], step, tree["best_metric"])
-        if "recent" in tree:
-            recent = tuple(Entry(**entry) for entry in tree["recent"])
-        elif "last" in tree:
-            is_best = best is not None and tree["last"] == best.name
-            metric = tree["best_metric"] if is_best else None
-            recent = (Entry(tree["last"], tree["last_step"], metric),)
-        else:
-            recent = ()
+        if "best" in tree:
+            best = Entry(tree["best"], tree["best_step"], tree["best_metric"])
+        recent = tuple(Entry(**entry) for entry in tree["recent"])
         pending = Entry(**tree["pending"]) if "pending" in tree else None
-        return cls(recent, best, pending, tree.get("writer", ""))
-
-
-def _step_of(name: str) -> int:
-    """The step in a folder's name, `step-00000120` or `step-00000120-again`."""
-    return int(name.split("-")[1])
+        return cls(recent, best, pending, tree["writer"])

@@ -1,9 +1,4 @@
-"""Checkpoints of runs: what they hold, where a run keeps them, and how one is loaded.
-
-`checkpoint_files` has the files of one, `checkpoint_places` puts it where it belongs,
-`checkpoint_index` and `checkpoint_store` keep those of a run, `checkpoint_saver` writes them off
-the training path.
-"""
+"""Loading a checkpoint by its own folder or that of its run, and what to do where it is damaged."""
 
 from __future__ import annotations
 
@@ -33,8 +28,8 @@ def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
         weights_only: leave optimizer and the like unread.
 
     Raises:
-        ConfigError: nothing there, cut short, changed, with pickled code in it, or of a newer
-            version; says which and what to do.
+        ConfigError: nothing there, cut short, changed, with pickled code in it, or of another
+            format; says which and what to do.
     """
     uri = _resolve(uri)
     try:
@@ -73,7 +68,7 @@ def _way_out(uri: str) -> str:
             read_checkpoint(CheckpointStore(store).uri_of(entry.name))
             return (
                 f"{store}/{entry.name} of the same run can be read (step {entry.step}): give that "
-                "one, or carry the run on with --resume, which goes back to it"
+                "one, or use --resume, which goes back to it"
             )
     if name in index.names:
         return "no other checkpoint of this run can be read: start a new run"

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class FencedError(RuntimeError):
-    """Another process has taken the run over: this one may not add to its checkpoints."""
+    """Another process holds the lease of the run: this one may not add to its checkpoints."""
 
 
 class CheckpointStore:
@@ -99,7 +99,7 @@ class CheckpointStore:
         return join_uri(self.uri, name)
 
     def acquire_lease(self) -> CheckpointIndex:
-        """Become the one who adds to this run's checkpoints; who did so before may no more.
+        """Become the one who adds to this run's checkpoints; who did so before is fenced off.
 
         So a worker that was given up for lost, and is not, cannot spoil what its successor keeps.
         What killed ones left half written is removed.
@@ -108,21 +108,6 @@ class CheckpointStore:
         write_text(self.uri_of(CHECKPOINT_INDEX), index.to_json())
         self._drop_all_but(index.names)
         return index
-
-    def save(self, checkpoint: Checkpoint, *, metric: float | None) -> str:
-        """Write a checkpoint, name it the last one (and the best one where it is), drop the others.
-
-        Args:
-            checkpoint: what to write; `state` must be there.
-            metric: what "best" means, higher is better; None or NaN is never the best.
-
-        Returns:
-            URI of the checkpoint.
-        """
-        index = self.index
-        entry = index.new_entry(checkpoint.meta.step, metric)
-        self.add(entry, checkpoint, index)
-        return self.uri_of(entry.name)
 
     def add(
         self,
@@ -146,7 +131,7 @@ class CheckpointStore:
             The new index.
 
         Raises:
-            FencedError: another process has claimed the run.
+            FencedError: another process holds the lease.
         """
         new = index.with_entry(entry, keep=self.keep, is_pending=is_pending)
         try:
@@ -157,7 +142,7 @@ class CheckpointStore:
                 self._require_lease(index)
             write_text(self.uri_of(CHECKPOINT_INDEX), new.to_json())
         except BaseException:
-            with contextlib.suppress(Exception):  # on a full disk its room is needed
+            with contextlib.suppress(Exception):  # on a full disk its space is needed
                 if entry.name not in self.index.names:
                     self._fs.delete_dir(f"{self._root}/{entry.name}")
             with contextlib.suppress(OSError, StorageError, ConfigError):
@@ -169,19 +154,18 @@ class CheckpointStore:
     def settle(
         self, index: CheckpointIndex, metrics: Mapping[str, float], *, metric: float | None
     ) -> CheckpointIndex:
-        """Record the evaluation of the pending checkpoint at the end of a run.
+        """Record the validation of the pending checkpoint at the end of a run.
 
         Args:
             index: as the last `add` left it.
-            metrics: the figures.
+            metrics: of the validation.
             metric: the one that makes a checkpoint the best one.
 
         Returns:
             The new index.
 
         Raises:
-            FencedError: another process has claimed the run.
-            ValueError: no checkpoint is pending.
+            FencedError: another process holds the lease.
         """
         assert index.pending is not None
         assert index.last is not None
@@ -194,12 +178,12 @@ class CheckpointStore:
         return new
 
     def write_metrics(self, name: str, metrics: Mapping[str, float], *, step: int) -> None:
-        """Write the figures of an evaluation that came in later into a checkpoint.
+        """Write the metrics of a validation that came in later into a checkpoint.
 
         Args:
             name: of its folder.
-            metrics: the figures.
-            step: of the evaluation.
+            metrics: of the validation.
+            step: of the validation.
 
         Raises:
             ConfigError: what the checkpoint says of itself cannot be read.
@@ -247,8 +231,8 @@ class CheckpointStore:
         writer = self.index.writer
         if writer not in ("", index.writer):  # "": the index is gone, and is written anew
             raise FencedError(
-                f"{self.uri}: another process has taken this run over, and only one may carry it "
-                "on: this one ends without its last checkpoint"
+                f"{self.uri}: another process has taken this run over, and only one may write its "
+                "checkpoints: this one ends without its last"
             )
 
     def _drop_all_but(self, names: set[str]) -> None:

@@ -51,7 +51,7 @@ def read_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
         weights_only: leave optimizer and the like unread.
 
     Raises:
-        CheckpointFormatError: of a newer version.
+        CheckpointFormatError: of another format.
         DamagedCheckpointError: it cannot be read.
     """
     with _local_copy(uri, skipped={STATE} if weights_only else set()) as folder:

@@ -95,10 +95,10 @@ class StepMeter:
         """Let it run on."""
         self._started += time.perf_counter() - self._paused
 
-    def update(self, figures: StepMetrics, *, step: int, image_ids: list[int], lr: float) -> None:
+    def update(self, metrics: StepMetrics, *, step: int, image_ids: list[int], lr: float) -> None:
         """Add a step; NaN and infinity are found later."""
-        self._names = list(figures.losses)
-        values = [*figures.losses.values(), figures.grad_norm, figures.is_sound]
+        self._names = list(metrics.losses)
+        values = [*metrics.losses.values(), metrics.grad_norm, metrics.is_sound]
         self._rows.append(torch.stack([value.detach().float() for value in values]))
         self._places.append(_Place(step, image_ids, lr))
         self._known = None
@@ -124,26 +124,26 @@ class StepMeter:
         The mean norm of the gradient is that of the steps where it was finite.
         """
         elapsed = max(time.perf_counter() - self._started, 1e-9)
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if not self.is_empty:
             table = self._table().double()
             num_losses = len(self._names)
             means = table[:, :num_losses].mean(0).tolist()
-            figures = {f"train/{n}": value for n, value in zip(self._names, means, strict=True)}
-            figures["train/loss"] = sum(figures.values())
+            metrics = {f"train/{n}": value for n, value in zip(self._names, means, strict=True)}
+            metrics["train/loss"] = sum(metrics.values())
             norms = table[:, num_losses]
             finite = norms[norms.isfinite()]
             if len(finite):
-                figures[f"train/{GRAD_NORM}"] = float(finite.mean())
+                metrics[f"train/{GRAD_NORM}"] = float(finite.mean())
             if len(finite) < len(norms):
-                figures[SKIPPED_UPDATES] = float(len(norms) - len(finite))
-        figures["perf/images_per_s"] = self.num_steps * self._batch_size / elapsed
-        figures["perf/data_wait_fraction"] = min(1.0, self._waited_s / elapsed)
+                metrics[SKIPPED_UPDATES] = float(len(norms) - len(finite))
+        metrics["perf/images_per_s"] = self.num_steps * self._batch_size / elapsed
+        metrics["perf/data_wait_fraction"] = min(1.0, self._waited_s / elapsed)
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
-            figures["perf/gpu_memory_gib"] = peak / 2**30
+            metrics["perf/gpu_memory_gib"] = peak / 2**30
             torch.cuda.reset_peak_memory_stats(self._device)
-        return figures
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """The interval so far, the same on every worker, after a `check` of its last step."""
@@ -155,7 +155,7 @@ class StepMeter:
         self._names, self._earlier = list(state["names"]), state["steps"]
 
     def _own_table(self) -> Tensor:
-        """(steps of this process, figures) on the CPU, averaged over the workers."""
+        """(steps of this process, values) on the CPU, averaged over the workers."""
         if self._known is None:
             width = len(self._names) + 2
             rows = torch.stack(self._rows) if self._rows else torch.zeros(0, width)
@@ -174,10 +174,10 @@ def _error(place: _Place, terms: list[str], values: dict[str, float]) -> NonFini
     some = ", ".join(map(str, image_ids[:_NUM_NAMED_IMAGES]))
     if len(image_ids) > _NUM_NAMED_IMAGES:
         some += f" and {len(image_ids) - _NUM_NAMED_IMAGES} more"
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     return NonFiniteLossError(
         f"{' and '.join(terms)} became NaN or infinite in training step {place.step} (from 0; "
-        f"learning rate {place.lr:.3g}; {figures}; images {some}): lower optimizer.lr, lengthen "
+        f"learning rate {place.lr:.3g}; {metrics}; images {some}): lower optimizer.lr, lengthen "
         "schedule.warmup_steps or clip harder (optimizer.clip_threshold)",
         step=place.step,
         terms=tuple(terms),

@@ -87,7 +87,7 @@ def cause_of(error: Any) -> str:
 
 @contextlib.contextmanager
 def naming_full_disk(run_uri: str) -> Iterator[None]:
-    """Around what writes for the run at `run_uri`: without room, an error says what to do.
+    """Around what writes for the run at `run_uri`: on a full disk, an error says what to do.
 
     Raises:
         DiskFullError: instead of the system's error.
@@ -99,6 +99,6 @@ def naming_full_disk(run_uri: str) -> Iterator[None]:
             raise
         rooms = dict.fromkeys(str(Room.at(place)) for place in (run_uri, tempfile.gettempdir()))
         raise DiskFullError(
-            f"no room on a disk: {reason_of(error)} ({'; '.join(rooms)}); the last checkpoint "
-            "stays: make room, then carry on with --resume"
+            f"a disk is full: {reason_of(error)} ({'; '.join(rooms)}); the last checkpoint "
+            "stays: free some space, then --resume"
         ) from error

@@ -3,7 +3,7 @@
     <run>/rollbacks.json                     the steps that are left out, and why
     <run>/non_finite/step-00000120/          the batch: a picture of each image, batch.json
 
-The list stays with the run: whoever carries it on leaves out the same steps.
+The list stays with the run: whoever resumes it leaves out the same steps.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def supervise(spec: RunSpec, attempt: Callable[[], None]) -> None:
 
     Raises:
         NonRetryableError: the run would end in the same way again.
-        DiskFullError: the driver itself found no room for what it writes down.
+        DiskFullError: the driver itself could not write its notes.
         RunTerminatedError: the run was told to end, and did, with a checkpoint.
         RunError: as `attempt` raised it.
     """

@@ -44,7 +44,7 @@ class Watchdog:
             run_uri: the run's folder, which gets the stacks.
             rank: of the worker.
             timeout_s: how long a training step or a validation batch may take, with all that
-                comes before the next one (waiting for data, an evaluation, a checkpoint).
+                comes before the next one (waiting for data, a validation, a checkpoint).
         """
         self._run_uri, self._rank, self._timeout_s = run_uri, rank, timeout_s
         self._allowed_s = max(timeout_s, START_S)

@@ -1,4 +1,4 @@
-"""Start or carry on a run from a script: its folder, its stored configuration, its end."""
+"""Start or resume a run from a script: its folder, its stored configuration, its end."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class RunResult:
     Attributes:
         best: URI of the checkpoint with the best AP.
         last: URI of the last checkpoint.
-        metrics: the last evaluation's figures; empty where the run ended before the first.
-        best_metrics: the best evaluation's figures; likewise.
+        metrics: of the last validation; empty where the run ended before the first.
+        best_metrics: of the best validation; likewise.
     """
 
     best: str
@@ -68,7 +68,7 @@ def prepare_run(
     """
     run_uri = f"{storage}/{name}"
     if exists(run_uri):
-        raise ConfigError(f"{run_uri} exists: choose another --name, or carry it on with --resume")
+        raise ConfigError(f"{run_uri} exists: choose another --name, or use --resume")
     start = None if init_from is None else load_checkpoint(init_from, weights_only=True)
     complete, train_uri, val_uri = resolve(config, storage)
     if start is not None:
@@ -89,7 +89,7 @@ def prepare_run(
 
 
 def resume_run(run_uri: str) -> RunSpec:
-    """Read the run of a folder, to carry it on from its last checkpoint.
+    """Read the run of a folder, to resume it from its last checkpoint.
 
     Where that one cannot be read, the run goes back to the newest one that can, and says so.
 
@@ -135,7 +135,7 @@ def run(spec: RunSpec, *, console: Console) -> RunResult:
 
 
 def result_of(spec: RunSpec) -> RunResult:
-    """Read a finished run's figures from its checkpoints."""
+    """Read a finished run's metrics from its checkpoints."""
     best, last = spec.checkpoints.best, spec.checkpoints.last
     assert best is not None
     assert last is not None

@@ -35,7 +35,7 @@ class ResourceRequest:
         cpus_per_worker: CPUs reserved for each of them.
         use_gpu: one GPU for each worker.
         min_workers: so few of them will do; None: all of them are needed.
-        validation_cpus: CPUs of the validation beside the training; 0 without one.
+        validation_cpus: CPUs of the asynchronous validation; 0 without one.
         validation_gpus: likewise its GPUs.
     """
 
@@ -59,7 +59,7 @@ class ResourceRequest:
 
     @property
     def cpus(self) -> float:
-        """CPUs of all workers, and of the decoding and the validation beside them."""
+        """CPUs of all workers, of decoding, and of an asynchronous validation."""
         return self._cpus_of(self.num_workers)
 
     @property

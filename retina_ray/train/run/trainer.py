@@ -103,7 +103,7 @@ def fit_in_process(spec: RunSpec, *, report: Report) -> None:
 
     Args:
         spec: a run of one worker.
-        report: called after each evaluation with its metrics and the checkpoint's URI.
+        report: called after each validation with its metrics and the checkpoint's URI.
     """
 
     def worker() -> None:
@@ -215,9 +215,9 @@ def _work(spec: RunSpec, report: Report, stop_reason: StopReason = lambda: None)
 
 
 def _validation_of(spec: RunSpec) -> AsyncValidation:
-    """Rounds in Ray tasks of their own, which need not be on this node."""
+    """Validations in Ray tasks of their own, which need not be on this node."""
     train = spec.config.train
-    # Given here, a GPU makes Ray end the process after the round, and the GPU's memory is free.
+    # Given here, a GPU makes Ray end the process afterwards, and the GPU's memory is free.
     remote = ray.remote(num_cpus=train.validation_cpus, num_gpus=train.validation_gpus)
     task = remote(_validate).options(
         name=f"validation of {spec.name}",

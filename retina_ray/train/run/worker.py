@@ -44,14 +44,14 @@ def run_worker(
         batches: this worker's rows of the plan from `start_step` on.
         start_step: training steps that the last checkpoint has done.
         device: where to train.
-        report: called on every rank after each evaluation with the metrics (empty but on rank 0)
+        report: called on every rank after each validation with the metrics (empty but on rank 0)
             and the URI that the checkpoint has as soon as it is written ("" elsewhere).
         stop_reason: asked after each step, on every rank, why the run should stop; None: go on.
         validation: evaluates checkpoints elsewhere, for `train.async_validation`.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or is of another model, classes or data.
-        CheckpointError: a checkpoint could not be written (rank 0; one evaluation late).
+        CheckpointError: a checkpoint could not be written (rank 0; one validation late).
         NonFiniteLossError: the loss was NaN or infinite.
         RunStoppedError: there was a reason to stop; the checkpoint is written.
         ValueError: `train.async_validation` is set and there is no `validation`, or the reverse.

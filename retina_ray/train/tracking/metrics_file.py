@@ -2,7 +2,7 @@
 
 Each line is an object `{"step": int, "time": float, "metrics": {key: number or null}}`, with the
 time in seconds since 1970. JSON has no NaN, so what is not finite is written as null. A line that
-came in later than its step, as the figures of a validation beside the training do, also says `at`
+came in later than its step, as those of an asynchronous validation do, also says `at`
 which step. The line that ends a run (or a part of it) has no metrics but a `status`.
 """
 

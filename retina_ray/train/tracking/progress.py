@@ -1,7 +1,7 @@
 """Progress of a run, read from its `metrics.jsonl` by the process that the user looks at.
 
 The workers may be on other machines; the file is where they all are seen. On a terminal a live line
-(rich), elsewhere one plain line for each evaluation and at most one a minute between them.
+(rich), elsewhere one plain line for each validation and at most one a minute between them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLAIN_LINE_EVERY_S = 60.0
 
 
 class ProgressDisplay:
-    """Follows a run's figures while a `with` block lasts."""
+    """Follows a run's metrics while a `with` block lasts."""
 
     def __init__(self, metrics_path: Path, *, num_epochs: int, console: Console) -> None:
         """Follow `metrics_path` (it need not exist yet) for a run of `num_epochs`."""
@@ -61,13 +61,13 @@ class ProgressDisplay:
             TextColumn("epoch"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self._console,
         ) as progress:
-            task = progress.add_task("run", total=self._num_epochs, figures="starting")
+            task = progress.add_task("run", total=self._num_epochs, metrics="starting")
             while not self._stop.wait(POLL_S):
                 self._update(progress, task)
             self._update(progress, task)
@@ -79,7 +79,7 @@ class ProgressDisplay:
             self._latest.update(record)
         if self._latest:
             epoch = self._latest.get("train/epoch", 0.0)
-            progress.update(task, completed=round(epoch, 1), figures=_figures(self._latest))
+            progress.update(task, completed=round(epoch, 1), metrics=_shown(self._latest))
 
     def _plain(self, record: dict[str, float]) -> None:
         self._latest.update(record)
@@ -88,7 +88,7 @@ class ProgressDisplay:
             self._printed = time.monotonic()
             epoch = self._latest.get("train/epoch", 0.0)
             self._console.print(
-                f"epoch {epoch:.1f}/{self._num_epochs}  {_figures(self._latest)}",
+                f"epoch {epoch:.1f}/{self._num_epochs}  {_shown(self._latest)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -99,7 +99,7 @@ class ProgressDisplay:
             yield {key: value for key, value in line["metrics"].items() if value is not None}
 
 
-def _figures(latest: dict[str, float]) -> str:
+def _shown(latest: dict[str, float]) -> str:
     shown = [
         ("loss", "train/loss", ".3f"),
         ("cls", "train/loss_cls", ".3f"),

@@ -50,7 +50,7 @@ def open_tensorboard(
 
     Args:
         choice: `tracking.tensorboard`: auto or off.
-        folder: gets the file; a run that is carried on adds another one.
+        folder: gets the file; a resumed run adds another one.
         resume_step: the last step that counts; TensorBoard hides later ones of earlier files.
     """
     if choice == "off" or importlib.util.find_spec("tensorboard") is None:

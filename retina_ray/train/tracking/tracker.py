@@ -117,7 +117,7 @@ class Tracker:
         """Record pictures with true and predicted boxes: a PNG sheet, and W&B's box overlays.
 
         Args:
-            pictures: those of one evaluation; none is fine.
+            pictures: those of one validation; none is fine.
             step: training steps done.
         """
         if not pictures:

@@ -152,7 +152,7 @@ def _image(picture: AnnotatedImage) -> Any:
     import numpy as np
     import wandb
 
-    if picture.detections.boxes.shape[-1] == 5:  # overlays know no turned boxes: drawn in
+    if picture.detections.boxes.shape[-1] == 5:  # overlays know no rotated boxes: drawn in
         return wandb.Image(picture.draw(), caption=picture.caption or None, file_type="jpg")
     names = {i: str(name) for i, name in enumerate(picture.class_names)}
 

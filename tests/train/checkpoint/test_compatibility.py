@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import small_config
+from test_checkpoints import save
 
 from retina_ray.config import ConfigError, DataConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -90,7 +91,7 @@ def spec(config, tmp_path):
     config = with_overrides(config, {"train.keep_checkpoints": 3})
     spec = prepare_run(config, name="run", storage=str(tmp_path))
     for step in (2, 4):
-        spec.checkpoints.save(checkpoint_of(spec, step), metric=None)
+        save(spec.checkpoints, checkpoint_of(spec, step))
     return spec
 
 
@@ -124,7 +125,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(spec, caplog)
     ],
 )
 def test_a_checkpoint_of_other_data_or_classes_is_refused(spec, meta, said):
-    uri = spec.checkpoints.save(checkpoint_of(spec, 6, **meta), metric=None)
+    uri = save(spec.checkpoints, checkpoint_of(spec, 6, **meta))
     with pytest.raises(ConfigError, match=said) as caught:
         resume_run(spec.run_uri)
     assert str(caught.value).startswith(f"{uri}: this checkpoint is not of this run: ")
@@ -135,7 +136,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_all_that_differs(spec):
     other = with_overrides(spec.config, {"model.fpn_channels": 64, "model.anchors.offset": 0.0})
     other = with_overrides(other, {"model.backbone_weights": "elsewhere.pt", "optimizer.lr": 0.5})
     saved = replace(checkpoint_of(spec, 6), config=other)
-    spec.checkpoints.save(saved, metric=None)
+    save(spec.checkpoints, saved)
     with pytest.raises(ConfigError) as caught:
         resume_run(spec.run_uri)
     message = str(caught.value)
@@ -149,7 +150,7 @@ def test_what_a_run_does_not_take_over_is_named_before_it_starts(config, spec, t
     start = f"{tmp_path}/start"
     names = [(1, "disc"), (2, "bar"), (3, "ring")]
     other = checkpoint_of(spec, 8, weights=weights, categories=names)
-    CheckpointStore(start).save(other, metric=None)
+    save(CheckpointStore(start), other)
     caplog.set_level(logging.WARNING, logger="retina_ray.train")
     prepare_run(config, name="same", storage=str(tmp_path), init_from=start)
     (message,) = caplog.messages
@@ -169,6 +170,6 @@ def test_a_checkpoint_without_averaged_weights_starts_a_run_like_one_with_them(
     weights = RetinaNet.from_config(spec.config.model).state_dict()
     start = f"{tmp_path}/start"
     saved = replace(checkpoint_of(spec, 8), ema=weights)
-    CheckpointStore(start).save(saved, metric=None)
+    save(CheckpointStore(start), saved)
     prepare_run(config, name="average", storage=str(tmp_path), init_from=start)
     assert json.loads((tmp_path / "average" / "run.json").read_text())["init_from"] == start

@@ -362,7 +362,7 @@ def test_what_finds_no_room_is_named(full_disk):
         message = str(caught.value)
         assert "No space left on device" in message
         assert f"(0 of 0 MiB are free in {run}; " in message
-        assert "make room, then carry on with --resume" in message
+        assert "free some space, then --resume" in message
 
 
 def test_another_error_of_the_system_stays_what_it_is(harness):
