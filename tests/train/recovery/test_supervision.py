@@ -121,11 +121,9 @@ def test_the_batch_is_there_to_look_at(harness, monkeypatch):
             strict=True,
         )
     )
-    (row,) = inputs.plan.table.filter(
-        (inputs.plan.table["step"].to_numpy() == 1)
-        & (inputs.plan.table["kind"].to_numpy() == "train")
-    ).to_pylist()
-    batch = inputs.loader.load(row).to_pylist()[0]
+    table = inputs.plan.table
+    rows = table.filter((table["step"].to_numpy() == 1) & (table["kind"].to_numpy() == "train"))
+    (batch,) = inputs.loader.load_table(rows).to_pylist()
     assert [image["image_id"] for image in shown["images"]] == batch["image_ids"]
     assert [len(image["boxes"]) for image in shown["images"]] == batch["box_counts"]
     for image in shown["images"]:
