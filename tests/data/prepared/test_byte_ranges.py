@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileOpener
+from tiny_sets import make_record, write_set
 
 from retina_ray.data.loading import stored_images as image_source
 from retina_ray.data.loading.stored_images import StoredImages
@@ -25,8 +26,7 @@ from retina_ray.data.prepared.byte_ranges import (
     merge_ranges,
 )
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import Category, Record
-from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.data.prepared.schema import Record
 from retina_ray.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -47,31 +47,18 @@ NESTED = [
 def record(i: int, image: bytes, **changes) -> Record:
     """Image i with i % 3 boxes, of which the second is a crowd region."""
     num = i % 3
-    fields = {
-        "image": image,
-        "file_name": f"{i}.jpg",
-        "image_id": 100 + i,
-        "height": 48,
-        "width": 64 + i,
-        "boxes": np.array([[1, 2, 11 + i, 22.5]] * num, np.float32).reshape(-1, 4),
-        "labels": np.arange(num) % 2,
-        "iscrowd": np.arange(num) == 1,
-        "area": np.ones(num),
-        "annotation_id": 10 * i + 1 + np.arange(num),
-    }
-    return Record(**{**fields, **changes})
+    boxes, crowd = [(1, 2, 11 + i, 22.5)] * num, np.arange(num) == 1
+    return make_record(i, boxes, image=image, width=64 + i, iscrowd=crowd, **changes)
 
 
 def write(uri, images=SMALL, **options) -> PreparedDataset:
-    options = {"rows_per_group": 3, "rows_per_shard": 7, **options}
-    categories = [Category(3, "cat"), Category(90, "dog")]
-    with ShardWriter(uri, name="n", split="train", categories=categories, **options) as writer:
-        for i, image in enumerate(images):
-            more = {}
-            if options.get("box_type") == "rotated":
-                more = {"rotated_boxes": np.array([[9, 9, 4, 2, i]] * (i % 3), np.float32)}
-            writer.add(record(i, image, **more))
-    return PreparedDataset.open(uri)
+    def more(i: int) -> dict:
+        if options.get("box_type") != "rotated":
+            return {}
+        return {"rotated_boxes": np.array([[9, 9, 4, 2, i]] * (i % 3), np.float32)}
+
+    records = (record(i, image, **more(i)) for i, image in enumerate(images))
+    return write_set(uri, records, **{"rows_per_group": 3, "rows_per_shard": 7, **options})
 
 
 def places(dataset: PreparedDataset) -> list[tuple[int, int, int]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_sets import write_set
 
 from retina_ray.data.loading.stored_images import StoredImages
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -17,7 +18,6 @@ from retina_ray.data.prepared.schema import (
     record_from_row,
     records_to_table,
 )
-from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.errors import DataError, Fault
 
 
@@ -115,17 +115,11 @@ def test_nested_rows_follow_slices_and_chunks(name):
 def folder(tmp_path):
     """A set of two shards with two row groups each."""
     categories = [Category(i, f"class {i}") for i in (1, 2, 3)]
-    with ShardWriter(
-        tmp_path / "a",
-        name="n",
-        split="s",
-        categories=categories,
-        rows_per_group=2,
-        rows_per_shard=4,
-    ) as writer:
-        for i in range(8):
-            ids = np.arange(2) + 10 * i + 1
-            writer.add(dataclasses.replace(record(2, image_id=i), annotation_id=ids))
+    ids = [np.arange(2) + 10 * i + 1 for i in range(8)]
+    records = [
+        dataclasses.replace(record(2, image_id=i), annotation_id=own) for i, own in enumerate(ids)
+    ]
+    write_set(tmp_path / "a", records, categories=categories, rows_per_group=2, rows_per_shard=4)
     return tmp_path / "a"
 
 

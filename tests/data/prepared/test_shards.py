@@ -8,38 +8,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tiny_sets import CATEGORIES, make_record, write_set
 
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import SHARD_SCHEMA, Category, Record
 from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.errors import DataError
 
-CATEGORIES = [Category(3, "cat"), Category(90, "dog")]
-
 
 def record(i: int, num_boxes: int = 2, **changes) -> Record:
     """Image i; its second box is a crowd region."""
-    values = {
-        "image": f"pixels {i}".encode() * 50,
-        "file_name": f"{i}.jpg",
-        "image_id": 100 + i,
-        "height": 48,
-        "width": 64,
-        "boxes": np.tile(np.array([[1, 2, 11, 22.5]], np.float32), (num_boxes, 1)),
-        "labels": np.arange(num_boxes) % 2,
-        "iscrowd": np.arange(num_boxes) == 1,
-        "area": np.full(num_boxes, 33.25),
-        "annotation_id": 10 * i + 1 + np.arange(num_boxes),
-    }
-    return Record(**{**values, **changes})
+    boxes = changes.pop("boxes", [(1, 2, 11, 22.5)] * num_boxes)
+    return make_record(i, boxes, **{"iscrowd": np.arange(num_boxes) == 1, **changes})
 
 
 def write(uri, counts=(2, 0, 3, 1, 2, 0, 4), **options) -> PreparedDataset:
     options = {"rows_per_group": 2, "rows_per_shard": 5, **options}
-    with ShardWriter(uri, name="pets", split="train", categories=CATEGORIES, **options) as writer:
-        for i, num_boxes in enumerate(counts):
-            writer.add(record(i, num_boxes))
-    return PreparedDataset.open(uri)
+    return write_set(uri, (record(i, num) for i, num in enumerate(counts)), **options)
 
 
 def test_info_counts_what_was_written(tmp_path):
@@ -199,13 +184,13 @@ def test_an_error_leaves_no_data_set(tmp_path):
 
 def test_a_killed_writer_leaves_no_dataset_json(tmp_path):
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); import test_shards as t\n"
+        "import os, sys; sys.path[:0] = sys.argv[2:]; import test_shards as t\n"
         "w = t.ShardWriter(sys.argv[1], name='n', split='s', categories=t.CATEGORIES,\n"
         "                  rows_per_group=1, rows_per_shard=1).__enter__()\n"
         "w.add(t.record(0)); w.add(t.record(1)); os._exit(9)\n"
     )
-    here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a", here], check=False)
+    paths = [Path(__file__).parent, Path(__file__).parents[2]]
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a", *paths], check=False)
     assert done.returncode == 9
     assert sorted(os.listdir(tmp_path / "a")) == ["shard-00000.parquet", "shard-00001.parquet"]
     with pytest.raises(DataError, match="interrupted"):
@@ -386,15 +371,15 @@ def test_a_shard_that_was_cut_is_named_on_reading(tmp_path, left, reopened):
 
 def test_row_groups_that_are_cut_while_they_are_read_do_not_end_the_process(tmp_path):
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); import test_shards as t\n"
+        "import os, sys; sys.path[:0] = sys.argv[2:]; import test_shards as t\n"
         "s = t.write(sys.argv[1], counts=[2] * 400, rows_per_group=100, rows_per_shard=400)\n"
         "s.read_row_group(0, 0); os.truncate(sys.argv[1] + '/shard-00000.parquet', 5000)\n"
         "try: s.read_row_group(0, 3)\n"
         "except t.DataError as error: print(error)\n"
     )
-    here = str(Path(__file__).parent)
+    paths = [Path(__file__).parent, Path(__file__).parents[2]]
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "a", here],
+        [sys.executable, "-c", code, tmp_path / "a", *paths],
         check=True,  # a memory map ends in a signal
         capture_output=True,
         text=True,
@@ -474,6 +459,7 @@ def test_messages_do_not_show_the_options_of_a_uri(tmp_path):
 def test_modules_import_without_torch_and_ray():
     names = [
         *("prepared.schema", "prepared.dataset", "synthetic.prepare", "images.files", "export"),
+        *("loading.batch_loader", "plan.run_plan"),
         *(f"importers.{name}" for name in ("box_checks", "ray_tasks", "coco", "voc", "yolo")),
     ]
     code = "import sys\n" + "\n".join(f"import retina_ray.data.{name}" for name in names)

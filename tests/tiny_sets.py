@@ -1,0 +1,39 @@
+"""Records and prepared sets of a few images; without PyTorch, so that subprocesses start fast."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.writer import ShardWriter
+
+CATEGORIES = [Category(3, "cat"), Category(90, "dog")]
+
+
+def make_record(i: int, boxes=((1, 2, 11, 22.5),), *, image: bytes | None = None, **changes):
+    """Image i, 64 x 48 pixels: boxes XYXY, of both classes in turn, none of them a crowd region."""
+    num = len(boxes)
+    fields: dict[str, Any] = {
+        "image": f"pixels {i}".encode() * 50 if image is None else image,
+        "file_name": f"{i}.jpg",
+        "image_id": 100 + i,
+        "height": 48,
+        "width": 64,
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "labels": np.arange(num, dtype=np.int32) % 2,
+        "iscrowd": np.zeros(num, np.bool_),
+        "area": np.full(num, 33.25),
+        "annotation_id": 10 * i + 1 + np.arange(num),
+    }
+    return Record(**{**fields, **changes})
+
+
+def write_set(uri, records: Iterable[Record], **options) -> PreparedDataset:
+    """Write records, by `ShardWriter`'s options, and open the set."""
+    options = {"name": "tiny", "split": "train", "categories": CATEGORIES, **options}
+    with ShardWriter(uri, **options) as writer:
+        for record in records:
+            writer.add(record)
+    return PreparedDataset.open(uri)
