@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from retina_ray.cli import clean_exit
+from retina_ray.cli import clean_exit, say
+from retina_ray.cli.options import CheckpointOption, DeviceOption
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.evaluation.backends import require_backend
 from retina_ray.evaluation.coco import evaluate_coco
@@ -30,7 +31,7 @@ console = Console()
 
 
 def main(
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or a run's.")],
+    checkpoint: CheckpointOption,
     dataset: Annotated[str, typer.Option(help="A prepared data set (folder or URI).")],
     out: Annotated[
         str,
@@ -39,9 +40,9 @@ def main(
             "`retina-ray run report`) and metrics.json."
         ),
     ] = "results/evaluation",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU.")] = None,
+    device: DeviceOption = None,
 ) -> None:
-    """Print the 12 COCO figures and the AP of each class, and write the predictions."""
+    """Print the 12 COCO metrics and the AP of each class, and write the predictions."""
     with clean_exit(console):
         data = PreparedDataset.open(dataset)
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
@@ -65,7 +66,7 @@ def main(
         (folder / PREDICTIONS_FILE).write_bytes(packed)
         (folder / "metrics.json").write_text(json.dumps(metrics.as_metrics(), indent=1))
         console.print(metrics_table(metrics))
-        console.print(f"predictions: {folder / 'predictions.json'}", soft_wrap=True)
+        say(f"predictions: {folder / 'predictions.json'}", console)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from retina_ray.cli import clean_exit
+from retina_ray.cli import clean_exit, say
+from retina_ray.cli.options import CheckpointOption, DeviceOption
 from retina_ray.config import ConfigError
 from retina_ray.data.images.files import MAX_PIXELS, decode_upright
 from retina_ray.errors import SourceFileError
@@ -27,12 +28,12 @@ console = Console()
 
 def main(
     inputs: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint's folder, or a run's.")],
+    checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Folder for pictures and predictions.json.")] = Path(
         "results/predictions"
     ),
     score_threshold: Annotated[float, typer.Option(help="Boxes below it are not drawn.")] = 0.3,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU.")] = None,
+    device: DeviceOption = None,
     max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = MAX_PIXELS,
 ) -> None:
     """Write a picture with boxes for each image, and all detections as JSON."""
@@ -61,7 +62,7 @@ def main(
             records += _records(file, found, predictor.class_names)
         out.mkdir(parents=True, exist_ok=True)
         (out / "predictions.json").write_text(json.dumps(records, indent=1))
-        console.print(f"{len(files) - len(unreadable)} images -> {out}", soft_wrap=True)
+        say(f"{len(files) - len(unreadable)} images -> {out}", console)
         if unreadable:
             raise ConfigError([("", message) for message in unreadable])
 

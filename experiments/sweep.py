@@ -26,6 +26,13 @@ from retina_ray.cli import (
     run_name,
     storage_uri,
 )
+from retina_ray.cli.options import (
+    NameOption,
+    ResumeOption,
+    SetOption,
+    StorageOption,
+    recipe_option,
+)
 from retina_ray.config import ConfigError
 from retina_ray.sweep.launch import finish_sweep, prepare_sweep
 from retina_ray.sweep.plan import SweepPlan
@@ -49,22 +56,16 @@ class Search(StrEnum):
 
 
 def main(
-    recipe: Annotated[
-        str, typer.Option(help=f"One of {', '.join(RECIPES)}, or a run's config.json.")
-    ] = "shapes",
+    recipe: Annotated[str, recipe_option(RECIPES)] = "shapes",
     space: Annotated[str, typer.Option(help=f"One of {', '.join(SPACES)}.")] = "default",
     num_samples: Annotated[int, typer.Option(min=1, help="Trials.")] = 8,
     scheduler: Annotated[
         Scheduler, typer.Option(help="asha stops weak trials early; fifo runs all to the end.")
     ] = Scheduler.asha,
     search: Annotated[Search, typer.Option(help="How values are drawn.")] = Search.random,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="path=value, as often as needed.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's name and folder.")] = None,
-    storage: Annotated[
-        str, typer.Option(help="Folder of all runs; every node must see it.")
-    ] = "results",
+    set_: SetOption = None,
+    name: NameOption = None,
+    storage: StorageOption = "results",
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at once; default: what the cluster holds.")
     ] = None,
@@ -72,20 +73,20 @@ def main(
         int, typer.Option(min=1, help="ASHA stops no trial before this many epochs.")
     ] = 2,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
-    keep_hopeless_anchors: Annotated[
+    keep_low_recall_anchors: Annotated[
         bool, typer.Option(help="Try anchors too that hardly a box of the training set fits.")
     ] = False,
-    resume: Annotated[bool, typer.Option(help="Carry on the sweep --name.")] = False,
+    resume: ResumeOption = False,
 ) -> None:
     """Compare configurations: Ray Tune draws them, each trial is a training run of its own."""
     with clean_exit(console):
         root = storage_uri(storage)
         if resume:
             if name is None or set_:
-                raise ConfigError("--resume carries on a sweep as it was: give --name, no --set")
+                raise ConfigError("--resume takes a sweep as it was: give --name, no --set")
             plan = SweepPlan.load(f"{root}/{name}")
         else:
-            config = load_config(recipe, set_ or [], RECIPES)
+            config = load_config(recipe, set_, RECIPES)
             plan = prepare_sweep(
                 config,
                 named(space, SPACES, "--space")(config),
@@ -97,7 +98,7 @@ def main(
                 max_concurrent=max_concurrent,
                 grace_epochs=grace_epochs,
                 seed=seed,
-                keep_hopeless_anchors=keep_hopeless_anchors,
+                keep_low_recall_anchors=keep_low_recall_anchors,
             )
         outcome = run_sweep(plan, resume=resume)
         finish_sweep(plan, outcome, console=console)

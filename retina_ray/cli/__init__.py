@@ -9,6 +9,7 @@ from retina_ray.cli.scripts import (
     load_config,
     named,
     run_name,
+    say,
     storage_uri,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "load_config",
     "named",
     "run_name",
+    "say",
     "storage_uri",
 ]

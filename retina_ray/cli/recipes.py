@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from retina_ray.cli.options import RECIPES_FILE
 from retina_ray.cli.scripts import load_config
-from retina_ray.config import ConfigError, ExperimentConfig
-
-RECIPES_FILE = Path("experiments/recipes.py")
-"""Where recipes are looked for, from the current folder."""
-
-RecipesOption = Annotated[
-    Path | None, typer.Option(help=f"Python file of the recipes; default: {RECIPES_FILE}.")
-]
+from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.overrides import parse_assignments
 
 
-def config_of_recipe(recipe: str, recipes: Path | None, assignments: list[str]) -> ExperimentConfig:
+def config_of_options(
+    recipe: str | None,
+    recipes: Path | None,
+    assignments: Iterable[str] | None = None,
+    *,
+    base: Callable[[], ExperimentConfig] = ExperimentConfig,
+) -> ExperimentConfig:
     """Build the config of a command from its options.
 
     Args:
-        recipe: a recipe's name, or the JSON file that a run stored.
-        recipes: see `find_recipes`; not looked at for a JSON file.
-        assignments: `path=value` strings.
+        recipe: a recipe's name, or the JSON file that a run stored; None takes `base`.
+        recipes: see `find_recipes`; only a recipe's name needs it.
+        assignments: `path=value` strings, where there are any.
+        base: the config without a recipe.
 
     Raises:
         ConfigError: unknown recipe, unreadable file, bad overrides.
     """
+    if recipe is None:
+        return with_overrides(base(), parse_assignments(assignments or ()))
     known = {} if recipe.endswith(".json") else find_recipes(recipes)
     if not known and not recipe.endswith(".json"):
         raise ConfigError(

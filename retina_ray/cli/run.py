@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from retina_ray.cli.scripts import clean_exit, storage_uri
+from retina_ray.cli.scripts import clean_exit, say, storage_uri
 from retina_ray.config import ConfigError
 from retina_ray.errors import DataError, StorageError
 from retina_ray.storage.files import copy_down, write_bytes
@@ -62,10 +62,8 @@ def report(
         with _stages(console) as on_stage:
             place, made = _write(run, out, data=data, num_images=num_images, on_stage=on_stage)
         for problem in made.problems:
-            text = f"not on the page: {problem}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-        size = len(made.html.encode()) / 1e6
-        Console(soft_wrap=True).print(f"{place} ({size:.1f} MB)", markup=False, highlight=False)
+            say(f"not on the page: {problem}", console)
+        say(f"{place} ({len(made.html.encode()) / 1e6:.1f} MB)", Console())
 
 
 def report_of_run(run_uri: str, *, console: Console) -> str | None:
@@ -87,8 +85,7 @@ def report_of_run(run_uri: str, *, console: Console) -> str | None:
     except Exception as error:
         if not isinstance(error, (ConfigError, DataError, StorageError, OSError)):
             logger.exception("a fault of the page of %s", run_uri)
-        text = f"the run's page was not written: {error}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"the run's page was not written: {error}", console)
         return None
 
 

@@ -7,7 +7,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -35,13 +35,15 @@ TERMINATED = 143
 
 
 def load_config(
-    recipe: str, assignments: list[str], recipes: Mapping[str, Callable[[], ExperimentConfig]]
+    recipe: str,
+    assignments: Iterable[str] | None,
+    recipes: Mapping[str, Callable[[], ExperimentConfig]],
 ) -> ExperimentConfig:
     """Build the config of a script from its options.
 
     Args:
         recipe: a recipe's name, or the JSON file that a run stored.
-        assignments: `path=value` strings.
+        assignments: `path=value` strings, where there are any.
         recipes: the recipes by name.
 
     Raises:
@@ -54,7 +56,7 @@ def load_config(
             raise ConfigError(f"--recipe {recipe}: {error.strerror or error}") from error
     else:
         base = named(recipe, recipes, "--recipe")()
-    return with_overrides(base, parse_assignments(assignments))
+    return with_overrides(base, parse_assignments(assignments or ()))
 
 
 def named(name: str, known: Mapping[str, Named], option: str) -> Named:
@@ -87,24 +89,24 @@ def clean_exit(console: Console) -> Iterator[None]:
     """Turn a user's fault into its message and exit code 2, Ctrl-C into 130; no traceback.
 
     A run that SIGTERM ended says so, with exit code 143. One that failed, or a storage that does
-    not answer, ends with its cause and exit code 1.
-    Anything else is a fault of this package and keeps its traceback.
+    not answer, ends with its cause and exit code 1. Anything else is a fault of this package and
+    keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         yield
     except (ConfigError, DataError) as error:
-        _complain(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(USER_FAULT) from None
     except RunTerminatedError as error:
-        console.print(f"ended: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(f"ended: {error}", console)
         sys.stdout.flush()
         raise typer.Exit(TERMINATED) from None
     except RunError as error:
-        _complain(f"the run failed: {error}")
+        say(f"the run failed: {error}")
         raise typer.Exit(FAILED) from None
     except StorageError as error:
-        _complain(f"error: {error}")
+        say(f"error: {error}")
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -112,5 +114,7 @@ def clean_exit(console: Console) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _complain(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+def say(text: str, console: Console | None = None) -> None:
+    """Print a line as it is: without markup, colours or breaks. Without a console, to stderr."""
+    console = console or Console(stderr=True)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

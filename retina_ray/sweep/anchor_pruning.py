@@ -1,8 +1,8 @@
-"""Anchors in a sweep: settings that hardly a box fits are left out before any trial starts.
+"""Anchors in a sweep: settings of low recall are left out before any trial starts.
 
-An anchor learns a box from an IoU of `matcher.high` on. Where the anchors of a setting reach few
-boxes, the others are learnt by their single best anchor at most (`matcher.allow_low_quality`), and
-the trial shows with hours of training what a comparison of boxes shows in seconds.
+An anchor learns a box from an IoU of `matcher.high` on; recall is the share of boxes that have such
+an anchor. The others are learnt by their single best anchor at most (`matcher.allow_low_quality`),
+and the trial shows with hours of training what a comparison of boxes shows in seconds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from retina_ray.sweep.space import Choice, Domain, IntUniform, LogUniform, Space
 
 logger = logging.getLogger(__name__)
 
-HOPELESS = 0.5
-"""A value is hopeless if, whatever the other anchor settings are, it reaches less than this share
-of the boxes that the best setting of the space reaches. Half is far below any close comparison:
-most of what the best one learns properly is left to single anchors of poor overlap."""
+LOW_RECALL = 0.5
+"""A value has low recall if it is below this share of the recall of the space's best setting,
+whatever the other anchor settings are. Half is far below any close comparison: most of what the
+best one learns properly is left to single anchors of poor overlap."""
 
 MAX_IMAGES = 2_000
 MAX_BOXES = 10_000
@@ -38,12 +38,12 @@ MAX_SETTINGS = 200
 NUM_RUNGS = 9
 """Points of a range that are judged, evenly spaced (in its logarithm), both ends included."""
 
-_OPTION = "--keep-hopeless-anchors"
+_OPTION = "--keep-low-recall-anchors"
 
 _PRUNED = {"model.anchors"} | {
     f"model.anchors.{name}" for name in ("sizes", "octave_scales", "aspect_ratios", "scale")
 }
-# All that decides which boxes a setting reaches, and what a fit of the anchors comes to.
+# All that decides the recall of a setting, and what a fit of the anchors comes to.
 _READ = _PRUNED | {
     *("model", "matcher", "input", "model.anchors.fit", "model.anchors.offset"),
     *("model.min_level", "model.max_level", "model.box_type", "matcher.method", "matcher.high"),
@@ -61,20 +61,20 @@ def anchors_depend_on_trial(space: Space) -> bool:
 
 
 def prune_anchors(
-    space: Space, base: ExperimentConfig, dataset: PreparedDataset, *, keep_hopeless: bool = False
+    space: Space, base: ExperimentConfig, dataset: PreparedDataset, *, keep: bool = False
 ) -> tuple[Space, ExperimentConfig]:
-    """Take hopeless anchor settings out of a space, each with a word.
+    """Take anchor settings of low recall out of a space, each with a warning.
 
     Every value of `model.anchors.scale`, `sizes`, `octave_scales` and `aspect_ratios` is judged
-    together with the other values of the space that matter: by the share of boxes that get an
-    anchor at IoU >= `matcher.high`, averaged over the classes. See `HOPELESS` for what is hopeless.
+    together with the other values of the space that matter: by the recall at an IoU of
+    `matcher.high`, averaged over the classes. See `LOW_RECALL` for what is too low.
 
-    - A hopeless value of a `Choice` is left out, with a warning that names it and its figure, and
-      the trials go to the others. The base config's own value is no exception: the base config is
-      then not the first trial, as with every base config that lies outside its space. Where one
-      value is left, it is set, and the parameter leaves the space.
-    - A range with a hopeless end is refused, and the part of it that is not hopeless is named.
-      Narrowing it is the user's decision, since every draw would change.
+    - Such a value of a `Choice` is left out, with a warning that names it and its recall, and the
+      trials go to the others. The base config's own value is no exception: the base config is then
+      not the first trial, as with every base config that lies outside its space. Where one value is
+      left, it is set, and the parameter leaves the space.
+    - A range with such an end is refused, and the part of it that is sound is named. Narrowing it
+      is the user's decision, since every draw would change.
 
     Kept as they are: values that take part in a setting with a matcher that has no threshold
     (`best`, `atss`), with fitted anchors, or with rotated boxes. No box is lost there for a low
@@ -84,13 +84,13 @@ def prune_anchors(
         space: checked by `check_space`.
         base: complete.
         dataset: the training set; light columns only.
-        keep_hopeless: warn only.
+        keep: warn only.
 
     Returns:
         The space that is left, and the base config with the values that were set.
 
     Raises:
-        ConfigError: ranges with a hopeless end, or nothing left to vary; all faults at once.
+        ConfigError: ranges with an end of low recall, or nothing left to vary; all faults at once.
         DataError: no box is left at the training size.
     """
     if not space.keys() & _PRUNED:
@@ -98,13 +98,13 @@ def prune_anchors(
     findings, best = _judge_all(space, base, dataset)
     left, faults, fixed = dict(space), [], {}
     for path, finding in findings.items():
-        hopeless = finding.hopeless(best)
-        if not hopeless:
+        low = finding.low(best)
+        if not low:
             continue
-        message = finding.describe(hopeless, best, match_threshold(base.matcher))
-        good = [v for i, v in enumerate(finding.values) if i not in hopeless]
-        if keep_hopeless:
-            logger.warning("%s: hopeless anchors are kept: %s", path, message)
+        message = finding.describe(low, best, match_threshold(base.matcher))
+        good = [v for i, v in enumerate(finding.values) if i not in low]
+        if keep:
+            logger.warning("%s: anchors of low recall are kept: %s", path, message)
         elif not isinstance(space[path], Choice):
             faults += _range_faults(path, finding, good, message)
         else:
@@ -113,13 +113,13 @@ def prune_anchors(
                 fixed[path] = good[0]
                 del left[path]
                 message += f"; {_brief(good[0])} alone is left, and is set for all trials"
-            logger.warning("%s: hopeless anchors are left out: %s", path, message)
+            logger.warning("%s: anchors of low recall are left out: %s", path, message)
     if not left:
         faults += [
             (
                 path,
-                f"the only value that is not hopeless is {_brief(value)}: set it and sweep "
-                f"something else, or keep all of them ({_OPTION})",
+                f"all values but {_brief(value)} have low recall: set it and sweep something else, "
+                f"or keep all of them ({_OPTION})",
             )
             for path, value in fixed.items()
         ]
@@ -131,48 +131,47 @@ def prune_anchors(
 def _range_faults(
     path: str, finding: _Finding, good: list[Any], message: str
 ) -> Iterator[tuple[str, str]]:
-    """Yield a fault where an end of a range is hopeless."""
+    """Yield a fault where an end of a range has low recall."""
     low, high = finding.values[0], finding.values[-1]
     if (low, high) != (good[0], good[-1]):
         yield (
             path,
-            f"reaches into hopeless anchors: {message}; make it {_brief(good[0])} to "
+            f"anchors of low recall: {message}; make it {_brief(good[0])} to "
             f"{_brief(good[-1])}, or keep all of it ({_OPTION})",
         )
 
 
 @dataclass
 class _Finding:
-    """What the values of one parameter reach at best.
+    """The best recall of each value of one parameter.
 
     Attributes:
         values: of a choice all, of a range some.
-        reached: of each value; None where it could not be judged, infinite where it is kept anyway.
+        recall: of each value; None where it could not be judged, infinite where it is kept anyway.
     """
 
     values: tuple[Any, ...]
-    reached: list[float | None]
+    recall: list[float | None]
 
-    def note(self, number: int, reached: float) -> None:
-        """Take what a setting with this value reaches."""
-        self.reached[number] = max(reached, self.reached[number] or 0.0)
+    def note(self, number: int, recall: float) -> None:
+        """Take the recall of a setting with this value."""
+        self.recall[number] = max(recall, self.recall[number] or 0.0)
 
-    def hopeless(self, best: float) -> dict[int, float]:
-        """Numbers of the hopeless values, and what they reach."""
+    def low(self, best: float) -> dict[int, float]:
+        """Numbers of the values of low recall, and their recall."""
         return {
-            i: reached
-            for i, reached in enumerate(self.reached)
-            if reached is not None and reached < HOPELESS * best
+            i: recall
+            for i, recall in enumerate(self.recall)
+            if recall is not None and recall < LOW_RECALL * best
         }
 
-    def describe(self, hopeless: Mapping[int, float], best: float, threshold: float) -> str:
-        """The hopeless values with their figures."""
-        figures = ", ".join(
-            f"{_brief(self.values[i])} reaches {100 * reached:.1f} %"
-            for i, reached in hopeless.items()
+    def describe(self, low: Mapping[int, float], best: float, threshold: float) -> str:
+        """The values of low recall with their numbers."""
+        numbers = ", ".join(
+            f"{_brief(self.values[i])} reaches {100 * recall:.1f} %" for i, recall in low.items()
         )
         return (
-            f"{figures} of a class's boxes at IoU >= {threshold:g}, with whatever else is in the "
+            f"{numbers} of a class's boxes at IoU >= {threshold:g}, with whatever else is in the "
             f"space; its best setting reaches {100 * best:.1f} %"
         )
 
@@ -180,7 +179,7 @@ class _Finding:
 def _judge_all(
     space: Space, base: ExperimentConfig, dataset: PreparedDataset
 ) -> tuple[dict[str, _Finding], float]:
-    """Judge the values of the pruned parameters, and find what the best setting reaches."""
+    """Judge the values of the pruned parameters, and find the recall of the best setting."""
     values = {path: _values(domain) for path, domain in space.items() if path in _READ}
     findings = {p: _Finding(v, [None] * len(v)) for p, v in values.items() if p in _PRUNED}
     judges, best = _Judges(dataset), 0.0
@@ -191,12 +190,12 @@ def _judge_all(
             except ConfigError:
                 continue
             judged = _has_threshold(config)
-            reached = judges.reached(config) if judged else math.inf
-            best = max(best, reached) if judged else best
+            recall = judges.recall(config) if judged else math.inf
+            best = max(best, recall) if judged else best
             idle = idle_paths(config)
             for path, finding in findings.items():
                 if path not in idle:
-                    finding.note(numbers[path], reached)
+                    finding.note(numbers[path], recall)
     return findings, best
 
 
@@ -218,8 +217,8 @@ class _Judges:
         self._boxes: dict[Any, TrainingBoxes] = {}
         self._judges: dict[Any, AnchorJudge] = {}
 
-    def reached(self, config: ExperimentConfig) -> float:
-        """Share of a class's boxes that the anchors of a config reach."""
+    def recall(self, config: ExperimentConfig) -> float:
+        """Recall of the anchors of a config, averaged over the classes."""
         inputs, model = config.input, config.model
         if inputs not in self._boxes:
             boxes = TrainingBoxes.from_dataset(self._dataset, inputs, max_images=MAX_IMAGES)

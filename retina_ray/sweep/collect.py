@@ -31,7 +31,7 @@ def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:
 def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
     params = decode_params(plan.space, trial.config)
     name = str(trial)
-    history = _history(plan, name)
+    history = _history(plan.trial_uri(name))
     best = max(history, key=lambda record: record["AP"], default={})
     epochs_run = max((record["epoch"] for record in history), default=0)
     status, reason = _outcome(plan, trial, epochs_run)
@@ -66,14 +66,14 @@ def _outcome(plan: SweepPlan, trial: Trial, epochs_run: int) -> tuple[str, str]:
     return "finished", ""
 
 
-def _history(plan: SweepPlan, trial_id: str) -> list[dict[str, Any]]:
+def _history(run_uri: str) -> list[dict[str, Any]]:
     """The evaluations of a trial: one record each, with the last training loss before it."""
     records, loss = [], None
-    for record in read_metrics(join_uri(plan.trial_uri(trial_id), METRICS)):
-        metrics = record["metrics"]
+    for line in read_metrics(join_uri(run_uri, METRICS)):
+        metrics = line["metrics"]
         loss = metrics.get("train/loss", loss)
         if metrics.get(METRIC) is not None:
-            figures = {key.removeprefix("val/"): value for key, value in metrics.items()}
+            values = {key.removeprefix("val/"): value for key, value in metrics.items()}
             epoch = round(metrics["train/epoch"])
-            records.append({**figures, "epoch": epoch, "step": record["step"], "loss": loss})
+            records.append({**values, "epoch": epoch, "step": line["step"], "loss": loss})
     return records

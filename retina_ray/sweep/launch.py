@@ -19,6 +19,7 @@ from retina_ray.train.run.resolve import resolve
 from retina_ray.train.run_files import CONFIG
 
 ASYNC = "train.async_validation"
+SCRIPTS = "experiments"
 
 
 def prepare_sweep(
@@ -33,11 +34,11 @@ def prepare_sweep(
     max_concurrent: int | None = None,
     grace_epochs: int = 2,
     seed: int = 0,
-    keep_hopeless_anchors: bool = False,
+    keep_low_recall_anchors: bool = False,
 ) -> SweepPlan:
     """Check the space, the data and the folder, and write the sweep's plan.
 
-    Anchors that hardly a box of the training set fits are left out of the space beforehand, see
+    Anchors of low recall are left out of the space beforehand, see
     `retina_ray.sweep.anchor_pruning.prune_anchors`.
 
     Raises:
@@ -50,13 +51,13 @@ def prepare_sweep(
             f"--storage {storage}: a sweep needs a folder that all nodes see (a disk or a mount)"
         )
     if exists(uri):
-        raise ConfigError(f"{uri} exists: choose another --name, or carry it on with --resume")
+        raise ConfigError(f"{uri} exists: choose another --name, or resume it with --resume")
     if config.train.async_validation or ASYNC in space:
         raise ConfigError(
             [
                 (
                     ASYNC,
-                    "the figures of a trial steer the sweep, so they must be there when the trial "
+                    "the metrics of a trial steer the sweep, so they must be there when the trial "
                     f"reports: leave it false here, and use it with train.py (--set {ASYNC}=true)",
                 )
             ]
@@ -66,7 +67,7 @@ def prepare_sweep(
         config, storage, with_anchors=not anchors_depend_on_trial(space)
     )
     space, complete = prune_anchors(
-        space, complete, PreparedDataset.open(train_uri), keep_hopeless=keep_hopeless_anchors
+        space, complete, PreparedDataset.open(train_uri), keep=keep_low_recall_anchors
     )
     plan = SweepPlan(
         name=name,
@@ -86,25 +87,16 @@ def prepare_sweep(
     return plan
 
 
-def finish_sweep(
-    plan: SweepPlan, outcome: SweepOutcome, *, console: Console, scripts: str = "experiments"
-) -> None:
-    """Write the report into the sweep's folder and show the table and what to do next.
-
-    Args:
-        plan: the sweep.
-        outcome: how it ended.
-        console: where to print.
-        scripts: folder of the scripts, for the commands that are shown.
-    """
+def finish_sweep(plan: SweepPlan, outcome: SweepOutcome, *, console: Console) -> None:
+    """Write the report into the sweep's folder and show the table and what to do next."""
     storage, name = plan.uri.rsplit("/", 1)
-    resume = f"python {scripts}/sweep.py --name {name} --storage {storage} --resume"
+    resume = f"python {SCRIPTS}/sweep.py --name {name} --storage {storage} --resume"
     rows = rank(outcome.rows)
     best = next((row for row in rows if row.checkpoint), None)
     train_on = None
     if best is not None:
         train_on = (
-            f"python {scripts}/train.py --recipe {join_uri(plan.trial_uri(best.trial_id), CONFIG)} "
+            f"python {SCRIPTS}/train.py --recipe {join_uri(plan.trial_uri(best.trial_id), CONFIG)} "
             f"--init-from {best.checkpoint} --storage {storage}"
         )
     val = PreparedDataset.open(plan.val_uri)
@@ -123,4 +115,4 @@ def finish_sweep(
         console.print(f"best checkpoint: {best.checkpoint}", soft_wrap=True)
         console.print(f"train on with it: {train_on}", soft_wrap=True)
     if outcome.interrupted:
-        console.print(f"interrupted; carry on with: {resume}", soft_wrap=True)
+        console.print(f"interrupted; resume with: {resume}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a sweep was asked to do: enough, in one file of its folder, to carry it on tomorrow."""
+"""What a sweep was asked to do: enough, in one file of its folder, to resume it tomorrow."""
 
 from __future__ import annotations
 
@@ -57,14 +57,6 @@ class SweepPlan:
     def trial_uri(self, trial_id: str) -> str:
         """Folder of a trial (`trial_00`, ...)."""
         return join_uri(self.uri, f"trials/{trial_id}")
-
-    def write_trial_file(self, trial_id: str, name: str, text: str) -> None:
-        """Write a small text file into a trial's folder."""
-        write_text(join_uri(self.trial_uri(trial_id), name), text)
-
-    def read_trial_file(self, trial_id: str, name: str) -> str | None:
-        """Read a text file of a trial; None where it does not exist."""
-        return read_text(join_uri(self.trial_uri(trial_id), name))
 
     def save(self) -> None:
         """Write the plan to its file in the sweep's folder."""

@@ -18,12 +18,11 @@ from ray.tune.search.optuna import OptunaSearch
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.sweep.collect import collect_rows
 from retina_ray.sweep.plan import METRIC, SweepPlan
-from retina_ray.sweep.quiet import quiet_tune
 from retina_ray.sweep.report import TrialRow
 from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.sweep.space import baseline_point, first_points, to_tune
 from retina_ray.sweep.trial import trial_class
-from retina_ray.sweep.watch import Watcher
+from retina_ray.sweep.watch import Watcher, quiet_tune
 from retina_ray.train.run.resources import ResourceRequest, connect
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class SweepOutcome:
 
     Attributes:
         rows: one for each trial that was drawn.
-        interrupted: whether trials are left to do (`--resume` carries on).
+        interrupted: whether trials are left to do (`--resume` does them).
         terminated: whether it was SIGTERM that interrupted it.
     """
 
@@ -52,7 +51,7 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
 
     Args:
         plan: what to sweep; its folder exists.
-        resume: carry on a sweep that was interrupted.
+        resume: a sweep that was interrupted.
 
     Raises:
         ConfigError: the cluster cannot hold a single trial; the folder holds no sweep to resume.
@@ -72,7 +71,7 @@ def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
     tune_folder = f"{plan.uri}/tune"
     if resume:
         if not tune.Tuner.can_restore(tune_folder):
-            raise ConfigError(f"{plan.uri} holds no sweep that can be carried on")
+            raise ConfigError(f"{plan.uri} holds no sweep that can be resumed")
         tuner = tune.Tuner.restore(
             tune_folder, trainable, resume_unfinished=True, param_space=to_tune(plan.space)
         )

@@ -193,7 +193,7 @@ def first_points(
 
 
 def baseline_point(space: Space, base: ExperimentConfig) -> dict[str, Any] | None:
-    """The base config's own values in Ray Tune's terms, to be tried first as the yardstick.
+    """The base config's own values in Ray Tune's terms, to be tried first as the baseline.
 
     Returns:
         None where one of them lies outside the space.

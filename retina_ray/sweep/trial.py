@@ -20,6 +20,8 @@ from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import ExperimentConfig, from_json, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import StorageError
+from retina_ray.storage.files import read_text, write_text
+from retina_ray.storage.uris import join_uri
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.checkpoint.load import load_meta
@@ -108,7 +110,7 @@ def prepare_trial(
         run_id=run_id,
         group=plan.name,
     )
-    plan.write_trial_file(trial_id, CONFIG, config.model_dump_json(indent=1))
+    write_text(join_uri(spec.run_uri, CONFIG), config.model_dump_json(indent=1))
     spec.checkpoints.go_back_to_whole()
     return spec
 
@@ -134,7 +136,7 @@ def _config(plan: SweepPlan, trial_id: str, params: dict[str, Any]) -> Experimen
     config = with_overrides(plan.config, decode_params(plan.space, params))
     if config.model.anchors.fit == "none":
         return config
-    stored = plan.read_trial_file(trial_id, CONFIG)
+    stored = read_text(join_uri(plan.trial_uri(trial_id), CONFIG))
     if stored is not None:
         return from_json(ExperimentConfig, stored)
     return fit_anchors(config, PreparedDataset.open(plan.train_uri))

@@ -1,8 +1,6 @@
 """What the scripts say to bad input, and that they say it before Ray starts."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -348,15 +346,6 @@ def test_the_note_of_a_failure(tmp_path):
     assert note.read() == "ValueError: no"
     note.clear()
     assert note.read() is None
-
-
-def test_as_a_user_runs_it(tmp_path):
-    command = [sys.executable, "experiments/train.py", "--recipe", "shape"]
-    command += ["--storage", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "did you mean shapes?" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # --- recipes and spaces

@@ -264,14 +264,14 @@ def test_sigterm_to_the_driver_ends_in_order_and_resumes(pictures, tmp_path):
     assert first.end(100) == 143, first.output
     assert "Traceback" not in first.output
     assert "ended: " in first.output
-    (hint,) = [line for line in first.lines if line.startswith("carry on with: python ")]
+    (hint,) = [line for line in first.lines if line.startswith("resume with: python ")]
     assert hint.endswith(f"--name run --storage {tmp_path} --resume")
     assert first.left_behind() == []
     stopped_at = load_checkpoint(str(run)).meta.step
     records = [r for r in read_metrics(run / "metrics.jsonl") if "train/loss" in r["metrics"]]
     assert stopped_at == records[-1]["step"] < 120, "nothing is lost"
 
-    second = Script(*shlex.split(hint.removeprefix("carry on with: python ")))
+    second = Script(*shlex.split(hint.removeprefix("resume with: python ")))
     assert second.end(400) == 0, second.output
     spec = resume_run(str(run))
     twin = replace(spec, run_uri=str(tmp_path / "twin"))

@@ -212,16 +212,16 @@ def test_a_trial_of_two_workers_reports_to_tune(local_ray, pictures, tiny_config
     assert row.checkpoint is not None
 
 
-def carry_on_of(script):
+def resume_command_of(script):
     """The words of the command that a stopped sweep shows, without `python`."""
-    (hint,) = [line for line in script.lines if "carry on with: " in line]
-    words = shlex.split(hint.partition("carry on with: ")[2])
+    (hint,) = [line for line in script.lines if "resume with: " in line]
+    words = shlex.split(hint.partition("resume with: ")[2])
     assert words[0] == "python"
     assert "--resume" in words
     return words[1:]
 
 
-def test_stopped_sweeps_leave_a_table_and_can_be_carried_on(pictures, tmp_path):
+def test_stopped_sweeps_leave_a_table_and_can_be_resumed(pictures, tmp_path):
     options = small_run_options(
         pictures, tmp_path, "stopped", **{"train.epochs": 2, "train.batch_size": 5}
     )
@@ -245,7 +245,7 @@ def test_stopped_sweeps_leave_a_table_and_can_be_carried_on(pictures, tmp_path):
     finished = (trials / "trial_00" / "metrics.jsonl").read_bytes()
     begun = read_metrics(trials / "trial_01" / "metrics.jsonl")
 
-    second = Script(*carry_on_of(first))
+    second = Script(*resume_command_of(first))
     second.wait_for("trial_01  finished")
     second.terminate()
     assert second.end(60) == 143, second.output
@@ -258,7 +258,7 @@ def test_stopped_sweeps_leave_a_table_and_can_be_carried_on(pictures, tmp_path):
     assert statuses.pop("trial_02", "pending") == "pending"
     assert statuses == {"trial_00": "finished", "trial_01": "finished"}
 
-    third = Script(*carry_on_of(second))
+    third = Script(*resume_command_of(second))
     assert third.end(300) == 0, third.output
     assert not any(line.startswith(("trial_00  ", "trial_01  ")) for line in third.lines)
     assert (trials / "trial_00" / "metrics.jsonl").read_bytes() == finished
@@ -266,7 +266,7 @@ def test_stopped_sweeps_leave_a_table_and_can_be_carried_on(pictures, tmp_path):
     assert {row.trial_id: (row.status, row.epochs_run) for row in rows} == {
         f"trial_{n:02d}": ("finished", 2) for n in range(3)
     }
-    assert "carry on with" not in third.output
+    assert "resume with" not in third.output
     assert third.left_behind() == []
     shown = first.output + second.output + third.output
     for text in (

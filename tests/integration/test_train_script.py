@@ -1,4 +1,4 @@
-"""`experiments/train.py` stopped by the user, carried on, and broken by its configuration."""
+"""`experiments/train.py` stopped by the user, resumed, and broken by its configuration."""
 
 import shlex
 
@@ -18,8 +18,8 @@ def test_ctrl_c_and_resume(pictures, tmp_path):
     assert first.end(60) == 130, first.output
     assert "Traceback" not in first.output
     assert first.left_behind() == []
-    (hint,) = [line for line in first.lines if line.startswith("carry on with: python ")]
-    words = shlex.split(hint.removeprefix("carry on with: python "))
+    (hint,) = [line for line in first.lines if line.startswith("resume with: python ")]
+    words = shlex.split(hint.removeprefix("resume with: python "))
     assert words[0] == "experiments/train.py"
     assert words[1:] == ["--name", "run", "--storage", str(tmp_path), "--resume"]
     run = tmp_path / "run"
@@ -36,5 +36,5 @@ def test_ctrl_c_and_resume(pictures, tmp_path):
     assert steps == list(range(1, 21))  # none twice, none left out
     assert records[-1]["status"] == "finished"
     assert "best checkpoint: " in second.output
-    assert "carry on with" not in second.output
+    assert "resume with" not in second.output
     assert second.left_behind() == []

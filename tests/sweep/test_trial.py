@@ -62,14 +62,6 @@ def damage(spec, step):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def test_a_torn_last_line_does_not_spoil_the_table(plan):
-    evaluation = {"step": 4, "metrics": {"val/AP": 0.25, "train/epoch": 1.0}}
-    plan.write_trial_file("trial_00", "metrics.jsonl", f'{json.dumps(evaluation)}\n{{"step": 8, "m')
-    (found,) = _history(plan, "trial_00")
-    assert (found["AP"], found["epoch"], found["step"]) == (0.25, 1, 4)
-    assert _history(plan, "trial_01") == []
-
-
 def test_a_new_trial_has_its_values_and_nothing_to_go_on_from(prepare):
     spec = prepare()
     assert spec.config.loss.focal_gamma == 1.0
@@ -110,3 +102,16 @@ def test_what_a_trial_found_at_its_end_is_not_lost(prepare):
     assert last_evaluation(spec) is None, "its last evaluation is still to do"
     keep(spec, 8, 0.3)
     assert last_evaluation(spec) == {"val/AP": 0.3, "epoch": 2, "step": 8}
+
+
+def test_the_history_of_a_trial_that_was_killed_while_it_wrote(prepare):
+    spec = prepare()
+    assert _history(spec.run_uri) == []
+    lines = [
+        {"step": 4, "metrics": {"train/loss": 2.5}},
+        {"step": 4, "metrics": {"val/AP": 0.25, "train/epoch": 1.0}},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    Path(spec.run_uri, "metrics.jsonl").write_text(text + '{"step": 8, "metr')
+    (record,) = _history(spec.run_uri)
+    assert record == {"AP": 0.25, "train/epoch": 1.0, "epoch": 1, "step": 4, "loss": 2.5}

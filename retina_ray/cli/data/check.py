@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated
 
 import pyarrow.fs as pafs
@@ -19,8 +20,9 @@ from retina_ray.checks.check import CheckReport, OnImage, check_dataset
 from retina_ray.checks.formats import CocoFile
 from retina_ray.checks.images import CheckSettings
 from retina_ray.checks.json_report import report_json
-from retina_ray.cli.recipes import RecipesOption, config_of_recipe
-from retina_ray.cli.scripts import USER_FAULT, clean_exit
+from retina_ray.cli.options import RecipeOption, RecipesOption
+from retina_ray.cli.recipes import config_of_options
+from retina_ray.cli.scripts import USER_FAULT, clean_exit, say
 from retina_ray.config import ConfigError, InputConfig
 from retina_ray.errors import DataError, StorageError
 from retina_ray.storage.files import write_whole
@@ -57,10 +59,7 @@ def check(
     train_max_size: Annotated[
         int | None, typer.Option(min=1, help="Limit of the longer side in training, pixels.")
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Take its training size: a recipe's name, or a run's config.json."),
-    ] = None,
+    recipe: RecipeOption = None,
     recipes: RecipesOption = None,
     root: Annotated[
         str | None, typer.Option(help="Folder of a YOLO set, where data.yaml has it wrong.")
@@ -80,8 +79,8 @@ def check(
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     with clean_exit(console), _own_code_without_an_answer():
-        config = InputConfig() if recipe is None else config_of_recipe(recipe, recipes, []).input
-        settings = _settings(config, train_size, train_max_size, decode)
+        config = config_of_options(recipe, recipes)
+        settings = _settings(config.input, train_size, train_max_size, decode)
         _check_target(json_file)
         source = dataset if images is None else CocoFile(dataset, images)
         with _unreadable(dataset), _progress() as on_image:
@@ -99,13 +98,9 @@ def _settings(
     config: InputConfig, train_size: int | None, train_max_size: int | None, decode: bool
 ) -> CheckSettings:
     """What to judge by: a recipe's input, with the two sizes in place of its own where given."""
-    sizes = CheckSettings.from_config(config, decode=decode)
-    return CheckSettings(
-        train_size_px=train_size or sizes.train_size_px,
-        train_max_size_px=train_max_size or sizes.train_max_size_px,
-        min_box_size_px=sizes.min_box_size_px,
-        decode=decode,
-    )
+    settings = CheckSettings.from_config(config, decode=decode)
+    sizes = {"train_size_px": train_size, "train_max_size_px": train_max_size}
+    return replace(settings, **{name: size for name, size in sizes.items() if size})
 
 
 @contextmanager
@@ -114,8 +109,7 @@ def _own_code_without_an_answer() -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        console = Console(stderr=True)
-        console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(f"error: {error}")
         raise typer.Exit(NO_ANSWER) from None
 
 

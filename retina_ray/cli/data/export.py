@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from retina_ray.cli.scripts import clean_exit
+from retina_ray.cli.scripts import clean_exit, say
 from retina_ray.data.export import export_coco
 from retina_ray.data.prepared.dataset import PreparedDataset
 
@@ -39,18 +39,11 @@ def export(
                 overwrite=overwrite,
                 on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        console.print(
+        say(
             f"{out}: {prepared.num_images} images, {exported.num_annotations} annotations, "
             f"{prepared.num_classes} categories",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            console,
         )
         if images is not None:
             kept = f", {exported.num_kept} were there already" if exported.num_kept else ""
-            console.print(
-                f"images in {images}: {exported.num_written} written{kept}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(f"images in {images}: {exported.num_written} written{kept}", console)

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from retina_ray.cli.recipes import RecipesOption, config_of_recipe
-from retina_ray.cli.scripts import clean_exit
-from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
-from retina_ray.overrides import parse_assignments
+from retina_ray.cli.options import RecipeOption, RecipesOption, SetOption
+from retina_ray.cli.recipes import config_of_options
+from retina_ray.cli.scripts import clean_exit, say
+from retina_ray.config import ConfigError
 from retina_ray.storage.files import write_bytes
 
 if TYPE_CHECKING:
@@ -31,14 +31,9 @@ def show(
     out: Annotated[Path, typer.Option(help="The page; a file that is there is replaced.")] = Path(
         "page.html"
     ),
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="What training does with images: a recipe's name, or a config.json."),
-    ] = None,
+    recipe: RecipeOption = None,
     recipes: RecipesOption = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="path=value, as often as needed.")
-    ] = None,
+    set_: SetOption = None,
     num_images: Annotated[
         int,
         typer.Option(min=0, help="Images of the training split; of others, a quarter as many."),
@@ -53,27 +48,22 @@ def show(
     with clean_exit(console):
         _check_out(out)
         # Here, since it brings PyTorch, which the other commands can do without.
-        from retina_ray.reports.dataset.report import show_dataset
+        from retina_ray.reports.dataset.report import config_for, show_dataset
+        from retina_ray.reports.dataset.splits import open_splits
 
-        config = _config(dataset, recipe, recipes, set_ or [])
+        config = config_of_options(
+            recipe, recipes, set_, base=lambda: config_for(open_splits(dataset))
+        )
         with _progress(console) as on_stage:
             html = show_dataset(
                 dataset, config=config, num_images=num_images, seed=seed, on_stage=on_stage
             )
-        size = _replace(out, html)
-        Console(soft_wrap=True).print(f"{out} ({size / 1e6:.1f} MB)", markup=False, highlight=False)
-
-
-def _config(
-    dataset: str, recipe: str | None, recipes: Path | None, assignments: list[str]
-) -> ExperimentConfig:
-    """The recipe's config, or the defaults for the data set, with overrides."""
-    from retina_ray.reports.dataset.report import config_for
-    from retina_ray.reports.dataset.splits import open_splits
-
-    if recipe is None:
-        return with_overrides(config_for(open_splits(dataset)), parse_assignments(assignments))
-    return config_of_recipe(recipe, recipes, assignments)
+        page = html.encode()
+        try:
+            write_bytes(out, page)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror or error}") from error
+        say(f"{out} ({len(page) / 1e6:.1f} MB)", Console())
 
 
 def _check_out(out: Path) -> None:
@@ -82,16 +72,6 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"--out {out}: a local file is needed")
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file, e.g. {out / 'page.html'}")
-
-
-def _replace(out: Path, html: str) -> int:
-    """Write the page and put it into its place in one step; its size in bytes."""
-    data = html.encode()
-    try:
-        write_bytes(out, data)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror or error}") from error
-    return len(data)
 
 
 @contextlib.contextmanager
