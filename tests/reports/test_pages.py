@@ -7,14 +7,15 @@ import re
 
 import pytest
 from jinja2 import UndefinedError
-from page_inputs import Page, found, write_run, write_set
+from page_inputs import Page, found, trial, write_run, write_set
 from PIL import Image
 
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.reports.dataset.report import show_dataset
-from retina_ray.reports.html.colors import axis_color
+from retina_ray.reports.html.colors import theme_color
 from retina_ray.reports.html.render import render
 from retina_ray.reports.run.report import run_report
+from retina_ray.sweep.report import write_report
 
 NASTY = """<script>alert("x")</script>'"{{ 7 * 7 }}{% raw %}&amp;$x_1$"""
 TRUTH = [[(1, 1, 20, 20, 0, 0), (5, 5, 40, 30, 1, 1)], [(2, 2, 30, 30, 1, 0)]]
@@ -40,7 +41,17 @@ def run_page(folder, name):
     return run_report(run).html
 
 
-PAGES = {"data set": dataset_page, "run": run_page}
+def sweep_page(folder, name):
+    params = {f"model.{name}": name, "lr": 0.1}
+    rows = [
+        trial(name, 0.3, epochs=2, params=params, checkpoint=f"/runs/{name}"),
+        trial("other", status="failed", params=params, reason=f"boom {name}"),
+    ]
+    paths = write_report(rows, folder, sweep_name=name, train_on_command=f"echo {name}")
+    return paths.report.read_text()
+
+
+PAGES = {"data set": dataset_page, "run": run_page, "sweep": sweep_page}
 
 
 @pytest.fixture(scope="module", params=PAGES)
@@ -92,7 +103,7 @@ def test_charts_follow_the_theme(html):
     assert charts
     for chart in charts:
         assert "var(--" in chart
-        assert axis_color("axis") not in chart
+        assert theme_color("axis") not in chart
         assert "<style" not in chart
         assert "<metadata" not in chart
 

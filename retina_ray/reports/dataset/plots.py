@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from retina_ray.reports.html.charts import Draw, draw_counts, short_number
-from retina_ray.reports.html.colors import LINE_STYLES, SERIES, axis_color
+from retina_ray.reports.html.colors import LINE_STYLES, SERIES, theme_color
 
 _LOG_BINS = 37  # odd, so that equal values stand in the middle
 _CELLS = (14, 64)  # of a chart of colors, each way: few for few boxes, so that no noise shows
@@ -50,14 +50,14 @@ def histogram(
     edges = _log_edges(series, span) if log else _whole_edges(series, span)
 
     def draw(axes: Axes) -> None:
-        ink = axis_color("axis")
+        ink = theme_color("axis")
         for value in pale_marks:
             axes.axvline(value, color=ink, alpha=0.5, linewidth=0.8, linestyle=":")
         for value in marks:
             axes.axvline(value, color=ink, alpha=0.7, linewidth=0.9)
             axes.annotate(
                 f"{value:g}", (value, 1), (0, 2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="center", fontsize=9.5, color=ink,
+                textcoords="offset points", ha="center", fontsize=9.5,
                 annotation_clip=True,
             )  # fmt: skip
         for number, values in enumerate(series):
@@ -79,7 +79,6 @@ def histogram(
         else:
             axes.set_xlim(edges[0], edges[-1] + 0.02 * (edges[-1] - edges[0]))
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.grid(axis="y", color=axis_color("line"), linewidth=0.8)
 
     return draw if any(map(len, series)) else None
 
@@ -118,6 +117,7 @@ def density(
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.set_aspect("equal")
+        axes.grid(False)
         if not unit:  # cells are equal on log axes: these are linear ones of logarithms
             for axis in (axes.xaxis, axes.yaxis):
                 ticks = _log_ticks(edges[0], edges[-1])
@@ -137,13 +137,13 @@ def bubbles(sizes: NDArray[np.int64], *, color: int, end: float) -> Draw | None:
     places, counts = np.unique(sizes.reshape(-1, 2), axis=0, return_counts=True)
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, end], [0, end], color=axis_color("line"), linewidth=1, zorder=1)
+        axes.plot([0, end], [0, end], color=theme_color("line"), linewidth=1, zorder=1)
         share = counts / max(1, counts.max())
         order = np.argsort(-counts, kind="stable")  # the small ones on top
         axes.scatter(
             places[order, 0], places[order, 1], s=7 + 420 * share[order],
             color=SERIES[color % len(SERIES)], alpha=0.5, linewidths=0.5,
-            edgecolors=axis_color("paper"), zorder=2,
+            edgecolors=theme_color("paper"), zorder=2,
         )  # fmt: skip
         axes.set_xlim(0, end)
         axes.set_ylim(0, end)
@@ -152,7 +152,7 @@ def bubbles(sizes: NDArray[np.int64], *, color: int, end: float) -> Draw | None:
         axes.set_ylabel("height, px")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.grid(color=axis_color("line"), linewidth=0.6)
+        axes.grid(axis="both", linewidth=0.6)
 
     return draw if len(sizes) else None
 
@@ -172,20 +172,19 @@ def _color_bar(axes: Axes, norm: Normalize) -> None:
     bar.yaxis.tick_right()
     bar.set_xticks([])
     bar.spines[:].set_visible(False)
-    bar.tick_params(labelsize=8.5, colors=axis_color("axis"), length=2)
+    bar.tick_params(labelsize=8.5, length=2)
+    bar.grid(False)
 
 
 def _equal_area(axes: Axes, area: float, text: str, low: float, high: float) -> None:
     """A line of equal area where both axes are logarithms: x + y = `area`."""
-    ink = axis_color("axis")
+    ink = theme_color("axis")
     axes.plot([low, high], [area - low, area - high], color=ink, alpha=0.7, linewidth=0.9)
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     x = max(low, area - high) + 0.06
     if x < high and area - x > low:
-        axes.annotate(
-            text, (x, area - x), (4, 1), textcoords="offset points", fontsize=9.5, color=ink
-        )
+        axes.annotate(text, (x, area - x), (4, 1), textcoords="offset points", fontsize=9.5)
 
 
 def _log_edges(

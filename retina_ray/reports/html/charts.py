@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from retina_ray.reports.html.colors import COLOR_MAPS, LINE_STYLES, SERIES, THEME, axis_color
+from retina_ray.reports.html.colors import COLOR_MAPS, LINE_STYLES, SERIES, THEME, theme_color
 
 _SHAPES = {
     "wide": ((5.6, 3.3), (0.115, 0.16, 0.855, 0.775)),
@@ -72,14 +72,28 @@ def chart_style(name: str = "") -> Iterator[None]:
     Args:
         name: of the chart, unique on its page: ids within the SVG are derived from it.
     """
-    settings: dict[str, Any] = dict(matplotlib.rcParamsDefault)
-    settings |= {
+    settings = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": f"retina_ray {name}",
         "text.parse_math": False,  # a $ in a name is a $
         "image.composite_image": False,
+        "text.color": theme_color("axis"),
+        "axes.axisbelow": True,
+        "axes.edgecolor": theme_color("axis"),
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.labelcolor": theme_color("axis"),
+        "axes.labelsize": 11,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "grid.color": theme_color("line"),
+        "xtick.color": theme_color("axis"),
+        "ytick.color": theme_color("axis"),
     }
-    with matplotlib.rc_context(settings):
+    default = matplotlib.rcParamsDefault
+    # To look up the default backend is to start pyplot.
+    with matplotlib.rc_context({key: default[key] for key in default if key != "backend"}):
+        matplotlib.rcParams.update(settings)
         yield
 
 
@@ -105,13 +119,11 @@ def make_chart(
         figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         axes = figure.add_axes(place)
-        axes.set_axisbelow(True)
         if draw is None:
             axes.set_axis_off()
             say(axes, "nothing to draw")
         else:
             draw(axes)
-        dress(axes)
         return Chart(title, to_svg(figure), legend, notes, square=shape == "square")
 
 
@@ -148,13 +160,12 @@ def draw_lines(
         if x_span is not None:
             axes.set_xlim(*x_span)
         if mark is not None:
-            axes.axvline(mark, color=axis_color("soft"), linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.axvline(mark, color=theme_color("soft"), linewidth=0.8, linestyle=(0, (3, 3)))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
             axis.set_major_formatter(short_number)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
-        axes.grid(axis="y", color=axis_color("line"), linewidth=0.8)
 
     return draw if lines else None
 
@@ -181,20 +192,11 @@ def draw_counts(
         image.set_gid(f"only-{theme}")
 
 
-def dress(axes: Axes) -> None:
-    """The looks that all axes share."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color(axis_color("axis"))
-    axes.tick_params(colors=axis_color("axis"), which="both", labelsize=10)
-    for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set(color=axis_color("axis"), fontsize=11)
-
-
 def say(axes: Axes, text: str) -> None:
     """Write in the middle of axes that show nothing else."""
     axes.text(
         0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center",
-        color=axis_color("soft"),
+        color=theme_color("soft"),
     )  # fmt: skip
 
 

@@ -37,6 +37,6 @@ COLOR_MAPS = {"light": "YlGnBu", "dark": "viridis"}
 """Of counts in the cells of a chart; matplotlib's names."""
 
 
-def axis_color(name: str) -> str:
-    """The light color of the theme, which a chart draws with."""
+def theme_color(name: str) -> str:
+    """The light color of the theme, which charts are drawn with."""
     return THEME[name][0]

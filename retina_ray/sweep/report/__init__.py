@@ -127,8 +127,9 @@ def write_report(
         log_params: dotted paths that are plotted on a log axis; null: numbers with a wide span.
     """
     # Here, because trials import this module's rows and have no use for matplotlib.
-    from retina_ray.sweep.report.page import render_page
-    from retina_ray.sweep.report.plots import plot_learning_curves, plot_parameters
+    from retina_ray.reports.html.render import render
+    from retina_ray.sweep.report.curves import plot_learning_curves
+    from retina_ray.sweep.report.parameters import plot_parameters
 
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,20 +148,22 @@ def write_report(
         num_val_boxes=num_val_boxes,
     )
     write_csv(paths.results_csv, rows)
-    plot_learning_curves(rows, paths.learning_curves)
-    plot_parameters(rows, paths.parameters, log_params=log_params)
+    best = best_trial(rows)
     swept = swept_paths(rows)
     names = short_names(swept)
     spread = repeats(rows)
     longest = longest_run(rows)
-    page = render_page(
+    commands = {
+        "Train on from the best checkpoint": train_on_command,
+        "Resume this sweep": resume_command,
+    }
+    page = render(
+        "sweep/report/page.html.j2",
         title=sweep_name,
         summary=summary(rows),
-        best=best_trial(rows),
-        commands={
-            "Train on from the best checkpoint": train_on_command,
-            "Carry on with this sweep": resume_command,
-        },
+        best=None if best is None else best.trial_id,
+        best_facts={} if best is None else _facts(best),
+        commands={words: command for words, command in commands.items() if command},
         notes=report_notes(rows, num_val_images=num_val_images, num_val_boxes=num_val_boxes),
         header=[
             *("#", "trial", *_FIGURES, *(["AP over seeds"] if spread else []), *_COURSE),
@@ -177,10 +180,23 @@ def write_report(
             )
             for number, row in enumerate(rank(rows), start=1)
         ],
-        pictures=[paths.learning_curves, paths.parameters],
+        curves=plot_learning_curves(rows, paths.learning_curves),
+        parameters=plot_parameters(rows, paths.parameters, log_params=log_params),
     )
     paths.report.write_text(page, encoding="utf-8")
     return paths
+
+
+def _facts(row: TrialRow) -> dict[str, list[str]]:
+    """The best trial with its settings written out."""
+    ap50 = row.metrics.get("AP50")
+    metrics = f"AP {100 * average_precision(row):.1f}%"
+    metrics += "" if ap50 is None else f", AP50 {100 * ap50:.1f}%"
+    return {
+        "result": [f"{metrics} at epoch {row.best_epoch} of {row.epochs_run} ({row.status})"],
+        "checkpoint": [row.checkpoint or "none was kept"],
+        **{path: [format_value(value, limit=400)] for path, value in row.params.items()},
+    }
 
 
 def _outcome(row: TrialRow, spread: dict[str, Repeats], longest: int) -> list[str]:

