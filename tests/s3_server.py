@@ -5,7 +5,6 @@ without ending it: the line refuses connections and breaks the open ones, or eve
 """
 
 import contextlib
-import os
 import re
 import select
 import signal
@@ -16,6 +15,7 @@ import threading
 import time
 
 import pyarrow.fs as pafs
+import pytest
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -24,11 +24,10 @@ _REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) ")
 
 
 class S3Server:
-    """The server behind its line; use it as a context manager.
+    """The server behind its line; a context manager, in which this process is told of it.
 
     Attributes:
-        environment: what a process needs to reach it, for `os.environ` or a child.
-        num_requests: that came over the line so far.
+        environment: what another process needs to reach it; here it is set.
     """
 
     def __init__(self):
@@ -46,8 +45,7 @@ class S3Server:
         self._pairs = set()
         self._lock = threading.Lock()
         self._seen = []
-        self._line = threading.Thread(target=self._serve, daemon=True)
-        self._line.start()
+        threading.Thread(target=self._serve, daemon=True).start()
         self.environment = {
             **KEYS,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -66,9 +64,13 @@ class S3Server:
             allow_bucket_creation=True,
         )
         self.filesystem.create_dir(BUCKET)
+        self._patch = pytest.MonkeyPatch()
+        for name, value in self.environment.items():
+            self._patch.setenv(name, value)
         return self
 
     def __exit__(self, *error):
+        self._patch.undo()
         self._closed = True
         self._break()
         self._listener.close()
@@ -90,17 +92,6 @@ class S3Server:
     def put_folder(self, folder, path):
         """Copy a local folder, past the line."""
         pafs.copy_files(str(folder), f"{BUCKET}/{path}", destination_filesystem=self.filesystem)
-
-    @property
-    def num_requests(self):
-        return len(self._seen)
-
-    def wait_for_requests(self, number, seconds=60):
-        """Until so many more requests have come than there were."""
-        wanted, end = self.num_requests + number, time.monotonic() + seconds
-        while self.num_requests < wanted:
-            assert time.monotonic() < end, f"{self.num_requests} requests of {wanted}"
-            time.sleep(0.01)
 
     def refuse(self):
         """Connections are refused, and those that are open break off."""
@@ -134,24 +125,13 @@ class S3Server:
         thread.start()
         return thread
 
-    def cut_after(self, num_requests, seconds, kind):
-        """The same, once so many more requests have come; returns at once."""
-        wanted = self.num_requests + num_requests
-        return self._cut_when(lambda: self.num_requests >= wanted, seconds, kind)
-
-    def cut_at(self, pattern, seconds, kind):
-        """The same, at the next request whose first line matches; returns at once."""
+    def cut_at(self, pattern, seconds, kind, *, number=1):
+        """The same, at the next request (or so many) whose first line matches; returns at once."""
         start = len(self._seen)
 
-        def seen():
-            return any(re.match(pattern.encode(), line) for line in self._seen[start:])
-
-        return self._cut_when(seen, seconds, kind)
-
-    def _cut_when(self, reached, seconds, kind):
         def cut():
             end = time.monotonic() + 120
-            while not reached():
+            while sum(bool(re.match(pattern, line)) for line in self._seen[start:]) < number:
                 assert time.monotonic() < end, "what was to be cut did not come"
                 time.sleep(0.005)
             self.cut_for(seconds, kind).join()
@@ -186,7 +166,7 @@ class S3Server:
                     if not piece:
                         raise OSError("closed")
                     if end is client and _REQUEST.match(piece):
-                        self._seen.append(piece.partition(b"\r\n")[0])
+                        self._seen.append(piece.partition(b"\r\n")[0].decode())
                     other[end].sendall(piece)
         with self._lock:
             self._pairs.discard((client, server))
@@ -221,18 +201,3 @@ def _wait_for_port(port, process, seconds=60):
             return
         assert time.monotonic() < end, f"moto's server does not listen after {seconds} s"
         time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def s3_environment(server):
-    """The server's environment in this process and in those that it starts."""
-    before = {name: os.environ.get(name) for name in server.environment}
-    os.environ.update(server.environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -9,7 +9,7 @@ import pytest
 import ray
 import ray.cloudpickle
 import torch
-from s3_server import BUCKET, S3Server, s3_environment
+from s3_server import BUCKET, S3Server
 
 from retina_ray.config import DataConfig
 from retina_ray.data.export import export_coco
@@ -42,7 +42,7 @@ FOOTPRINT = ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False)
 
 @pytest.fixture(scope="module")
 def server(pictures):
-    with S3Server() as server, s3_environment(server):
+    with S3Server() as server:
         server.put_folder(pictures, "shapes")
         yield server
 

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from s3_server import BUCKET, S3Server, s3_environment
+from s3_server import BUCKET, S3Server
 from test_checkpoints import assert_value, make, save
 
 from retina_ray.errors import StorageError
@@ -18,7 +18,7 @@ from retina_ray.train.tracking.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def server():
-    with S3Server() as server, s3_environment(server):
+    with S3Server() as server:
         yield server
 
 
