@@ -67,11 +67,6 @@ def test_every_parameter_starts_as_detectron2s():
             assert abs(values.mean().item()) < 5 * std / values.numel() ** 0.5, name
             widest = values.abs().max().item() / std
             assert widest <= 3**0.5 + 1e-6 if part == "fpn" else widest > 2.5, name
-    for name, tensor in model.named_buffers():
-        if name.endswith("running_mean"):
-            assert not tensor.any()
-        elif name.endswith("running_var"):
-            assert (tensor == 1).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 33), (40, 72), (128, 32)])
@@ -126,10 +121,6 @@ def test_an_image_in_a_batch_is_normalized_as_alone():
     assert torch.equal(x[:1, :, :40, :48], model.normalize(alone))
     assert not x[0, :, 40:].any()
     assert not x[0, :, :, 48:].any()
-    # Through the network: alone in the same frame against beside another image.
-    same_frame = ImageBatch(pixels[:1], batch.sizes[:1])
-    for a, b in zip(model(batch).logits, model(same_frame).logits, strict=True):
-        torch.testing.assert_close(a[:1], b, rtol=1e-4, atol=1e-5)
 
 
 def test_channels_last_stays_channels_last():
@@ -179,12 +170,12 @@ def _anchors(num_levels: int) -> AnchorConfig:
     return AnchorConfig(sizes=tuple(2.0 ** (n + 4) for n in range(num_levels)))
 
 
-@pytest.mark.parametrize(("low", "high"), [(2, 5), (4, 6), (3, 7)])
+@pytest.mark.parametrize(("low", "high"), [(2, 5), (4, 6)])
 def test_levels_of_the_config(low, high):
-    num_levels = high - low + 1
-    model = _model(min_level=low, max_level=high, anchors=_anchors(num_levels))
+    levels = range(low, high + 1)
+    model = _model(min_level=low, max_level=high, anchors=_anchors(len(levels)))
     outputs = model(_images(64, 64, [(64, 64)]))
-    assert [x.shape[-1] for x in outputs.logits] == [-(-64 // 2**n) for n in range(low, high + 1)]
+    assert [x.shape[-1] for x in outputs.logits] == [-(-64 // 2**n) for n in levels]
 
 
 def test_config_reaches_what_is_built():
@@ -210,16 +201,12 @@ def test_config_reaches_what_is_built():
     assert model.head.cls_score.in_channels == 64
     assert isinstance(model.head.box_tower.norms[1], nn.GroupNorm)
     assert model.head.cls_score.bias.sigmoid().mean().item() == pytest.approx(0.2)
+    assert not any("pixel" in name or "anchor" in name for name in model.state_dict())
     assert model.pixel_mean.flatten().tolist() == [1, 2, 3]
     assert model.pixel_std.flatten().tolist() == [4, 5, 6]
     assert (model.num_classes, model.size_divisibility) == (3, 32)
     with torch.device("meta"):
         assert _model(backbone="resnet50", backbone_stride_in_1x1=True).backbone.stride_in_1x1
-
-
-def test_pixel_statistics_are_not_in_the_checkpoint():
-    names = _model().state_dict()
-    assert not any("pixel" in name or "anchor" in name for name in names)
 
 
 def test_what_depends_on_the_data_set_must_be_filled_in():

@@ -52,14 +52,6 @@ def test_equals_torchvision_up_to_its_order_and_rounding_of_cell_anchors():
         assert torch.equal(a, b)
 
 
-def test_half_a_stride_is_symmetric_under_a_flip():
-    width = 3 * 4
-    (grid,) = small(0.5)([(2, 3)])
-    flipped = torch.stack((width - grid[:, 2], grid[:, 1], width - grid[:, 0], grid[:, 3]), 1)
-    order = flipped.view(2, 3, 6, 4).flip(1).reshape(-1, 4)
-    assert torch.equal(order, grid)
-
-
 def test_from_config_multiplies_sizes_scale_and_octaves():
     config = ModelConfig(
         anchors=AnchorConfig(
