@@ -1,4 +1,4 @@
-"""What does it cost to turn a JPEG into pixels, and into a picture of a training's size?
+"""What does it cost to turn a JPEG into pixels, and into an image of a training's size?
 
 First to all of its pixels: `decode_image` (OpenCV) and torchvision. Then to a size: with the
 stream's reductions while decoding (1/2, 1/4, 1/8) and decoded in full; and how far each lies from
@@ -56,8 +56,8 @@ def in_full(data: bytes, height: int, width: int) -> Pixels:
 
 def antialiased(data: bytes, height: int, width: int) -> Pixels:
     """What torch's DataLoader would be given to do."""
-    picture = functional.resize(by_torchvision(data), [height, width], antialias=True)
-    return picture.permute(1, 2, 0).numpy()
+    image = functional.resize(by_torchvision(data), [height, width], antialias=True)
+    return image.permute(1, 2, 0).numpy()
 
 
 TO_SIZE: dict[str, Callable[[bytes, int, int], Pixels]] = {

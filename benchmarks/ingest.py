@@ -136,14 +136,14 @@ def bare(case: Case) -> Generator[int]:
     images = encoded_images(case)
     while True:
         for data, height, width in images:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            assert picture is not None
-            cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            assert image is not None
+            cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
             yield 1
 
 
-class _Pictures(Dataset):
-    """What torchvision's reference does to a picture, at one size."""
+class _Images(Dataset):
+    """What torchvision's reference does to an image, at one size."""
 
     def __init__(self, case: Case, length: int) -> None:
         self._images = encoded_images(case)
@@ -156,15 +156,15 @@ class _Pictures(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         data, height, width = self._images[index % len(self._images)]
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        picture = decode_image(encoded, ImageReadMode.RGB)
-        return self._flip(v2.functional.resize(picture, [height, width], antialias=True))
+        image = decode_image(encoded, ImageReadMode.RGB)
+        return self._flip(v2.functional.resize(image, [height, width], antialias=True))
 
 
-def _collate(pictures: list[torch.Tensor]) -> torch.Tensor:
-    height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
-    batch = torch.zeros(len(pictures), 3, height, width, dtype=torch.uint8)
-    for target, picture in zip(batch, pictures, strict=True):
-        target[:, : picture.shape[1], : picture.shape[2]] = picture
+def _collate(images: list[torch.Tensor]) -> torch.Tensor:
+    height, width = (max(i.shape[axis] for i in images) for axis in (1, 2))
+    batch = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    for target, image in zip(batch, images, strict=True):
+        target[:, : image.shape[1], : image.shape[2]] = image
     return batch
 
 
@@ -175,7 +175,7 @@ def _one_thread(_: int) -> None:
 def data_loader(case: Case) -> Generator[int]:
     """A DataLoader of torch's with a worker for each core."""
     loader: Any = DataLoader(
-        _Pictures(case, 10**7),
+        _Images(case, 10**7),
         batch_size=BATCH,
         num_workers=CORES,
         # Forked, they would share the connections of this process to Ray, and break them.
@@ -218,7 +218,7 @@ def compare(case: Case, rounds: int, warm_up: int, num_images: int) -> dict[str,
         for name, way in WAYS.items():
             batches = way(case)
             of_way = 64 if name == BARE else warm_up
-            # A block holds some 250 small pictures, and a few that are ready may wait for one
+            # A block holds some 250 small images, and a few that are ready may wait for one
             # before them: at either end of the time that is measured, but not alike.
             times = 4 if name != BARE and case.size_px < 500 else 1
             speeds[name].append(measured(batches, warm_up=of_way, num_images=times * num_images))

@@ -1,7 +1,7 @@
 """Does the plan of a very large data set fit, and does its stream start within seconds?
 
 An index of up to two million images is made up: their sizes are drawn like COCO's, and all of them
-point at the one small picture of a real prepared set, so everything is real but the pixels.
+point at the one small image of a real prepared set, so everything is real but the pixels.
 Measured are the reading of an index from Parquet, the planning of an epoch (time by size, which
 should grow linearly, and memory), and a stream through Ray Data: its first batch, its rows a
 second, and the memory of the driver.
@@ -85,7 +85,7 @@ def made_up_index(num_images: int, *, pointing: bool = False) -> pa.Table:
 
 
 def config_of(**settings: Any) -> ExperimentConfig:
-    """Eight workers, twelve epochs, small pictures."""
+    """Eight workers, twelve epochs, small images."""
     options = {
         "train.batch_size": BATCH,
         "train.epochs": EPOCHS,

@@ -1,6 +1,6 @@
 """How much of the object store does a stream take, and does it pause between epochs?
 
-A stream as a worker gets it, over drawn pictures of 800 px, on a Ray of its own with a store of a
+A stream as a worker gets it, over drawn images of 800 px, on a Ray of its own with a store of a
 known size. The consumers are slow: each takes a batch, waits as long as a training step might, and
 takes the next, while decoding could run far ahead. Twice a second Ray is asked how much of its
 store is in use, and whether anything was written to the disk for want of room.
@@ -51,16 +51,16 @@ class Size:
     """How large everything is.
 
     Attributes:
-        picture_px: side of the drawn pictures, and of those in a batch.
-        num_pictures: of the set, which is training and validation set at once.
+        image_px: side of the drawn images, and of those in a batch.
+        num_images: of the set, which is training and validation set at once.
         stores_mib: sizes of the object store.
         watched_s: how long each slow consumer is watched from its first batch on.
         step_s: how long a slow consumer keeps a batch.
         epochs: of the run that is timed.
     """
 
-    picture_px: int
-    num_pictures: int
+    image_px: int
+    num_images: int
     stores_mib: tuple[int, ...]
     watched_s: float
     step_s: float
@@ -120,7 +120,7 @@ def own_ray(store_mib: int) -> Iterator[None]:
 
 def config_of(size: Size, **settings: Any) -> ExperimentConfig:
     """Pictures as large as they are drawn, plain flips."""
-    px = size.picture_px
+    px = size.image_px
     options = {
         "input.train_sizes_px": [px],
         "input.train_max_size_px": px,
@@ -169,7 +169,7 @@ def measure_store(page: Page, size: Size, dataset: PreparedDataset) -> None:
             rows.append(row)
             worst = max(worst, share)
     page.table(
-        f"What slow consumers ({size.step_s:g} s a batch of 16 pictures over all) let pile up, "
+        f"What slow consumers ({size.step_s:g} s a batch of 16 images over all) let pile up, "
         f"watched for {size.watched_s:g} s",
         [
             "store, MiB",
@@ -234,7 +234,7 @@ def measure_waits(page: Page, size: Size, dataset: PreparedDataset) -> None:
         step_s = 1.5 * decoding_s(config, dataset)
         within, at_borders = waits_of(config, dataset, step_s)
     page.table(
-        f"Waits for a batch of 8 pictures, {size.epochs} epochs with a validation after each, by a "
+        f"Waits for a batch of 8 images, {size.epochs} epochs with a validation after each, by a "
         f"consumer that keeps each for {1000 * step_s:.0f} ms",
         ["batch", "how many", "median wait (least to most), ms"],
         [
@@ -292,14 +292,14 @@ def main(quick: QuickOption = False, out: OutOption = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_shapes(
             f"{folder}/shapes",
-            num_images=size.num_pictures,
-            size_px=size.picture_px,
+            num_images=size.num_images,
+            size_px=size.image_px,
             seed=1,
             split="train",
         )
         measure_store(page, size, dataset)
         measure_waits(page, size, dataset)
-    page.text(f"ray {ray.__version__}; pictures of {size.picture_px} px.")
+    page.text(f"ray {ray.__version__}; images of {size.image_px} px.")
     page.finish(out)
 
 

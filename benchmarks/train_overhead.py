@@ -10,7 +10,7 @@ reads, decodes and augments beside it.
 programs on the machine slow the clock's figure down, but do not change what a step computes.
 
 (c) can keep up with (a) only where decoding has CPUs of its own: the step has one thread, the
-pictures are small, and how busy all cores are is measured. Ray's object store is as small as it may
+images are small, and how busy all cores are is measured. Ray's object store is as small as it may
 be, so that few batches are decoded ahead, and decoding goes on while the steps are timed.
 
 python benchmarks/train_overhead.py
@@ -67,8 +67,8 @@ class Size:
         backbone: a ResNet.
         fpn_channels: of pyramid and head.
         head_num_convs: of each tower.
-        size_px: height and width of the drawn pictures, which are not resized.
-        batch_size: pictures a step.
+        size_px: height and width of the drawn images, which are not resized.
+        batch_size: images a step.
         precision: fp32 or bf16.
         steps: of a round; a block of Ray Data's holds eight batches at most.
     """
@@ -84,7 +84,7 @@ class Size:
     def __str__(self) -> str:
         return (
             f"{self.backbone}, {self.fpn_channels} channels, towers of {self.head_num_convs}; "
-            f"{self.batch_size} pictures of {self.size_px} x {self.size_px} px a step, "
+            f"{self.batch_size} images of {self.size_px} x {self.size_px} px a step, "
             f"{self.precision}; rounds of {self.steps} steps"
         )
 

@@ -318,14 +318,14 @@ def test_rotated_boxes_of_angle_0_are_assigned_as_aligned_ones():
     outputs, targets = make_outputs(), make_targets()
     aligned = make_criterion().assign(outputs, targets)
 
-    def turned(boxes):
+    def as_rotated(boxes):
         sides = boxes[..., 2:] - boxes[..., :2]
         angle = torch.zeros_like(sides[..., :1])
         return torch.cat((boxes[..., :2] + sides / 2, sides, angle), -1)
 
-    rotated = HeadOutputs(outputs.logits, make_maps(30), [turned(a) for a in outputs.anchors])
+    rotated = HeadOutputs(outputs.logits, make_maps(30), [as_rotated(a) for a in outputs.anchors])
     criterion = make_criterion(coder=RotatedBoxCoder(symmetry_deg=90))
-    boxes = Targets(turned(targets.boxes), targets.labels)
+    boxes = Targets(as_rotated(targets.boxes), targets.labels)
     found = criterion.assign(rotated, boxes)
     # Coordinates were rounded on the way, so an IoU may pass a threshold or lose a tie.
     assert (found.labels == aligned.labels).float().mean() > 0.98

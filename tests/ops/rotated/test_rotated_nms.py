@@ -103,14 +103,10 @@ def test_thin_boxes_far_from_the_origin():
     assert batched_rotated_nms(torch.tensor(thin), torch.ones(2), labels, 0.9).tolist() == [0]
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_few_boxes(count):
-    boxes, scores, labels = crowded(count + 1, 3)
-    kept = batched_rotated_nms(boxes[:count], scores[:count], labels[:count], 0.5)
-    assert kept.tolist() == list(range(count))
-
-
-def test_half_precision_is_widened():
+def test_few_boxes_and_half_precision():
     boxes, scores, labels = crowded(60, 4)
+    for count in (0, 1):
+        kept = batched_rotated_nms(boxes[:count], scores[:count], labels[:count], 0.5)
+        assert kept.tolist() == list(range(count))
     half = batched_rotated_nms(boxes.half(), scores, labels, 0.5)
     assert torch.equal(half, batched_rotated_nms(boxes.half().float(), scores, labels, 0.5))
