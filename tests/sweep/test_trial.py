@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import save_checkpoint
 
 from retina_ray.config import ConfigError, ExperimentConfig, ModelConfig, TrainConfig
 from retina_ray.sweep.collect import _history
@@ -48,7 +49,7 @@ def keep(spec, step, metric, *, metrics_step=None):
     )
     weights = {"weight": torch.full((3,), float(step))}
     checkpoint = Checkpoint(weights, {"rng": torch.zeros(2)}, spec.config, meta)
-    spec.checkpoints.save(checkpoint, metric=metric)
+    save_checkpoint(spec.checkpoints, checkpoint, metric=metric)
 
 
 def keep_two(spec):
