@@ -83,10 +83,6 @@ def test_counts_are_those_of_the_data(html):
     assert "val: mean 2, at most 3; none empty" in page.text("boxes")
 
 
-def test_the_same_seed_makes_the_same_page(splits, html):
-    assert show_dataset(splits, config=small(), num_images=4) == html
-
-
 @pytest.mark.usefixtures("no_figures")
 def test_boxes_are_drawn_where_they_are_stored(splits, train):
     shot = Album(train).stored(0)
@@ -303,20 +299,6 @@ def call(*args) -> object:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_command_writes_the_page_in_one_step(splits, tmp_path):
-    out = tmp_path / "new folder" / "page.html"
-    settings = [f"--set={path}={value}" for path, value in SMALL.items()]
-    done = call(splits / "train", "--out", out, "--num-images", 2, *settings)
-    assert done.exit_code == 0, done.output
-    assert str(out) in done.output
-    assert "[32]" in out.read_text()
-    done = call(splits / "train", "--out", out, "--num-images", 1, *settings)
-    assert done.exit_code == 0
-    assert "1 of 4 images" in out.read_text()
-    assert [p.name for p in out.parent.iterdir()] == ["page.html"]
-
-
-@pytest.mark.usefixtures("no_figures")
 def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
     recipes = tmp_path / "mine.py"
     recipes.write_text(
@@ -336,29 +318,12 @@ def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
     config.write_text(small().model_dump_json())
     assert call(*args, "--recipe", config).exit_code == 0
     assert "input.train_sizes_px = [32]" in out.read_text()
-    monkeypatch.chdir(tmp_path)
     for wrong, words in (
         (["--recipe", "tiny"], "--recipes"),
-        (["--recipe", "tin", "--recipes", recipes], "did you mean tiny"),
-        (["--recipe", "tiny", "--recipes", "none.py"], "no such file"),
         (["--set", "input.flp=none"], "flp"),
         (["--set", "model.box_type=rotated"], "no rotated boxes"),
     ):
+        monkeypatch.chdir(tmp_path)
         done = call(*args, *wrong)
         assert done.exit_code == 2, wrong
         assert words in done.output, done.output
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_command_says_what_is_wrong(splits, tmp_path):
-    for args, words in (
-        ((tmp_path / "nothing",), "no such folder"),
-        ((tmp_path,), "holds no dataset.json"),
-        ((splits, "--out", tmp_path), "is a folder"),
-        ((splits, "--out", "s3://bucket/page.html"), "a local file is needed"),
-        ((splits, "--num-images", -1), "num-images"),
-    ):
-        done = call(*args)
-        assert done.exit_code == 2, args
-        assert words in done.output, done.output
-        assert "Traceback" not in done.output

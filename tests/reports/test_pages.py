@@ -9,9 +9,12 @@ import pytest
 from jinja2 import UndefinedError
 from page_inputs import Page, found, trial, write_run, write_set
 from PIL import Image
+from typer.testing import CliRunner
 
+from retina_ray.cli.app import app
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.reports.dataset.report import show_dataset
+from retina_ray.reports.html import charts
 from retina_ray.reports.html.colors import theme_color
 from retina_ray.reports.html.render import render
 from retina_ray.reports.run.report import run_report
@@ -117,3 +120,42 @@ def test_the_same_input_makes_the_same_page(html, request, tmp_path):
 def test_a_name_that_a_template_does_not_get_is_an_error():
     with pytest.raises(UndefinedError):
         render("reports/dataset/page.html.j2", title="x")
+
+
+@pytest.fixture(params=[("data", "show"), ("run", "report")], ids=" ".join)
+def command(request, tmp_path, monkeypatch):
+    """A command that makes a page, called with what it is to make it of."""
+    monkeypatch.setattr(charts, "to_svg", lambda figure: "")
+    dataset = write_set(tmp_path / "val", TRUTH, ("ant", "bee"))
+    write_run(tmp_path / "run", dataset, results=[])
+    source = {"data": dataset.uri, "run": str(tmp_path / "run")}[request.param[0]]
+
+    def call(*args, of=source):
+        return CliRunner().invoke(app, [*request.param, str(of), *map(str, args)])
+
+    return call
+
+
+def test_commands_write_the_page_in_one_step(command, tmp_path):
+    out = tmp_path / "new folder" / "page.html"
+    for _ in range(2):  # one that is there is replaced
+        done = command("--out", out, "--num-images", 1)
+        assert done.exit_code == 0, done.output
+        assert str(out) in done.output
+    assert Page(out.read_text()).sections
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+
+def test_commands_say_what_is_wrong(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for done, words in (
+        (command(of=tmp_path / "nothing"), "no such folder"),
+        (command(of=tmp_path / "empty"), "holds n"),
+        (command(of=f"file://{tmp_path}/nothing"), "no"),
+        (command("--out", tmp_path), "is a folder"),
+        (command("--out", "s3://bucket/page.html"), "a local file is needed"),
+        (command("--num-images", -1), "num-images"),
+    ):
+        assert done.exit_code == 2, done.output
+        assert words in done.output
+        assert "Traceback" not in done.output

@@ -381,21 +381,6 @@ def test_command_reads_and_writes_a_remote_run(copied):
     assert "retina_ray-" not in page  # the folder that it was fetched to
 
 
-def test_command_says_what_is_wrong(copied, tmp_path):
-    for args, words in (
-        ((tmp_path / "nothing",), "no such folder"),
-        ((tmp_path,), "there is no run"),
-        ((f"file://{tmp_path}/nothing",), "there is no run"),
-        ((copied, "--out", tmp_path), "is a folder"),
-        ((copied, "--out", "s3://bucket/page.html"), "a local file is needed"),
-        ((copied, "--num-images", -1), "num-images"),
-    ):
-        done = call(*args)
-        assert done.exit_code == 2, (args, done.output)
-        assert words in done.output, done.output
-        assert "Traceback" not in done.output
-
-
 def test_a_page_that_cannot_be_made_does_not_fail_the_run(copied, tmp_path):
     out = io.StringIO()
     console = Console(file=out)

@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 
 from retina_ray.evaluation.errors import Verdict
 from retina_ray.reports.dataset.images import Album, box_corners
+from retina_ray.reports.html.colors import VERDICTS
 from retina_ray.reports.html.overlay import Box, ShownImage, make_overlay
 from retina_ray.reports.run.analysis import RunAnalysis
 
-KINDS = {
-    Verdict.RIGHT: "right",
-    Verdict.CLASS: "class",
-    Verdict.LOCATION: "location",
-    Verdict.BOTH: "both",
-    Verdict.DUPLICATE: "duplicate",
-    Verdict.BACKGROUND: "background",
+_CAUSES = {
+    Verdict.CLASS: "{true} taken for {name}",
+    Verdict.LOCATION: "{name} in the wrong place",
+    Verdict.BOTH: "{name} of the wrong class and place",
+    Verdict.DUPLICATE: "{name} found twice",
+    Verdict.BACKGROUND: "{name} on background",
 }
-"""Styles of detections by what they are."""
-
 _MAX_CAUSES = 8  # that a caption spells out
 
 
@@ -77,7 +75,8 @@ def _judge(analysis: RunAnalysis, image: int) -> tuple[list[Box], list[str]]:
     boxes, causes = [], []
     found_corners = _corners(scene.found_box[found])
     for row, at in enumerate(range(found.start, found.stop)):
-        if (kind := KINDS.get(Verdict(int(scores.verdict[at])))) is None:
+        kind = Verdict(int(scores.verdict[at])).name.lower()
+        if kind not in VERDICTS:
             continue
         name, score = names[scene.found_label[at]], scene.found_score[at]
         cause = _cause(analysis, at)
@@ -112,18 +111,9 @@ def _cause(analysis: RunAnalysis, at: int) -> str:
     scene = analysis.errors.matching.scene
     name = scene.names[scene.found_label[at]]
     target = int(analysis.errors.target[at])
-    match Verdict(int(analysis.images.verdict[at])):
-        case Verdict.CLASS:
-            return f"{scene.names[scene.true_label[target]]} taken for {name}"
-        case Verdict.LOCATION:
-            return f"{name} in the wrong place"
-        case Verdict.BOTH:
-            return f"{name} of the wrong class and place"
-        case Verdict.DUPLICATE:
-            return f"{name} found twice"
-        case Verdict.BACKGROUND:
-            return f"{name} on background"
-    return ""
+    true = scene.names[scene.true_label[target]] if target >= 0 else ""
+    words = _CAUSES.get(Verdict(int(analysis.images.verdict[at])), "")
+    return words.format(name=name, true=true)
 
 
 def _cause_words(causes: Sequence[str]) -> str:
