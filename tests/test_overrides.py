@@ -1,11 +1,8 @@
 """Overrides by dotted path, JSON, command-line assignments, and what their errors say."""
 
-import json
 import pickle
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from retina_ray.config import (
     AnchorConfig,
@@ -88,13 +85,9 @@ def test_overrides_work_on_a_section_alone():
 # Sections
 
 
-def test_a_null_section_starts_from_its_defaults():
+def test_a_null_section_starts_from_its_defaults_and_can_be_null_again():
     config = with_overrides(ExperimentConfig(), {"data.synthetic.seed": 7})
     assert config.data.synthetic == SyntheticConfig(seed=7)
-
-
-def test_a_section_that_may_be_null_is_set_to_null():
-    config = with_overrides(ExperimentConfig(), {"data.synthetic.seed": 7})
     assert with_overrides(config, {"data.synthetic": None}).data.synthetic is None
 
 
@@ -279,21 +272,6 @@ def test_json_round_trip_is_equal():
         assert hash(again) == hash(one)
 
 
-@given(
-    gamma=st.floats(0, 1e6),
-    lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
-    sizes=st.lists(
-        st.floats(min_value=0, exclude_min=True, allow_infinity=False), min_size=5, max_size=5
-    ),
-)
-def test_json_round_trip_is_equal_for_any_number(gamma, lr, sizes):
-    config = with_overrides(
-        ExperimentConfig(),
-        {"loss.focal_gamma": gamma, "optimizer.lr": lr, "model.anchors.sizes": sizes},
-    )
-    assert from_json(ExperimentConfig, config.model_dump_json()) == config
-
-
 def test_missing_parts_of_json_take_their_defaults():
     assert from_json(ExperimentConfig, "{}") == ExperimentConfig()
     assert from_json(ExperimentConfig, '{"train": {"epochs": 3}}').train == TrainConfig(epochs=3)
@@ -337,6 +315,7 @@ def test_json_that_is_no_config_is_refused(text, says):
         ("data.train=s3://bucket/a=b", "data.train", "s3://bucket/a=b"),
         (" loss.focal_gamma = 1 ", "loss.focal_gamma", 1),
         ("tracking.entity=", "tracking.entity", ""),
+        ("optimizer.lr=Infinity", "optimizer.lr", float("inf")),
     ],
 )
 def test_an_assignment_is_read(assignment, path, value):
@@ -347,9 +326,6 @@ def test_an_assignment_is_read(assignment, path, value):
 
 def test_of_two_assignments_of_one_path_the_last_counts():
     assert parse_assignments(["a=1", "b=2", "a=3"]) == {"a": 3, "b": 2}
-
-
-def test_no_assignments_are_no_overrides():
     assert parse_assignments([]) == {}
 
 
@@ -359,25 +335,6 @@ def test_all_bad_assignments_are_named_at_once():
     assert len(caught.value.faults) == 3
     for text in ("'loss.focal_gamma'", "'=3'", "''", "path=value"):
         assert text in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
-def test_nan_from_the_command_line_is_refused(text):
-    overrides = parse_assignments([f"loss.focal_gamma={text}"])
-    assert list(faults_for(overrides)) == ["loss.focal_gamma"]
-
-
-def test_assignments_and_json_say_the_same():
-    words = ["model.anchors.sizes=[1,2,3,4,5]", "data.synthetic={}", "loss.box_loss=ciou"]
-    config = with_overrides(ExperimentConfig(), parse_assignments(words))
-    text = json.dumps(
-        {
-            "model": {"anchors": {"sizes": [1, 2, 3, 4, 5]}},
-            "data": {"synthetic": {}},
-            "loss": {"box_loss": "ciou"},
-        }
-    )
-    assert config == from_json(ExperimentConfig, text)
 
 
 # Paths

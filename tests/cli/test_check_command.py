@@ -199,30 +199,38 @@ def test_json_to_a_folder_that_is_absent_is_refused_before_anything_is_read(sour
     assert "--json /nowhere/report.json: there is no folder /nowhere" in result.output
 
 
-def test_the_training_size_comes_from_options_or_a_recipe(source, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "is_found"),
+    [
+        ([], False),
+        (["--train-size", "23"], True),
+        (["--train-max-size", "31"], True),
+        (["--recipe", "{stored}"], True),
+        (["--recipe", "{stored}", "--train-size", "25"], False),
+        (["--recipe", "mine", "--recipes", "{recipes}"], True),
+    ],
+)
+def test_the_training_size_comes_from_options_or_a_recipe(source, tmp_path, options, is_found):
     source.add_box([5, 5, 2, 20])
-    root = source.write()
-    assert "under a pixel" not in run(root).output
-    assert "under a pixel" in run(root, "--train-size", "23").output
-    assert "under a pixel" in run(root, "--train-max-size", "31").output
+    stored, recipes = tmp_path / "recipe.json", tmp_path / "recipes.py"
     config = with_overrides(ExperimentConfig(), {"input.train_sizes_px": [800, 23]})
-    recipe = tmp_path / "recipe.json"
-    recipe.write_text(config.model_dump_json())
-    assert "under a pixel" in run(root, "--recipe", str(recipe)).output
-    assert "under a pixel" not in run(root, "--recipe", str(recipe), "--train-size", "25").output
-    file = tmp_path / "recipes.py"
-    file.write_text(
+    stored.write_text(config.model_dump_json())
+    recipes.write_text(
         "from retina_ray.config import ExperimentConfig, from_json\n"
-        f"RECIPES = {{'mine': lambda: from_json(ExperimentConfig, open({str(recipe)!r}).read())}}"
+        f"RECIPES = {{'mine': lambda: from_json(ExperimentConfig, open({str(stored)!r}).read())}}"
     )
-    by_name = run(root, "--recipe", "mine", "--recipes", str(file))
-    assert "under a pixel" in by_name.output
-    unknown = run(root, "--recipe", "mime", "--recipes", str(file))
-    assert unknown.exit_code == 2
-    assert "did you mean mine?" in unknown.output
-    absent = run(root, "--recipe", str(tmp_path / "absent.json"))
-    assert absent.exit_code == 2
-    assert "absent.json: No such file" in absent.output
+    options = [option.format(stored=stored, recipes=recipes) for option in options]
+    assert ("under a pixel" in run(source.write(), *options).output) == is_found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"), [("mime", "did you mean mine?"), ("absent.json", "absent.json")]
+)
+def test_a_recipe_that_is_not_there_ends_with_2(source, tmp_path, recipe, said):
+    (tmp_path / "recipes.py").write_text("RECIPES = {'mine': dict}")
+    result = run(source.write(), "--recipe", recipe, "--recipes", str(tmp_path / "recipes.py"))
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_names_with_brackets_are_shown_as_they_are(source):
