@@ -15,7 +15,7 @@ from retina_ray.train.checkpoint.compatibility import fitting_weights
 from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.engine.compilation import compile_forward
 from retina_ray.train.engine.ema import WeightAverage
-from retina_ray.train.engine.optim import build_optimizer, load_optimizer
+from retina_ray.train.engine.optim import build_optimizer
 from retina_ray.train.engine.schedule import build_schedule
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Learner:
         assert state is not None
         self.model.load_state_dict(checkpoint.model)
         self.criterion.load_state_dict(state["criterion"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

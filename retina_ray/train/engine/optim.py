@@ -77,20 +77,6 @@ def _start_momenta(optimizer: torch.optim.SGD) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a state dict, but not how the run that wrote it computed an update.
-
-    Args:
-        optimizer: of `build_optimizer`.
-        state: of an optimizer over the same parameters, fused or not.
-    """
-    own = {
-        key: optimizer.defaults[key] for key in ("fused", "foreach") if key in optimizer.defaults
-    }
-    groups = [{**group, **own} for group in state["param_groups"]]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-
-
 def parameter_groups(
     model: nn.Module, config: OptimizerConfig, *, lr: float
 ) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Parameter groups, the two optimizers and clipping, with numbers by hand."""
 
-import copy
 import math
 
 import pytest
@@ -13,7 +12,6 @@ from retina_ray.model.norms import FrozenBatchNorm2d, PerLevelBatchNorm2d, SyncB
 from retina_ray.train.engine.optim import (
     build_optimizer,
     clip_gradients,
-    load_optimizer,
     parameter_groups,
     update_if_finite,
 )
@@ -29,6 +27,8 @@ def _net() -> nn.ModuleDict:
             "level": PerLevelBatchNorm2d(2, num_levels=3),
             "fixed": FrozenBatchNorm2d(2),
             "free": nn.Conv2d(2, 2, 1, bias=False),
+            "instance": nn.InstanceNorm2d(2, affine=True),
+            "layer": nn.LayerNorm(2),
         }
     )
 
@@ -39,31 +39,42 @@ def _hyperparameters(net, config):
     return {name: by_id[id(p)] for name, p in net.named_parameters() if id(p) in by_id}, groups
 
 
-NORMS = ("bn", "sync", "gn", "level")
+NORMS = ("bn", "sync", "gn", "level", "instance", "layer")
 
 
-def test_groups_of_norms_and_biases():
-    config = OptimizerConfig(
+def rules(decay_bias, bias_factor):
+    return OptimizerConfig(
         lr=0.1,
         weight_decay=0.5,
         weight_decay_norm=0.25,
-        weight_decay_bias=0.125,
-        bias_lr_factor=2.0,
+        weight_decay_bias=decay_bias,
+        bias_lr_factor=bias_factor,
     )
-    found, groups = _hyperparameters(_net(), config)
-    expected = {
+
+
+RULES = pytest.mark.parametrize(
+    ("decay_bias", "bias_factor"), [(None, 1.0), (0.125, 1.0), (None, 2.0), (0.125, 2.0)]
+)
+
+
+@RULES
+def test_groups_of_norms_and_biases(decay_bias, bias_factor):
+    found, groups = _hyperparameters(_net(), rules(decay_bias, bias_factor))
+
+    def bias_of(decay):  # the bias rule wins over the norm's
+        return 0.1 * bias_factor, decay if decay_bias is None else decay_bias
+
+    assert found == {
         "conv.weight": (0.1, 0.5),
         "free.weight": (0.1, 0.5),
-        "conv.bias": (0.2, 0.125),
+        "conv.bias": bias_of(0.5),
         **{f"{name}.weight": (0.1, 0.25) for name in NORMS},
-        **{f"{name}.bias": (0.2, 0.125) for name in NORMS},  # the bias rule wins over the norm's
+        **{f"{name}.bias": bias_of(0.25) for name in NORMS},
     }
-    assert found == expected
-    assert len(groups) == 3
+    assert len(groups) == len(set(found.values()))
 
 
-@pytest.mark.parametrize("decay_bias", [None, 0.125])
-@pytest.mark.parametrize("bias_factor", [1.0, 2.0])
+@RULES
 def test_groups_of_a_whole_model_by_name(decay_bias, bias_factor):
     model = RetinaNet.from_config(
         ModelConfig(
@@ -76,14 +87,7 @@ def test_groups_of_a_whole_model_by_name(decay_bias, bias_factor):
             freeze_stages=2,
         )
     )
-    config = OptimizerConfig(
-        lr=0.1,
-        weight_decay=0.5,
-        weight_decay_norm=0.25,
-        weight_decay_bias=decay_bias,
-        bias_lr_factor=bias_factor,
-    )
-    found, groups = _hyperparameters(model, config)
+    found, groups = _hyperparameters(model, rules(decay_bias, bias_factor))
     expected = {}
     for name in dict(model.named_parameters()):
         if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1")):
@@ -97,22 +101,6 @@ def test_groups_of_a_whole_model_by_name(decay_bias, bias_factor):
     assert found == expected
     assert len(groups) == len(set(expected.values()))
     assert sum(name.endswith("norms.0.bias") for name in found) == 2  # shared by the levels
-
-
-def test_instance_and_layer_norms_are_norms():
-    net = nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.LayerNorm(2))
-    config = OptimizerConfig(lr=0.1, weight_decay=0.5, weight_decay_norm=0.25)
-    found, _ = _hyperparameters(net, config)
-    assert set(found.values()) == {(0.1, 0.25)}
-    assert len(found) == 4
-
-
-def test_biases_without_overrides_follow_their_module():
-    config = OptimizerConfig(lr=0.1, weight_decay=0.5, weight_decay_norm=0.25)
-    found, groups = _hyperparameters(_net(), config)
-    assert found["conv.bias"] == (0.1, 0.5)
-    assert found["bn.bias"] == (0.1, 0.25)
-    assert len(groups) == 2
 
 
 def test_equal_hyperparameters_make_one_group():
@@ -257,30 +245,3 @@ def test_an_update_that_is_not_finite_leaves_no_trace(config, place):
     for name, value in without.state[expected].items():
         assert torch.equal(optimizer.state[weight][name], value), name
     assert not hasattr(optimizer, "found_inf")
-
-
-def test_a_state_of_an_optimizer_that_was_not_fused_is_taken_over(config):
-    def plain(parameters):
-        if config.name == "sgd":
-            options = {"momentum": 0.5, "weight_decay": 0.25}
-            return torch.optim.SGD(parameters, lr=0.1, **options)
-        return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.25)
-
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(layer.weight, 2.0)
-    optimizer = plain([layer.weight])
-    layer.weight.grad = torch.ones(1, 1)
-    optimizer.step()
-    state = copy.deepcopy(optimizer.state_dict())
-    assert not state["param_groups"][0]["fused"]
-
-    other = nn.Linear(1, 1, bias=False)
-    other.load_state_dict(layer.state_dict())
-    fused = build_optimizer(other, config, batch_size=1)
-    load_optimizer(fused, state)
-    assert fused.param_groups[0]["fused"]
-    for weight in (layer.weight, other.weight):
-        weight.grad = torch.full((1, 1), -3.0)
-    optimizer.step()
-    update_if_finite(fused, torch.tensor(True))
-    assert other.weight.item() == pytest.approx(layer.weight.item(), rel=1e-6)

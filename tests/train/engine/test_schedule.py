@@ -1,6 +1,5 @@
 """The schedule against detectron2's definitions, worked out by hand."""
 
-import io
 import math
 from itertools import product
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from retina_ray.config import ConfigError, ScheduleConfig
-from retina_ray.train.engine.schedule import build_schedule, lr_factor, warmup_factor_at
+from retina_ray.train.engine.schedule import build_schedule, lr_factor
 
 
 @pytest.mark.parametrize(
@@ -28,38 +27,6 @@ from retina_ray.train.engine.schedule import build_schedule, lr_factor, warmup_f
 )
 def test_multistep_of_detectron2s_1x(step, expected):
     assert lr_factor(step, 90_000, ScheduleConfig()) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        (0, 0.1),
-        (5, (0.1 * 0.5 + 0.5) * 0.5 * (1 + math.cos(math.pi * 0.05))),
-        (10, 0.5 * (1 + math.cos(math.pi * 0.1))),
-        (50, 0.5),
-        (75, 0.5 * (1 - math.sqrt(0.5))),
-        (100, 0.0),
-    ],
-)
-def test_cosine(step, expected):
-    config = ScheduleConfig(name="cosine", warmup_steps=10, warmup_factor=0.1)
-    assert lr_factor(step, 100, config) == pytest.approx(expected, abs=1e-12)
-
-
-def test_warmup_may_outlast_a_milestone():
-    config = ScheduleConfig(milestones=(0.1, 0.5), gamma=0.1, warmup_steps=40, warmup_factor=0.0)
-    factors = [lr_factor(step, 100, config) for step in (9, 10, 39, 40, 50)]
-    assert factors == pytest.approx([9 / 40, 0.1 * 10 / 40, 0.1 * 39 / 40, 0.1, 0.01])
-
-
-def test_constant_and_no_warmup():
-    def at(step, warmup_steps):
-        return warmup_factor_at(
-            step, warmup="constant", warmup_steps=warmup_steps, warmup_factor=0.3
-        )
-
-    assert [at(step, 2) for step in range(4)] == [0.3, 0.3, 1.0, 1.0]
-    assert at(0, 0) == 1.0
 
 
 def _plain(step, num_steps, *, name, warmup, length, factor, gamma, milestones):
@@ -94,7 +61,7 @@ def test_every_step_of_both_schedules_with_both_warmups(length, factor):
         assert [lr_factor(s, 40, config) for s in range(40)] == pytest.approx(expected, rel=1e-12)
         optimizer = _optimizer()
         rates = _rates(optimizer, build_schedule(optimizer, config, 40), 40)
-        assert [b for _, b in rates] == pytest.approx([2 * e for e in expected], rel=1e-12)
+        assert rates == [pytest.approx([e, 2 * e], rel=1e-12) for e in expected]
 
 
 def _composed(step, *, warmup, length, factor, after):
@@ -148,33 +115,6 @@ def _rates(optimizer, schedule, num_steps):
         optimizer.step()
         schedule.step()
     return rates
-
-
-def test_scheduler_sets_the_rate_of_every_group_from_the_first_step():
-    config = ScheduleConfig(milestones=(0.5,), warmup_steps=2, warmup_factor=0.5)
-    optimizer = _optimizer()
-    rates = _rates(optimizer, build_schedule(optimizer, config, 6), 6)
-    factors = [0.5, 0.75, 1, 0.1, 0.1, 0.1]
-    assert rates == [pytest.approx([f, 2 * f]) for f in factors]
-
-
-def test_resumed_run_has_the_same_rates():
-    config = ScheduleConfig(name="cosine", warmup_steps=3)
-    optimizer = _optimizer()
-    whole = _rates(optimizer, build_schedule(optimizer, config, 10), 10)
-
-    optimizer = _optimizer()
-    schedule = build_schedule(optimizer, config, 10)
-    first = _rates(optimizer, schedule, 4)
-    file = io.BytesIO()
-    torch.save({"o": optimizer.state_dict(), "s": schedule.state_dict()}, file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    optimizer = _optimizer()
-    schedule = build_schedule(optimizer, config, 10)
-    optimizer.load_state_dict(state["o"])
-    schedule.load_state_dict(state["s"])
-    assert first + _rates(optimizer, schedule, 6) == whole
 
 
 @pytest.mark.parametrize("num_steps", [1, 10])

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -25,50 +23,78 @@ wandb = pytest.importorskip("wandb")
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path):
     """No test reaches W&B's servers, whatever account this machine has."""
+    keep_from_account(monkeypatch, tmp_path)
+
+
+def keep_from_account(patch, folder):
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
+        patch.delenv(name, raising=False)
+    patch.setenv("NETRC", str(folder / "no_netrc"))
+    patch.setenv("WANDB_MODE", "offline")
 
 
-def start(run_dir, *, config=None, run_id="run1", **options):
+ONLY_LOCAL = TrackingConfig(wandb="disabled", tensorboard="off")
+
+
+def start(run_dir, config=None, *, run_id="run1", **options):
     arguments = {"name": "a name", "group": "a sweep", "experiment": {"loss": {"gamma": 1.5}}}
-    return open_tracker(
-        config or TrackingConfig(tensorboard="off"),
-        run_dir=run_dir,
-        run_id=run_id,
-        **(arguments | options),
-    )
+    config = config or TrackingConfig(tensorboard="off")
+    return open_tracker(config, run_dir=run_dir, run_id=run_id, **(arguments | options))
 
 
 def wandb_files(run_dir):
     return sorted(Path(run_dir).glob("wandb/*run-*/*.wandb"))
 
 
-def picture(caption="x.jpg"):
+def metrics_of(run_dir):
+    return [line["metrics"] for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def picture(boxes, found, caption):
     return AnnotatedImage(
         image=np.full((60, 80, 3), 200, np.uint8),
-        truth_boxes=torch.tensor([[10.0, 10, 40, 50], [0, 0, 5, 5]]),
+        truth_boxes=torch.tensor(boxes),
         truth_labels=torch.tensor([1, 0]),
-        detections=Detections(
-            torch.tensor([[12.0, 10, 41, 50], [math.nan, 0, 1, 1]]),
-            torch.tensor([0.75, 0.5]),
-            torch.tensor([1, 0]),
-        ),
+        detections=Detections(torch.tensor(found), torch.tensor([0.75, 0.5]), torch.tensor([1, 0])),
         class_names=["cat", "dog"],
         caption=caption,
     )
 
 
-def test_both_records_hold_what_was_logged(tmp_path, capfd):
-    tracker = start(tmp_path)
-    tracker.log({"train/loss_cls": torch.tensor(0.5), "perf/images_per_s": 12}, step=20)
-    tracker.log({"val/AP": np.float32(0.25), "val/APs": math.nan, "x": math.inf}, step=40)
-    tracker.finish("finished")
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+ALIGNED = [[10.0, 10, 40, 50], [0, 0, 5, 5]], [[12.0, 10, 41, 50], [math.nan, 0, 1, 1]]
+ROTATED = [[40.0, 30, 20, 10, 30], [9, 9, 4, 4, 0]], [[41.0, 30, 20, 10, 25], [9, 9, 4, 4, 0]]
+SHOWN = picture(*ALIGNED, "a.jpg")
 
-    text = (tmp_path / "metrics.jsonl").read_text()
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The folders of two runs of one process, the first of which has everything."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        keep_from_account(patch, root)
+        first, second = start(root / "1", run_id="one"), start(root / "2", run_id="two")
+        second.log({"val/AP": 0.2}, step=1)
+        first.log({"train/loss_cls": torch.tensor(0.5), "perf/images_per_s": 12}, step=20)
+        first.log({"val/AP": np.float32(0.25), "val/APs": math.nan, "x": math.inf}, step=40)
+        first.log_pictures([SHOWN, picture(*ALIGNED, "b.jpg")], step=40)
+        first.log_pictures([], step=41)
+        first.log_pictures([picture(*ROTATED, "rotated.jpg")], step=42)
+        first.finish("finished")
+        second.log({"val/AP": 0.3}, step=2)
+        second.finish("failed")
+        second.finish("finished")
+    return root / "1", root / "2"
+
+
+@pytest.fixture(scope="module")
+def records(recorded):
+    """What W&B wrote of each of them."""
+    (one,), (two,) = (wandb_files(folder) for folder in recorded)
+    return finished_records(one), finished_records(two)
+
+
+def test_the_local_record_holds_what_was_logged(recorded):
+    text = (recorded[0] / "metrics.jsonl").read_text()
     lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [line["step"] for line in lines] == [20, 40, 40]
     assert lines[0]["metrics"] == {"train/loss_cls": 0.5, "perf/images_per_s": 12.0}
@@ -76,34 +102,37 @@ def test_both_records_hold_what_was_logged(tmp_path, capfd):
     assert lines[2]["status"] == "finished"
     assert all(line["time"] > 1.7e9 for line in lines)
 
-    (path,) = wandb_files(tmp_path)
-    records = finished_records(path)
-    run = next(r.run for r in records if r.HasField("run"))
-    assert (run.run_id, run.display_name, run.run_group) == ("run1", "a name", "a sweep")
+
+def test_wandb_holds_it_too(records):
+    run = next(r.run for r in records[0] if r.HasField("run"))
+    assert (run.run_id, run.display_name, run.run_group) == ("one", "a name", "a sweep")
     assert run.project == "retina_ray"
     config = {u.key: json.loads(u.value_json) for u in run.config.update}
     assert config["loss"] == {"gamma": 1.5}
-    rows = history(records)
+    rows = history(records[0])
     assert rows[0] | {"train/step": 20, "train/loss_cls": 0.5} == rows[0]
     assert rows[1] | {"train/step": 40, "val/AP": 0.25} == rows[1]
     assert math.isnan(float(rows[1]["val/APs"]))
-    axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records
-            if r.HasField("metric")}  # fmt: skip
+    defined = [r.metric for r in records[0] if r.HasField("metric")]
+    axes = {metric.glob_name or metric.name: metric.step_metric for metric in defined}
     assert axes["*"] == "train/step"
-    assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
 
 
-def test_pictures_go_to_a_sheet_and_to_overlays(tmp_path):
-    tracker = start(tmp_path)
-    tracker.log_pictures([picture("a.jpg"), picture("b.jpg")], step=7)
-    tracker.log_pictures([], step=8)
-    tracker.finish("finished")
-    (sheet,) = (tmp_path / "pictures").iterdir()
-    assert sheet.name == "step_00000007.png"
-    assert cv2.imread(str(sheet)).shape[1] > 2 * 384
-    (path,) = wandb_files(tmp_path)
-    (row,) = history(finished_records(path))
-    assert row["train/step"] == 7
+def test_two_runs_in_one_process_stay_apart_and_the_first_status_counts(recorded, records):
+    assert [row["val/AP"] for row in history(records[1])] == [0.2, 0.3]
+    exits = [[r.exit.exit_code for r in one if r.HasField("exit")] for one in records]
+    assert exits == [[0], [1]]
+    statuses = [line.get("status") for line in read_metrics(recorded[1] / "metrics.jsonl")]
+    assert statuses == [None, None, "failed"]
+
+
+def test_pictures_go_to_a_sheet_and_to_overlays(recorded, records):
+    sheets = sorted((recorded[0] / "pictures").iterdir())
+    assert [path.name for path in sheets] == ["step_00000040.png", "step_00000042.png"]
+    assert cv2.imread(str(sheets[0])).shape[1] > 2 * 384
+    (path,) = wandb_files(recorded[0])
+    row = history(records[0])[2]
+    assert row["train/step"] == 40
     assert row["val/pictures"]["count"] == 2
     assert row["val/pictures"]["captions"] == ["a.jpg", "b.jpg"]
     boxes = row["val/pictures"]["all_boxes"][0]
@@ -116,24 +145,16 @@ def test_pictures_go_to_a_sheet_and_to_overlays(tmp_path):
     assert found[0]["scores"] == {"score": 0.75}
 
 
-def test_two_runs_in_one_process_stay_apart(tmp_path):
-    first, second = start(tmp_path / "1", run_id="one"), start(tmp_path / "2", run_id="two")
-    second.log({"val/AP": 0.2}, step=1)
-    first.log({"val/AP": 0.1}, step=1)
-    first.finish("finished")
-    second.log({"val/AP": 0.3}, step=2)
-    second.finish("failed")
-    values, exits = [], []
-    for folder in ("1", "2"):
-        (path,) = wandb_files(tmp_path / folder)
-        records = finished_records(path)
-        values.append([row["val/AP"] for row in history(records)])
-        exits += [r.exit.exit_code for r in records if r.HasField("exit")]
-    assert values == [[0.1], [0.2, 0.3]]
-    assert exits == [0, 1]
+def test_rotated_boxes_are_drawn_into_the_picture(recorded, records):
+    (path,) = wandb_files(recorded[0])
+    row = history(records[0])[3]
+    assert row["val/pictures"]["captions"] == ["rotated.jpg"]
+    assert not row["val/pictures"].get("all_boxes")
+    (image,) = (path.parent / "files" / "media" / "images").rglob("*_3_*.jpg")
+    assert cv2.imread(str(image)).shape == picture(*ROTATED, "").draw().shape
 
 
-def test_a_resumed_run_continues_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_continues_after_its_checkpoint(tmp_path, capfd):
     tracker = start(tmp_path)
     for step in (10, 20, 30):
         tracker.log({"loss": step / 10}, step=step)
@@ -145,6 +166,8 @@ def test_a_resumed_run_continues_after_its_checkpoint(tmp_path):
     tracker = start(tmp_path, resume=True, resume_step=20)
     tracker.log({"loss": 9.0}, step=30)
     tracker.finish("stopped")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["metrics"].get("loss")) for line in lines] == [
         (10, 1.0),
@@ -157,36 +180,25 @@ def test_a_resumed_run_continues_after_its_checkpoint(tmp_path):
 
 def test_a_new_run_does_not_overwrite_an_old_record(tmp_path):
     for value in (1.0, 2.0, 3.0):
-        tracker = start(tmp_path, config=TrackingConfig(wandb="disabled"))
+        tracker = start(tmp_path, ONLY_LOCAL)
         tracker.log({"x": value}, step=1)
+        assert metrics_of(tmp_path) == [{"x": value}], "on disk before the run ends"
         tracker.finish("finished")
     for name, value in (("metrics.1", 1.0), ("metrics.2", 2.0), ("metrics", 3.0)):
         assert read_metrics(tmp_path / f"{name}.jsonl")[0]["metrics"] == {"x": value}
 
 
-def test_the_record_is_on_disk_before_the_run_ends(tmp_path):
-    tracker = start(tmp_path, config=TrackingConfig(wandb="disabled"))
-    tracker.log({"x": 1.0}, step=1)
-    assert read_metrics(tmp_path / "metrics.jsonl")[0]["metrics"] == {"x": 1.0}
-    tracker.finish("finished")
-
-
-def test_finishing_twice_keeps_the_first_status(tmp_path):
-    tracker = start(tmp_path)
-    tracker.finish("failed")
-    tracker.finish("finished")
-    assert [line["status"] for line in read_metrics(tmp_path / "metrics.jsonl")] == ["failed"]
-
-
 def test_disabled_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("wandb.init was called"))
     monkeypatch.setenv("WANDB_MODE", "online")
-    tracker = start(tmp_path, config=TrackingConfig(wandb="disabled"))
-    tracker.log({"x": 1.0}, step=1)
-    tracker.log_pictures([picture()], step=1)
+    tracker = start(tmp_path, ONLY_LOCAL)
+    tracker.log_pictures([SHOWN], step=1)
     tracker.finish("finished")
     assert not (tmp_path / "wandb").exists()
     assert list((tmp_path / "pictures").iterdir())
+
+
+# What W&B cannot do
 
 
 def fail(*_, **__):
@@ -196,11 +208,10 @@ def fail(*_, **__):
 def test_a_wandb_that_cannot_start_is_said_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(wandb, "init", fail)
     tracker = start(tmp_path)
-    for step in range(3):
-        tracker.log({"x": float(step)}, step=step)
-    tracker.log_pictures([picture()], step=3)
+    tracker.log({"x": 1.0}, step=1)
+    tracker.log_pictures([SHOWN], step=3)
     tracker.finish("finished")
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2]
+    assert metrics_of(tmp_path) == [{"x": 1.0}, {}]
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "no network" in message
 
@@ -212,7 +223,7 @@ def test_a_wandb_that_fails_in_the_middle_is_said_once(tmp_path, monkeypatch, ca
     tracker.log({"x": 1.0}, step=1)
     tracker.log({"x": 2.0}, step=2)
     tracker.finish("finished")
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2]
+    assert metrics_of(tmp_path) == [{"x": 0.0}, {"x": 1.0}, {"x": 2.0}, {}]
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "no network" in message
     (path,) = wandb_files(tmp_path)
@@ -244,7 +255,10 @@ def test_a_wandb_that_never_answers_is_left_to_itself(tmp_path, monkeypatch, cap
     tracker.finish("finished")
     never.set()
     assert "no answer within 0.1 s" in caplog.text
-    assert read_metrics(tmp_path / "metrics.jsonl")[0]["metrics"] == {"x": 1.0}
+    assert metrics_of(tmp_path) == [{"x": 1.0}, {}]
+
+
+# Whether it is asked at all
 
 
 @pytest.mark.parametrize(
@@ -282,30 +296,3 @@ def test_a_key_in_netrc_is_found(tmp_path, monkeypatch):
     assert wandb_mode.resolve_mode("auto") == "online"
     assert wandb_mode._in_netrc(f"https://{host}")  # the way for other versions of wandb
     assert not wandb_mode._in_netrc("https://elsewhere.example")
-
-
-def test_importing_the_module_does_not_import_wandb():
-    code = "import sys, retina_ray.train.tracking; sys.exit('wandb' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_rotated_boxes_are_drawn_into_the_picture(tmp_path):
-    turned = AnnotatedImage(
-        image=np.full((60, 80, 3), 200, np.uint8),
-        truth_boxes=torch.tensor([[40.0, 30, 20, 10, 30]]),
-        truth_labels=torch.tensor([1]),
-        detections=Detections(
-            torch.tensor([[41.0, 30, 20, 10, 25]]), torch.tensor([0.75]), torch.tensor([1])
-        ),
-        class_names=["cat", "dog"],
-        caption="turned.jpg",
-    )
-    tracker = start(tmp_path)
-    tracker.log_pictures([turned], step=7)
-    tracker.finish("finished")
-    (path,) = wandb_files(tmp_path)
-    (row,) = history(finished_records(path))
-    assert row["val/pictures"]["captions"] == ["turned.jpg"]
-    assert not row["val/pictures"].get("all_boxes")
-    (image,) = (path.parent / "files" / "media" / "images").rglob("*.jpg")
-    assert cv2.imread(str(image)).shape == turned.draw().shape
