@@ -3,7 +3,15 @@ import math
 
 import pytest
 import torch
-from builders import ONE_EPOCH, Killed, assert_same_weights, logged, small_config
+from builders import (
+    BY_HEART,
+    ONE_EPOCH,
+    Harness,
+    Killed,
+    assert_same_weights,
+    logged,
+    small_config,
+)
 
 from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -16,28 +24,16 @@ from retina_ray.train.errors import NonFiniteLossError
 from retina_ray.train.tracking.metrics_file import read_metrics
 
 
-@pytest.mark.slow
-def test_a_few_images_are_learned_by_heart(harness):
-    config = small_config(
-        **{
-            "model.backbone_norm": "bn",
-            "model.freeze_stages": 0,
-            "model.fpn_channels": 64,
-            "input.flip": "none",
-            "loss.box_loss": "giou",
-            "train.epochs": 60,
-            "train.eval_every_epochs": 60,
-            "train.batch_size": 8,
-        }
-    )
-    harness.run(harness.spec(config))
+def test_two_images_are_learned_by_heart(tmp_path):
+    data = str(tmp_path / "train")
+    make_shapes(data, num_images=2, size_px=64, seed=3, split="train")
+    harness = Harness(tmp_path, data)
+    harness.run(harness.spec(small_config(**BY_HEART, **{"loss.box_loss": "giou"})))
     (metrics, uri) = harness.reports[-1]
     assert metrics["val/AP50"] >= 0.9
-    data = PreparedDataset.open(harness.data)
-    found = Predictor.from_checkpoint(uri, device="cpu").over_dataset(data)
-    assert evaluate_coco(data.ground_truth(), found.results).AP50 == pytest.approx(
-        metrics["val/AP50"]
-    )
+    found = Predictor.from_checkpoint(uri, device="cpu").over_dataset(PreparedDataset.open(data))
+    again = evaluate_coco(PreparedDataset.open(data).ground_truth(), found.results)
+    assert again.AP50 == pytest.approx(metrics["val/AP50"])
 
 
 def test_metrics_reports_and_pictures_follow_the_plan(harness):
