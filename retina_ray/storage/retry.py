@@ -19,7 +19,7 @@ import tenacity
 
 from retina_ray.errors import StorageError
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 RETRY_S = 120.0
 """Seconds for which a storage that does not answer is asked again."""
@@ -82,7 +82,7 @@ class StorageRetry:
         self._last_failure = -math.inf
         self._told = False
 
-    def call(self, operation: Callable[[], Answer], uri: str) -> Answer:
+    def call(self, operation: Callable[[], T], uri: str) -> T:
         """Call until there is an answer.
 
         Args:

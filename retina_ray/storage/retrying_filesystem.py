@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 
 from retina_ray.storage.retry import StorageRetry
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 _REQUEST_TIMEOUT_S = 10.0
 """A request on which nothing moves for so long is given up, and made again."""
@@ -49,8 +49,6 @@ def with_retries(filesystem: pafs.FileSystem, *, scheme: str, bucket: str) -> pa
     """
     if isinstance(filesystem, pafs.LocalFileSystem):
         return filesystem
-    if isinstance(filesystem, pafs.S3FileSystem):
-        filesystem = _asked_once(filesystem)
     return pafs.PyFileSystem(_RetryingHandler(filesystem, scheme, bucket))
 
 
@@ -81,12 +79,14 @@ class _RetryingHandler(pafs.FileSystemHandler):
     """Passes everything on to a file system, again where it fails."""
 
     def __init__(self, filesystem: pafs.FileSystem, scheme: str, bucket: str) -> None:
+        if isinstance(filesystem, pafs.S3FileSystem):
+            filesystem = _asked_once(filesystem)
         self._filesystem, self._scheme, self._bucket = filesystem, scheme, bucket
         self._retry = _retry_of(filesystem, f"{scheme}://{bucket}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The AWS client's retries are not pickled with it: they would be back.
-        return _handler, (self._filesystem, self._scheme, self._bucket)
+        # A pickled S3 file system comes back with the AWS client's retries: `__init__` drops them.
+        return _RetryingHandler, (self._filesystem, self._scheme, self._bucket)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, _RetryingHandler):
@@ -95,8 +95,9 @@ class _RetryingHandler(pafs.FileSystemHandler):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _ask(self, operation: Callable[[], Answer], path: str) -> Answer:
-        return self._retry.call(operation, f"{self._scheme}://{path}")
+    def _ask(self, path: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        call = partial(function, *args, **options)
+        return self._retry.call(call, f"{self._scheme}://{path}")
 
     def get_type_name(self) -> str:
         return f"retrying+{self._filesystem.type_name}"
@@ -106,29 +107,28 @@ class _RetryingHandler(pafs.FileSystemHandler):
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
         first = paths[0] if paths else self._bucket
-        return self._ask(partial(self._filesystem.get_file_info, paths), first)
+        return self._ask(first, self._filesystem.get_file_info, paths)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        return self._ask(partial(self._filesystem.get_file_info, selector), selector.base_dir)
+        return self._ask(selector.base_dir, self._filesystem.get_file_info, selector)
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        self._ask(partial(self._filesystem.create_dir, path, recursive=recursive), path)
+        self._ask(path, self._filesystem.create_dir, path, recursive=recursive)
 
     def delete_dir(self, path: str) -> None:
-        self._delete(partial(self._filesystem.delete_dir, path), path)
+        self._delete(self._filesystem.delete_dir, path)
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
-        delete = partial(self._filesystem.delete_dir_contents, path, missing_dir_ok=missing_dir_ok)
-        self._ask(delete, path)
+        delete = self._filesystem.delete_dir_contents
+        self._ask(path, delete, path, missing_dir_ok=missing_dir_ok)
 
     def delete_root_dir_contents(self) -> None:
-        delete = partial(self._filesystem.delete_dir_contents, "", accept_root_dir=True)
-        self._ask(delete, self._bucket)
+        self._ask(self._bucket, self._filesystem.delete_dir_contents, "", accept_root_dir=True)
 
     def delete_file(self, path: str) -> None:
-        self._delete(partial(self._filesystem.delete_file, path), path)
+        self._delete(self._filesystem.delete_file, path)
 
-    def _delete(self, delete: Callable[[], None], path: str) -> None:
+    def _delete(self, delete: Callable[[str], None], path: str) -> None:
         """Delete; where an attempt succeeded and its answer was lost, the next finds nothing."""
         attempts = 0
 
@@ -136,40 +136,33 @@ class _RetryingHandler(pafs.FileSystemHandler):
             nonlocal attempts
             attempts += 1
             try:
-                delete()
+                delete(path)
             except FileNotFoundError:
                 if attempts == 1:
                     raise
 
-        self._ask(attempt, path)
+        self._ask(path, attempt)
 
     def move(self, src: str, dest: str) -> None:
-        self._ask(partial(self._filesystem.move, src, dest), src)
+        self._ask(src, self._filesystem.move, src, dest)
 
     def copy_file(self, src: str, dest: str) -> None:
-        self._ask(partial(self._filesystem.copy_file, src, dest), src)
+        self._ask(src, self._filesystem.copy_file, src, dest)
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         open_ = partial(self._filesystem.open_input_file, path)
-        return pa.PythonFile(_Reader(open_, partial(self._ask, path=path)), mode="r")
+        return pa.PythonFile(_Reader(open_, partial(self._ask, path)), mode="r")
 
     def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> pa.NativeFile:
         open_ = partial(self._filesystem.open_output_stream, path, metadata=metadata or None)
-        return pa.PythonFile(_Writer(open_, partial(self._ask, path=path)), mode="w")
+        return pa.PythonFile(_Writer(open_, partial(self._ask, path)), mode="w")
 
     def open_append_stream(self, path: str, metadata: dict[str, str] | None) -> pa.NativeFile:
         # Appending twice is not appending once: it is left to the storage.
         return self._filesystem.open_append_stream(path, metadata=metadata or None)
-
-
-def _handler(filesystem: pafs.FileSystem, scheme: str, bucket: str) -> _RetryingHandler:
-    """What a pickled handler becomes."""
-    if isinstance(filesystem, pafs.S3FileSystem):
-        filesystem = _asked_once(filesystem)
-    return _RetryingHandler(filesystem, scheme, bucket)
 
 
 class _Reader:
@@ -207,7 +200,7 @@ class _Reader:
     def read_buffer(self, num_bytes: int | None = None) -> pa.Buffer:
         left = max(0, (self._size or 0) - self._position)
         wanted = left if num_bytes is None or num_bytes < 0 else min(num_bytes, left)
-        buffer: pa.Buffer = self._ask(partial(self._read, wanted))
+        buffer: pa.Buffer = self._ask(self._read, wanted)
         self._position += buffer.size
         return buffer
 

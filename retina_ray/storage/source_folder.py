@@ -111,6 +111,7 @@ class SourceFolder:
 
     Attributes:
         uri: as given; local paths are absolute.
+        is_local: whether it lies on a disk of this machine (or one that is mounted).
 
     Raises:
         DataError: the URI's scheme is unknown.
@@ -118,8 +119,8 @@ class SourceFolder:
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         filesystem, path = open_filesystem(uri)
-        self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
-        self.uri = path if self._is_local else os.fspath(uri).rstrip("/")
+        self.is_local = isinstance(filesystem, pafs.LocalFileSystem)
+        self.uri = path if self.is_local else os.fspath(uri).rstrip("/")
 
     def __repr__(self) -> str:
         return f"SourceFolder({str(self)!r})"
@@ -128,12 +129,7 @@ class SourceFolder:
         return shown_uri(self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "_is_local": self._is_local}
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it lies on a disk of this machine (or one that is mounted)."""
-        return self._is_local
+        return {"uri": self.uri, "is_local": self.is_local}
 
     @cached_property
     def _opened(self) -> tuple[pafs.FileSystem, str]:
@@ -162,12 +158,13 @@ class SourceFolder:
 
     def _type(self, name: str) -> pafs.FileType:
         filesystem, path = self._opened
+        if not name:
+            return filesystem.get_file_info(path or "/").type
         try:
-            if name:
-                check_file_name(name)
+            check_file_name(name)
         except SourceFileError:
             return pafs.FileType.NotFound
-        return filesystem.get_file_info(f"{path}/{name}" if name else path or "/").type
+        return filesystem.get_file_info(f"{path}/{name}").type
 
     def read_bytes(self, name: str, num_bytes: int | None = None) -> bytes:
         """Read a file.
@@ -183,7 +180,7 @@ class SourceFolder:
             OSError: it cannot be read.
             StorageError: a remote storage did not answer for a minute or two.
         """
-        if self._is_local:
+        if self.is_local:
             with resolve_inside(self._base, name).open("rb") as file:
                 return file.read(-1 if num_bytes is None else num_bytes)
         check_file_name(name)

@@ -31,7 +31,7 @@ def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
         DataError: the URI's scheme is unknown.
     """
     text = os.fspath(uri)
-    if "://" not in text:
+    if not is_uri(text):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
         filesystem, path = pafs.FileSystem.from_uri(text)

@@ -31,7 +31,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A COCO set of small pictures, a box in each."""
+    """A COCO set of small images, a box in each."""
     folder = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     images, boxes = [], []
