@@ -29,14 +29,14 @@ console = Console()
 def main(
     inputs: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option(help="Folder for pictures and predictions.json.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for images and predictions.json.")] = Path(
         "results/predictions"
     ),
     score_threshold: Annotated[float, typer.Option(help="Boxes below it are not drawn.")] = 0.3,
     device: DeviceOption = None,
     max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = MAX_PIXELS,
 ) -> None:
-    """Write a picture with boxes for each image, and all detections as JSON."""
+    """Draw the boxes on a copy of each image, and all detections as JSON."""
     with clean_exit(console):
         files = _image_files(inputs)
         predictor = Predictor.from_checkpoint(checkpoint, device=device)
@@ -49,7 +49,7 @@ def main(
                 unreadable.append(f"{file}: {error.message}")
                 continue
             found = predictor.predict_image(image)
-            picture = AnnotatedImage(
+            annotated = AnnotatedImage(
                 image=image,
                 truth_boxes=[],
                 truth_labels=[],
@@ -58,7 +58,7 @@ def main(
                 caption=file.name,
                 score_threshold=score_threshold,
             )
-            write_png(_free_path(out, file, taken), picture.draw())
+            write_png(_free_path(out, file, taken), annotated.draw())
             records += _records(file, found, predictor.class_names)
         out.mkdir(parents=True, exist_ok=True)
         (out / "predictions.json").write_text(json.dumps(records, indent=1))
@@ -78,7 +78,7 @@ def _records(file: Path, found: Detections, class_names: Sequence[str]) -> list[
 
 
 def _free_path(out: Path, file: Path, taken: set[Path]) -> Path:
-    """Where a file's picture goes; files of the same name in two folders get one each."""
+    """Where the drawn copy of a file goes; files of the same name in two folders get one each."""
     path, number = out / f"{file.stem}.png", 1
     while path in taken:
         number += 1

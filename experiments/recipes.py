@@ -112,7 +112,7 @@ def coco_r50_fpn_1x() -> ExperimentConfig:
     """RetinaNet R50-FPN as in the paper and detectron2's `retinanet_R_50_FPN_1x` (12 epochs).
 
     Differences: anchors centred in their cells (offset 0.5), torchvision's ImageNet weights with
-    RGB statistics, the loss normaliser over all workers. Smooth-L1 beta is 0.0 (plain L1), as in
+    RGB statistics, the loss normalizer over all workers. Smooth-L1 beta is 0.0 (plain L1), as in
     detectron2's recipe (its code default is 0.1).
     """
     return ExperimentConfig(

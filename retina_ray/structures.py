@@ -1,4 +1,4 @@
-"""What travels between the rooms: batches of images, targets, head outputs, detections.
+"""What travels between the packages: batches of images, targets, head outputs, detections.
 
 Shapes: N images, M boxes (padded), A anchors a cell, K classes, R anchors in all, D detections,
 H and W pixels, B numbers that make a box. Boxes are float32 in absolute pixels: XYXY with

@@ -115,6 +115,6 @@ def clean_exit(console: Console) -> Iterator[None]:
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a line as it is: without markup, colours or breaks. Without a console, to stderr."""
+    """Print a line as it is: without markup, colors or breaks. Without a console, to stderr."""
     console = console or Console(stderr=True)
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -80,7 +80,7 @@ class AugmentConfig(Section):
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
     hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
-    """Shift drawn from [-x, x] turns of the colour circle."""
+    """Shift drawn from [-x, x] turns of the color wheel."""
     mosaic_prob: Fraction = 0.0
     """Chance that three more images share the canvas (YOLOv4, arXiv:2004.10934)."""
     mixup_prob: Fraction = 0.0

@@ -49,7 +49,7 @@ class AnchorConfig(Section):
 
 
 class ModelConfig(Section):
-    """ResNet -> FPN -> P6, P7 -> RetinaNet head, and the pixel statistics that it normalises by."""
+    """ResNet -> FPN -> P6, P7 -> RetinaNet head, and the pixel statistics that it normalizes by."""
 
     num_classes: Count | None = 80
     """K; null takes the number from the data set at the start of a run."""

@@ -37,7 +37,7 @@ def run(*options):
 
 def test_a_recipe_whose_anchors_are_too_small(splits, tmp_path):
     """Anchors of up to 51 px under squares of 100: 2581 / 10000 at most."""
-    file = tmp_path / "new" / "figures.json"
+    file = tmp_path / "new" / "metrics.json"
     result = run(splits, "--recipe", "small", "--recipes", splits / "recipes.py", "--json", file)
     assert result.exit_code == 0, result.output
     assert f"{splits}/train: all 12 images, shorter side 256 px, 12 boxes" in result.output
@@ -110,8 +110,8 @@ def test_what_is_no_data_set_ends_with_2(tmp_path):
     assert "no such folder" in absent.output
 
 
-def test_figures_that_cannot_be_written_end_with_2(splits, tmp_path):
+def test_metrics_that_cannot_be_written_end_with_2(splits, tmp_path):
     (tmp_path / "file").write_text("")
-    result = run(splits, "--images", 1, "--json", tmp_path / "file" / "figures.json")
+    result = run(splits, "--images", 1, "--json", tmp_path / "file" / "metrics.json")
     assert result.exit_code == 2
     assert "--json" in result.output

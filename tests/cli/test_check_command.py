@@ -87,7 +87,7 @@ def test_what_cannot_be_read_at_all_ends_with_2(source, tmp_path, monkeypatch):
 
 
 def test_a_storage_that_does_not_answer_ends_with_3(monkeypatch):
-    """Not with 1, as elsewhere: that says that the data set is dirty."""
+    """Not with 1, as elsewhere: that says that the data set has issues."""
     monkeypatch.setenv("RETINA_RAY_STORAGE_RETRY_S", "0")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")

@@ -280,7 +280,7 @@ def test_predict_turns_photos_upright_as_the_import_does(checkpoint, tmp_path):
 def test_predict_names_what_it_cannot_read_and_does_the_rest(checkpoint, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not an image")
     cv2.imwrite(str(folder / "good.png"), np.zeros((64, 64, 3), np.uint8))
     out = tmp_path / "found"

@@ -28,11 +28,11 @@ from retina_ray.errors import DataError, StorageError
 from retina_ray.storage.files import write_whole
 from retina_ray.storage.uris import open_filesystem, shown_uri
 
-DIRTY = 1
+ISSUES_FOUND = 1
 """Exit code where errors were found (with --strict: anything)."""
 
 NO_ANSWER = 3
-"""Exit code where a storage did not answer: elsewhere that is 1, which means dirt here."""
+"""Exit code where a storage did not answer: elsewhere that is 1, which means data issues here."""
 
 _PIPE_WIDTH = 160
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]"}
@@ -70,7 +70,7 @@ def check(
     strict: Annotated[bool, typer.Option(help="Warnings count as errors.")] = False,
     examples: Annotated[int, typer.Option(min=0, help="Cases of a kind that are shown.")] = 3,
 ) -> None:
-    """Read a data set whole, and report all its dirt at once.
+    """Read a data set whole, and report all its data issues at once.
 
     Exit code: 0 clean or warnings only; 1 errors (with --strict also warnings); 2 wrong usage, or
     no data set that can be read; 3 a storage that does not answer.
@@ -91,7 +91,7 @@ def check(
     if not report.splits:
         raise typer.Exit(USER_FAULT)
     if report.num_errors or (strict and report.num_warnings):
-        raise typer.Exit(DIRTY)
+        raise typer.Exit(ISSUES_FOUND)
 
 
 def _settings(
