@@ -1,8 +1,9 @@
 """Small prepared sets and configs whose anchors can be worked out by hand."""
 
 import numpy as np
+from builders import small_config
 
-from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
+from retina_ray.config import AnchorConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import Category, Record
 from retina_ray.data.prepared.writer import ShardWriter
@@ -11,40 +12,28 @@ CATEGORIES = [Category(1, "cat"), Category(2, "dog"), Category(3, "newt")]
 
 
 def simple_config(**overrides):
-    """One square anchor a cell: 16, 32 and 64 px at strides 8, 16 and 32; pictures of 64 px.
+    """One square anchor a cell: 16, 32 and 64 px at strides 8, 16 and 32; images of 64 px.
 
     The centres are at 4, 12, ..., 60; at 8, 24, 40, 56; and at 16, 48.
     """
-    model = ModelConfig(
-        num_classes=3,
-        backbone="resnet18",
-        backbone_norm="gn",
-        freeze_stages=0,
-        fpn_channels=32,
-        head_num_convs=1,
-        max_level=5,
-        anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0), octave_scales=(1.0,), aspect_ratios=(1.0,)),
-    )
-    return with_overrides(
-        ExperimentConfig(model=model),
-        {
-            "input.train_sizes_px": (64,),
+    square = {"octave_scales": (1.0,), "aspect_ratios": (1.0,)}
+    return small_config(
+        **{
+            "model.anchors": AnchorConfig(sizes=(16.0, 32.0, 64.0), **square),
             "input.train_max_size_px": 1000,
-            "input.eval_size_px": 64,
             "input.eval_max_size_px": 1000,
-            "schedule.warmup_steps": 1,
             "train.batch_size": 2,
             **overrides,
-        },
+        }
     )
 
 
 def write_set(folder, images, *, size=(64, 64)) -> PreparedDataset:
-    """A set of pictures without pixels.
+    """A set of images without pixels.
 
     Args:
         folder: where to.
-        images: for each picture a list of (x0, y0, x1, y1), (x0, y0, x1, y1, label) or
+        images: for each image a list of (x0, y0, x1, y1), (x0, y0, x1, y1, label) or
             (x0, y0, x1, y1, label, iscrowd).
         size: (height, width) of all.
     """
@@ -72,7 +61,7 @@ def write_set(folder, images, *, size=(64, 64)) -> PreparedDataset:
 
 
 def squares(side, count, *, size=(256, 256), label=0, seed=0, height=None):
-    """Pictures of one box of this side (or width and height) each, at random places."""
+    """Images of one box of this side (or width and height) each, at random places."""
     rng = np.random.default_rng(seed)
     height = side if height is None else height
     return [
