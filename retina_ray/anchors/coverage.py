@@ -1,9 +1,9 @@
 """What the anchors of a config do with the boxes of a data set, before any training.
 
-The anchors are those of the real grid of each picture, and who learns what is decided by the
+The anchors are those of the real grid of each image, and who learns what is decided by the
 matcher that training uses.
 
-Shapes: M boxes, N pictures of a batch, R anchors of a picture, P positive anchors.
+Shapes: M boxes, N images of a batch, R anchors of an image, P positive anchors.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def require_aligned(config: ExperimentConfig) -> None:
 
 
 def _match(config: ExperimentConfig, boxes: TrainingBoxes) -> tuple[Tensor, Tensor]:
-    """Run the matcher over all pictures.
+    """Run the matcher over all images.
 
     Returns:
         (M,) how many anchors learn a box, and (M,) the largest IoU among these, 0 without any.
@@ -152,10 +152,10 @@ def _match(config: ExperimentConfig, boxes: TrainingBoxes) -> tuple[Tensor, Tens
             batch = pad_sequence([boxes.boxes[r] for r in rows], batch_first=True)
             number = pad_sequence(rows, batch_first=True)
             match = matcher.match_grid(batch, levels, grids)
-            picture, anchor = match.positive.nonzero(as_tuple=True)  # (P,) each
-            box = match.index[picture, anchor]
-            iou = paired_iou(batch[picture, box], torch.cat(levels)[anchor])
-            place = number[picture, box]
+            image, anchor = match.positive.nonzero(as_tuple=True)  # (P,) each
+            box = match.index[image, anchor]
+            iou = paired_iou(batch[image, box], torch.cat(levels)[anchor])
+            place = number[image, box]
             positives.index_add_(0, place, torch.ones_like(place))
             learnt_iou.scatter_reduce_(0, place, iou, "amax")
     return positives, learnt_iou
@@ -175,20 +175,20 @@ def one_thread() -> Iterator[None]:
 def _batches(
     boxes: TrainingBoxes, generator: AnchorGenerator
 ) -> Iterator[tuple[tuple[int, int], list[Tensor]]]:
-    """Yield pictures of one padded size: its (height, width), and the boxes' positions of each."""
-    counts = torch.bincount(boxes.picture, minlength=len(boxes.sizes))
-    by_picture = torch.arange(len(boxes)).split(counts.tolist())
+    """Yield images of one padded size: its (height, width), and the boxes' positions of each."""
+    counts = torch.bincount(boxes.image, minlength=len(boxes.sizes))
+    by_image = torch.arange(len(boxes)).split(counts.tolist())
     groups: dict[tuple[int, int], list[Tensor]] = {}
-    for (height, width), rows in zip(boxes.padded_sizes().tolist(), by_picture, strict=True):
+    for (height, width), rows in zip(boxes.padded_sizes().tolist(), by_image, strict=True):
         if len(rows):
             groups.setdefault((height, width), []).append(rows)
-    for padded, pictures in groups.items():
+    for padded, images in groups.items():
         cells = sum(math.prod(grid_size(padded, stride)) for stride in generator.strides)
         step = max(1, _MAX_ENTRIES // (cells * generator.num_anchors))
-        # Pictures with like numbers of boxes together: a batch is as long as its longest.
-        pictures.sort(key=len)
-        for start in range(0, len(pictures), step):
-            yield padded, pictures[start : start + step]
+        # Images with like numbers of boxes together: a batch is as long as its longest.
+        images.sort(key=len)
+        for start in range(0, len(images), step):
+            yield padded, images[start : start + step]
 
 
 def _coverage(figures: tuple[Tensor, Tensor, Tensor], part: Tensor, threshold: float) -> Coverage:

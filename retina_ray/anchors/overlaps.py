@@ -1,4 +1,4 @@
-"""The largest IoU of each box with the anchors of its picture, without looking at every cell.
+"""The largest IoU of each box with the anchors of its image, without looking at every cell.
 
 Anchors of one shape on one level differ only in their centres. The overlap with a box along an axis
 falls with the distance between the two centres, so of all columns the one whose centre is nearest
@@ -45,7 +45,7 @@ class BestOverlaps:
         self._strides, self._offset = model.strides, model.anchors.offset
         self._sizes = torch.tensor(model.anchors.sizes, dtype=torch.float64)
         self._kept: dict[tuple[int, float], Tensor] = {}
-        padded = boxes.padded_sizes()[boxes.picture].t()
+        padded = boxes.padded_sizes()[boxes.image].t()
         y, x = (
             self._from_nearest(boxes.boxes[:, axis].double(), boxes.boxes[:, axis + 2], length)
             for axis, length in ((1, padded[0]), (0, padded[1]))
@@ -59,7 +59,7 @@ class BestOverlaps:
         Args:
             low: (M,) left or upper edges.
             high: (M,) right or lower edges.
-            length: (M,) of the padded pictures.
+            length: (M,) of the padded images.
         """
         stride = torch.tensor(self._strides, dtype=torch.float64)[:, None]
         num_cells = (length / stride).ceil()

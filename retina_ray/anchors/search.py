@@ -3,7 +3,7 @@
 The base sizes of the levels stay as they are; `model.anchors.scale` moves all of them. A grid of
 scales is tried with sets of aspect ratios (the usual ones, and those that the boxes' shapes cluster
 around) and with one to three octave scales, and judged by the real largest IoU of every box with
-the anchors of its picture.
+the anchors of its image.
 
 Shapes: M boxes, A anchors of a cell.
 """

@@ -1,6 +1,6 @@
 """The boxes of a data set as training meets them: at the training size, without crowd regions.
 
-Shapes: M boxes, P pictures (an image at one of the training sizes).
+Shapes: M boxes, P images (an image at one of the training sizes).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class TrainingBoxes:
     """Boxes at the training sizes: each image that was sampled, at each size it may be trained at.
 
     Attributes:
-        boxes: (M, 4) float32 XYXY in pixels of its picture.
+        boxes: (M, 4) float32 XYXY in pixels of its image.
         labels: (M,) int64.
-        picture: (M,) int64 position in `sizes`, ascending.
-        sizes: (P, 2) int64 (height, width) of the pictures.
+        image: (M,) int64 position in `sizes`, ascending.
+        sizes: (P, 2) int64 (height, width) of the images.
         class_names: in the order of the labels.
         lengths_px: the lengths of the shorter side that stand for the training sizes.
         num_images: images that were looked at.
@@ -38,13 +38,13 @@ class TrainingBoxes:
         num_crowd: crowd regions left out; they are no training targets.
         num_too_small: boxes left out, at any of the sizes, because a side is below
             `input.min_box_size_px` there.
-        size_divisibility_px: pictures are padded to multiples of it.
+        size_divisibility_px: images are padded to multiples of it.
         not_considered: augmentations of the config that change boxes and are left out here.
     """
 
     boxes: Tensor
     labels: Tensor
-    picture: Tensor
+    image: Tensor
     sizes: Tensor
     class_names: tuple[str, ...]
     lengths_px: tuple[int, ...]
@@ -85,7 +85,7 @@ class TrainingBoxes:
         result = cls(
             boxes=torch.from_numpy(np.concatenate([np.zeros((0, 4), np.float32), *found.boxes])),
             labels=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *found.labels])),
-            picture=torch.repeat_interleave(
+            image=torch.repeat_interleave(
                 torch.arange(len(found.sizes)),
                 torch.tensor([len(b) for b in found.boxes], dtype=torch.int64),
             ),
@@ -109,27 +109,27 @@ class TrainingBoxes:
         return result
 
     def padded_sizes(self) -> Tensor:
-        """(P, 2) (height, width) of the pictures with the padding that each has by itself.
+        """(P, 2) (height, width) of the images with the padding that each has by itself.
 
         A batch may pad further. No anchor whose centre lies there can match at an IoU above 0.5, as
-        at most half of it overlaps a box inside the picture; nor is it ever a box's best.
+        at most half of it overlaps a box inside the image; nor is it ever a box's best.
         """
         step = self.size_divisibility_px
         return (self.sizes + step - 1) // step * step
 
     def subset(self, max_boxes: int, seed: int = 0) -> TrainingBoxes:
-        """At most this many boxes, drawn at random; the pictures stay."""
+        """At most this many boxes, drawn at random; the images stay."""
         if len(self) <= max_boxes:
             return self
         keep = torch.from_numpy(_sample(len(self), max_boxes, seed))
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("boxes", "labels", "picture"):
+        for name in ("boxes", "labels", "image"):
             fields[name] = fields[name][keep]
         return TrainingBoxes(**fields)
 
 
 class _Collector:
-    """Gathers the boxes of one picture after the other."""
+    """Gathers the boxes of one image after the other."""
 
     def __init__(self, config: InputConfig) -> None:
         self._config = config

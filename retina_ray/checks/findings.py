@@ -100,7 +100,7 @@ def _kinds() -> Iterable[Kind]:
     """Everything that is looked for. The names of the first ones are those of the importers."""
     for name in ("data set", "missing shard", "damaged shard", "unreadable shard"):
         yield Kind(name, "error", _SHARDS if name != "data set" else "")
-    for name in ("shard with other columns", "shard that misplaces its pictures"):
+    for name in ("shard with other columns", "shard that misplaces its images"):
         yield Kind(name, "error", _SHARDS)
     yield Kind("fingerprint differs", "error", f"the shards are not those described: {_SHARDS}")
     yield Kind("counts differ", "error", f"dataset.json does not fit the shards: {_SHARDS}")
@@ -159,7 +159,7 @@ def _kinds() -> Iterable[Kind]:
     yield Kind(
         "EXIF orientation",
         "warning",
-        "look whether its boxes fit: importing turns the image as EXIF says",
+        "look whether its boxes fit: importing rotates the image as EXIF says",
     )
     yield Kind("class without any box", "warning", "it cannot be learnt: leave it out of the list")
     yield Kind(

@@ -181,16 +181,16 @@ def _file_faults(item: ImageItem, probe: ImageProbe, settings: CheckSettings) ->
     if header.orientation != 1:
         message = f"EXIF orientation {header.orientation}: {_ORIENTATIONS[header.orientation]}"
         if not item.apply_orientation:
-            message += "; the set is trained on as stored, not turned"
+            message += "; the set is trained on as stored, not rotated"
         yield _fault(item, "EXIF orientation", message)
 
 
 _ORIENTATIONS = {
-    2: "stored mirrored",
+    2: "stored flipped",
     3: "stored upside down",
-    4: "stored upside down and mirrored",
-    5: "stored lying on its side and mirrored",
-    6: "stored lying on its side (turned left)",
-    7: "stored lying on its side and mirrored",
-    8: "stored lying on its side (turned right)",
+    4: "stored upside down and flipped",
+    5: "stored lying on its side and flipped",
+    6: "stored lying on its side (rotated left)",
+    7: "stored lying on its side and flipped",
+    8: "stored lying on its side (rotated right)",
 }

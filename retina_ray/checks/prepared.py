@@ -19,7 +19,7 @@ from retina_ray.data.prepared.shard_reader import OTHER_COLUMNS
 from retina_ray.errors import DataError, Fault
 from retina_ray.storage.uris import open_filesystem
 
-WRONG_RANGES = "shard that misplaces its pictures"
+WRONG_RANGES = "shard that misplaces its images"
 
 
 class PreparedSplit:

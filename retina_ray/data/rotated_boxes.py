@@ -1,7 +1,7 @@
 """Rotated boxes in numpy, for writing shards and for augmenting where there is no PyTorch.
 
 A rotated box is (x_center, y_center, width, height, angle): pixels, and degrees counter-clockwise
-as the picture is looked at, with y pointing down (detectron2's `RotatedBoxes`). The vector along
+as the image is looked at, with y pointing down (detectron2's `RotatedBoxes`). The vector along
 its width is (cos a, -sin a), the one along its height (sin a, cos a). Shapes: M boxes.
 """
 
@@ -34,21 +34,21 @@ def enclosing_boxes(boxes: NDArray) -> NDArray[np.float64]:
 
 
 def cut_enclosing_boxes(boxes: NDArray, height: int, width: int) -> Boxes:
-    """Find the aligned boxes around rotated ones, cut at the border of their picture.
+    """Find the aligned boxes around rotated ones, cut at the border of their image.
 
     Args:
-        boxes: (M, 5) in pixels of the picture.
-        height: of the picture.
-        width: of the picture.
+        boxes: (M, 5) in pixels of the image.
+        height: of the image.
+        width: of the image.
 
     Returns:
-        (M, 4) float32 XYXY; without an area where a box lies outside the picture.
+        (M, 4) float32 XYXY; without an area where a box lies outside the image.
     """
     return np.clip(enclosing_boxes(boxes), 0, [width, height, width, height]).astype(np.float32)
 
 
 def scale_rotated(boxes: NDArray, scale_x: float, scale_y: float) -> Boxes:
-    """Scale rotated boxes with their picture, as detectron2's `RotatedBoxes.scale` does.
+    """Scale rotated boxes with their image, as detectron2's `RotatedBoxes.scale` does.
 
     Under unequal factors a turned rectangle becomes a parallelogram. The box that stands for it has
     the lengths of the parallelogram's two middle lines, and the direction of the one along its
@@ -76,12 +76,12 @@ def scale_rotated(boxes: NDArray, scale_x: float, scale_y: float) -> Boxes:
 def flip_rotated(
     boxes: NDArray, height: int, width: int, *, horizontal: bool, vertical: bool
 ) -> Boxes:
-    """Mirror rotated boxes: x becomes W - x or y becomes H - y, and each flip turns the angle over.
+    """Flip rotated boxes: x becomes W - x or y becomes H - y, and each flip turns the angle over.
 
     Args:
-        boxes: (M, 5) in a picture of height x width pixels.
-        height: of the picture.
-        width: of the picture.
+        boxes: (M, 5) in an image of height x width pixels.
+        height: of the image.
+        width: of the image.
         horizontal: left becomes right.
         vertical: top becomes bottom.
 
@@ -96,15 +96,15 @@ def flip_rotated(
     return np.stack([x, y, w, h, angle], axis=1).astype(np.float32)
 
 
-def turn_rotated(
+def rotate90_rotated(
     boxes: NDArray, height: int, width: int, quarter_turns: int
 ) -> NDArray[np.float64]:
-    """Turn rotated boxes with their picture, counter-clockwise: each quarter adds 90 degrees.
+    """Turn rotated boxes with their image, counter-clockwise: each quarter adds 90 degrees.
 
     Args:
-        boxes: (M, 5) in a picture of height x width pixels.
-        height: of the picture before.
-        width: of the picture before.
+        boxes: (M, 5) in an image of height x width pixels.
+        height: of the image before.
+        width: of the image before.
         quarter_turns: any number; below 0 they are clockwise.
 
     Returns:

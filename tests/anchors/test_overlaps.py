@@ -177,8 +177,8 @@ def test_a_subset_keeps_boxes_in_their_pictures(tmp_path):
     few = boxes.subset(7, seed=3)
     assert len(few) == 7
     assert boxes.subset(30) is boxes
-    whole = {tuple(b): p for b, p in zip(boxes.boxes.tolist(), boxes.picture.tolist(), strict=True)}
-    drawn = zip(few.boxes.tolist(), few.picture.tolist(), strict=True)
+    whole = {tuple(b): p for b, p in zip(boxes.boxes.tolist(), boxes.image.tolist(), strict=True)}
+    drawn = zip(few.boxes.tolist(), few.image.tolist(), strict=True)
     assert all(whole[tuple(box)] == picture for box, picture in drawn)
     assert describe_anchors(simple_config(), few).overall.num_boxes == 7
 
@@ -259,7 +259,7 @@ def test_the_nearest_cell_has_the_largest_overlap(size, place, box, factor, rati
     boxes = TrainingBoxes(
         boxes=torch.tensor([[x, y, x + box_width, y + box_height]]),
         labels=torch.zeros(1, dtype=torch.int64),
-        picture=torch.zeros(1, dtype=torch.int64),
+        image=torch.zeros(1, dtype=torch.int64),
         sizes=torch.tensor([size]),
         class_names=("cat",),
         lengths_px=(64,),

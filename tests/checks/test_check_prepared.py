@@ -189,7 +189,7 @@ def test_a_shard_that_says_of_its_pictures_what_is_not_so(folder):
     info["shards"][0]["num_bytes"] = path.stat().st_size
     change_info(folder, **info)
     ((severity, kind, message),) = found(folder)
-    assert (severity, kind) == ("error", "shard that misplaces its pictures")
+    assert (severity, kind) == ("error", "shard that misplaces its images")
     assert f"{path.name}: image 0 is not what its footer says, or not there" in message
 
 
@@ -249,7 +249,7 @@ def test_images_are_checked_as_they_are_stored(tmp_path):
         "annotated size differs from the image",
         "EXIF orientation",
     }
-    assert "the set is trained on as stored, not turned" in results["EXIF orientation"]
+    assert "the set is trained on as stored, not rotated" in results["EXIF orientation"]
     assert "the file has 128 x 96" in results["annotated size differs from the image"]
 
 

@@ -1,6 +1,6 @@
-"""Random changes of a training picture and its boxes, from encoded bytes to a sample.
+"""Random changes of a training image and its boxes, from encoded bytes to a sample.
 
-Each kind of change draws from a stream of its own, and so does each picture that takes part:
+Each kind of change draws from a stream of its own, and so does each image that takes part:
 switching one change on leaves the draws of the others as they were.
 """
 
@@ -20,9 +20,9 @@ from retina_ray.data.augment.mixing import blend, paste
 from retina_ray.data.augment.transforms import (
     Flip,
     LabeledImage,
+    rotate90_boxes,
+    rotate90_size,
     shortest_edge_size,
-    turn_boxes,
-    turned_size,
 )
 from retina_ray.data.augment.views import LazyImage, View, scaled, show
 from retina_ray.data.images.decoding import Pixels
@@ -32,30 +32,30 @@ from retina_ray.data.rotated_boxes import are_rotated, shorter_sides
 Size = tuple[int, int]
 
 # ASCII names: each kind of change has its own stream.
-_FLIP, _TURN, _CROP, _SCALE = 0x666C6970, 0x7475726E, 0x63726F70, 0x7363616C65
+_FLIP, _ROTATE, _CROP, _SCALE = 0x666C6970, 0x7475726E, 0x63726F70, 0x7363616C65
 _MOSAIC, _MIXUP, _COLOUR = 0x6D6F73616963, 0x6D69787570, 0x636F6C6F7572
 
 _NUM_MOSAIC = 4
-_CENTRE = (0.25, 0.75)  # of the canvas's sides: where the pictures of a mosaic may meet (YOLOv5)
+_CENTRE = (0.25, 0.75)  # of the canvas's sides: where the images of a mosaic may meet (YOLOv5)
 
 
 class _Streams:
-    """The generators of one sample, one for each kind of change of each picture."""
+    """The generators of one sample, one for each kind of change of each image."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._root: list[int] = []
-        self.coins = rng.random(2)  # the main picture's flips: the first draws, whatever is on
+        self.coins = rng.random(2)  # the main image's flips: the first draws, whatever is on
 
-    def __call__(self, name: int, picture: int = 0) -> np.random.Generator:
+    def __call__(self, name: int, image: int = 0) -> np.random.Generator:
         if not self._root:
             self._root = self._rng.integers(0, 2**63, 2).tolist()
-        return random_stream(*self._root, picture, name)
+        return random_stream(*self._root, image, name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmenter:
-    """Turns, crops, resizes, mirrors, mixes and recolours pictures at random, in this order.
+    """Rotates, crops, resizes, flips, mixes and recolours images at random, in this order.
 
     What comes out is a function of the arguments and the generator's state. Picklable.
 
@@ -64,18 +64,18 @@ class Augmenter:
             whatever is named, so "both" flips horizontally where "horizontal" does.
         min_box_size_px: boxes with a side below this in the result are dropped; so are boxes
             without an area, and NaN.
-        rotate_90: turn by 0, 1, 2 or 3 quarters, each with probability 1/4.
+        rotate_90: rotate by 0, 1, 2 or 3 quarter turns, each with probability 1/4.
         crop_prob: chance of a crop, see `retina_ray.data.augment.views.draw_crop`.
         crop_min_ious: one of these is drawn for each crop.
-        crop_min_scale: shortest side of a crop, as a share of the picture's side.
-        scale_jitter: large-scale jitter (arXiv:2012.07177): a picture is resized by a factor
+        crop_min_scale: shortest side of a crop, as a share of the image's side.
+        scale_jitter: large-scale jitter (arXiv:2012.07177): an image is resized by a factor
             between these two (uniform in its logarithm) beyond its target size. What is then too
             much is cut off, at a random place; what is missing is grey.
-        mosaic_scale: the same for the pictures of a mosaic, in place of `scale_jitter`.
+        mosaic_scale: the same for the images of a mosaic, in place of `scale_jitter`.
         min_visible: a box of which crop, jitter or mosaic leave a smaller share of the area than
             this is dropped.
-        mixup_alpha: the main picture's share in a blend is drawn from Beta(alpha, alpha).
-        colour: changes the finished picture.
+        mixup_alpha: the main image's share in a blend is drawn from Beta(alpha, alpha).
+        colour: changes the finished image.
     """
 
     flip: Flip = "none"
@@ -92,7 +92,7 @@ class Augmenter:
 
     @classmethod
     def from_config(cls, config: InputConfig) -> Augmenter:
-        """Build what a config describes; which pictures are mixed is the plan's business."""
+        """Build what a config describes; which images are mixed is the plan's business."""
         changes = config.augment
         return cls(
             flip=config.flip,
@@ -116,7 +116,7 @@ class Augmenter:
     def __call__(
         self,
         main: LazyImage,
-        partners: Sequence[LazyImage] = (),
+        mix_sources: Sequence[LazyImage] = (),
         *,
         target_size: Size,
         size_px: int,
@@ -126,39 +126,39 @@ class Augmenter:
         mixup: bool = False,
         out: Pixels | None = None,
     ) -> LabeledImage:
-        """Make a sample of a picture.
+        """Make a sample of an image.
 
         Args:
-            main: the picture.
-            partners: three others for a mosaic, then one for mixup.
-            target_size: (height, width) of the result: `shortest_edge_size` of the main picture.
-                Where that is turned by 90 or 270 degrees or cropped, the result has the size that
+            main: the image.
+            mix_sources: three others for a mosaic, then one for mixup.
+            target_size: (height, width) of the result: `shortest_edge_size` of the main image.
+                Where that is rotated by 90 or 270 degrees or cropped, the result has the size that
                 belongs to what is left of it; a mosaic always has `target_size`.
             size_px: length of the shorter side.
             max_size_px: limit of the longer side.
-            rng: of the main picture, see `retina_ray.data.augment.transforms.image_stream`.
-            mosaic: put four pictures around a point (YOLOv4, arXiv:2004.10934).
-            mixup: blend another picture in and add its boxes (arXiv:1902.04103).
+            rng: of the main image, see `retina_ray.data.augment.transforms.image_stream`.
+            mosaic: put four images around a point (YOLOv4, arXiv:2004.10934).
+            mixup: blend another image in and add its boxes (arXiv:1902.04103).
             out: uint8 that may be written to, see `retina_ray.data.augment.views.show`.
 
         Returns:
             The sample.
 
         Raises:
-            DecodeError: a picture cannot be decoded.
-            ValueError: the number of partners is not the one that mosaic and mixup need.
+            DecodeError: an image cannot be decoded.
+            ValueError: the number of mix sources is not the one that mosaic and mixup need.
         """
-        num_partners = (_NUM_MOSAIC - 1) * mosaic + mixup
-        if len(partners) != num_partners:
+        num_expected = (_NUM_MOSAIC - 1) * mosaic + mixup
+        if len(mix_sources) != num_expected:
             raise ValueError(
-                f"{len(partners)} partners, but mosaic={mosaic} and mixup={mixup} need "
-                f"{num_partners}: three for a mosaic, then one for mixup"
+                f"{len(mix_sources)} mix sources, but mosaic={mosaic} and mixup={mixup} need "
+                f"{num_expected}: three for a mosaic, then one for mixup"
             )
         limits = (size_px, max_size_px)
         streams = _Streams(rng)
         if mosaic:
-            pictures = [main, *partners[: _NUM_MOSAIC - 1]]
-            sample = self._mosaic(pictures, target_size, limits, streams)
+            images = [main, *mix_sources[: _NUM_MOSAIC - 1]]
+            sample = self._mosaic(images, target_size, limits, streams)
         else:
             view = self._view(main, 0, streams)
             if view.quarter_turns or view.crop_size != tuple(main.size):
@@ -167,17 +167,17 @@ class Augmenter:
         if mixup:
             share = streams(_MIXUP).beta(self.mixup_alpha, self.mixup_alpha)
             # Numbered as after a mosaic, so that a mosaic does not change it.
-            partner = self._fitted(partners[-1], _NUM_MOSAIC, sample.image.shape[:2], streams)
-            sample = blend(sample, partner, share)
+            other = self._fitted(mix_sources[-1], _NUM_MOSAIC, sample.image.shape[:2], streams)
+            sample = blend(sample, other, share)
         image = self.colour(sample.image, streams(_COLOUR)) if self.colour else sample.image
         keep = _are_large(sample.boxes, self.min_box_size_px)
         return LabeledImage(image, sample.boxes[keep], sample.labels[keep])
 
     def _view(self, source: LazyImage, number: int, streams: _Streams) -> View:
-        """Draw flips, turn and crop of a picture."""
+        """Draw flips, rotation and crop of an image."""
         coins = (streams.coins if number == 0 else streams(_FLIP, number).random(2)) < 0.5
-        turns = int(streams(_TURN, number).integers(4)) if self.rotate_90 else 0
-        height, width = turned_size(source.size, turns)
+        turns = int(streams(_ROTATE, number).integers(4)) if self.rotate_90 else 0
+        height, width = rotate90_size(source.size, turns)
         crop = (0, 0, width, height)
         if self.crop_prob > 0:
             rng = streams(_CROP, number)
@@ -185,7 +185,7 @@ class Augmenter:
                 crop = draw_crop(
                     rng,
                     (height, width),
-                    turn_boxes(source.boxes, *source.size, turns),
+                    rotate90_boxes(source.boxes, *source.size, turns),
                     min_ious=self.crop_min_ious,
                     min_scale=self.crop_min_scale,
                     min_visible=self.min_visible,
@@ -207,7 +207,7 @@ class Augmenter:
         streams: _Streams,
         out: Pixels | None = None,
     ) -> LabeledImage:
-        """Resize a picture to `size`, or to what jitter makes of it, and fill a canvas with it."""
+        """Resize an image to `size`, or to what jitter makes of it, and fill a canvas with it."""
         view = view.resized(size)
         if self.scale_jitter is not None:
             rng = streams(_SCALE, number)
@@ -222,7 +222,7 @@ class Augmenter:
     def _fitted(
         self, source: LazyImage, number: int, canvas: Size, streams: _Streams
     ) -> LabeledImage:
-        """Fill a canvas with a picture of another shape, as large as it fits in as a whole."""
+        """Fill a canvas with an image of another shape, as large as it fits in as a whole."""
         view = self._view(source, number, streams)
         factor = min(side / own for side, own in zip(canvas, view.crop_size, strict=True))
         height, width = scaled(view.crop_size, factor)
@@ -231,19 +231,19 @@ class Augmenter:
 
     def _mosaic(
         self,
-        pictures: Sequence[LazyImage],
+        images: Sequence[LazyImage],
         canvas: Size,
         limits: tuple[int, int],
         streams: _Streams,
     ) -> LabeledImage:
-        """Put four pictures around a point of a canvas, which a corner of each touches."""
+        """Put four images around a point of a canvas, which a corner of each touches."""
         draws = streams(_MOSAIC).random(2 + _NUM_MOSAIC)
         y, x = (
             _within(_CENTRE[0] + (_CENTRE[1] - _CENTRE[0]) * draw, side)
             for side, draw in zip(canvas, draws[:2], strict=True)
         )
         samples, places = [], []
-        for number, source in enumerate(pictures):
+        for number, source in enumerate(images):
             bottom, right = divmod(number, 2)  # which quadrant of the canvas
             room = (canvas[0] - y if bottom else y, canvas[1] - x if right else x)
             if min(room) == 0:

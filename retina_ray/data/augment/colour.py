@@ -1,6 +1,6 @@
 """Random changes of colour, as torchvision's ColorJitter makes them; numpy and OpenCV only.
 
-Pictures are (H, W, 3) uint8 RGB. Results are rounded, where torchvision cuts fractions off, so the
+Images are (H, W, 3) uint8 RGB. Results are rounded, where torchvision cuts fractions off, so the
 two differ by a level here and there.
 """
 
@@ -23,7 +23,7 @@ class ColourJitter:
 
     Attributes:
         brightness: the factor is drawn from [1 - x, 1 + x]; likewise the next two. At most 1.
-        contrast: of the distances from the picture's mean grey.
+        contrast: of the distances from the image's mean grey.
         saturation: of the distances from each pixel's grey.
         hue: the shift is drawn from [-x, x] turns of the colour circle. At most 0.5.
     """
@@ -38,7 +38,7 @@ class ColourJitter:
         return any((self.brightness, self.contrast, self.saturation, self.hue))
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        """Change a picture.
+        """Change an image.
 
         Args:
             image: (H, W, 3) uint8 RGB; stays as it is.
@@ -67,7 +67,7 @@ def adjust_brightness(image: Pixels, factor: float) -> Pixels:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        factor: 0 gives black, 1 the picture itself.
+        factor: 0 gives black, 1 the image itself.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -76,11 +76,11 @@ def adjust_brightness(image: Pixels, factor: float) -> Pixels:
 
 
 def adjust_contrast(image: Pixels, factor: float) -> Pixels:
-    """Multiply the distances of all levels from the mean of the picture's grey.
+    """Multiply the distances of all levels from the mean of the image's grey.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        factor: 0 gives grey, 1 the picture itself.
+        factor: 0 gives grey, 1 the image itself.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -94,7 +94,7 @@ def adjust_saturation(image: Pixels, factor: float) -> Pixels:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        factor: 0 gives a grey picture, 1 the picture itself.
+        factor: 0 gives a grey image, 1 the image itself.
 
     Returns:
         (H, W, 3) uint8 RGB.

@@ -1,6 +1,6 @@
-"""Crops and windows: which rectangle of a picture is kept, and which boxes with it.
+"""Crops and windows: which rectangle of an image is kept, and which boxes with it.
 
-Rectangles are (x0, y0, x1, y1) in pixels, sizes (height, width). M boxes of a picture.
+Rectangles are (x0, y0, x1, y1) in pixels, sizes (height, width). M boxes of an image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from retina_ray.data.rotated_boxes import are_rotated, enclosing_boxes
 Rectangle = tuple[int, int, int, int]
 
 CROP_TRIES = 50
-"""Rectangles that are tried before a picture stays whole (as in SSD's code)."""
+"""Rectangles that are tried before an image stays whole (as in SSD's code)."""
 _WIDEST = 2.0  # the aspect ratio of a crop lies in [1/2, 2], as in SSD
 _ROUNDING = 1e-6  # a share of an area counts as reached within this
 
@@ -32,20 +32,20 @@ def draw_crop(
 ) -> Rectangle:
     """Draw a crop that keeps a smallest IoU with some box (SSD, arXiv:1512.02325, section 2.2).
 
-    Sides are drawn uniformly between `min_scale` and all of the picture's, then the place. Of
+    Sides are drawn uniformly between `min_scale` and all of the image's, then the place. Of
     `CROP_TRIES` rectangles the first is taken that is at most twice as long as wide and whose IoU
     with some box reaches the one drawn; with no box, the first of that form.
 
     Args:
-        rng: for the crops of this picture.
-        size: (height, width) of the picture.
+        rng: for the crops of this image.
+        size: (height, width) of the image.
         boxes: (M, 4) XYXY or (M, 5) rotated, for which the rectangles around them stand in.
         min_ious: one of them is drawn.
-        min_scale: shortest side of the crop as a share of the picture's.
+        min_scale: shortest side of the crop as a share of the image's.
         min_visible: the box whose IoU counts must also keep this share of its area.
 
     Returns:
-        The crop, in whole pixels; all of the picture where none was found.
+        The crop, in whole pixels; all of the image where none was found.
     """
     height, width = size
     min_iou = min_ious[int(rng.integers(len(min_ious)))]
@@ -72,15 +72,15 @@ def draw_crop(
 def draw_window(
     rng: np.random.Generator, scaled_size: tuple[int, int], canvas: tuple[int, int]
 ) -> Rectangle:
-    """Draw the place of a window on a picture that may be larger or smaller than its canvas.
+    """Draw the place of a window on an image that may be larger or smaller than its canvas.
 
     Args:
         rng: two numbers are drawn.
-        scaled_size: (height, width) of the picture.
+        scaled_size: (height, width) of the image.
         canvas: (height, width) that it is to fill.
 
     Returns:
-        At most as large as the canvas, anywhere on the picture.
+        At most as large as the canvas, anywhere on the image.
     """
     borders = []
     for side, room, draw in zip(scaled_size, canvas, rng.random(2), strict=True):
@@ -93,16 +93,16 @@ def draw_window(
 def corner_window(
     scaled_size: tuple[int, int], room: tuple[int, int], *, right: bool, bottom: bool
 ) -> Rectangle:
-    """Make the window that starts in a corner of a picture and is as large as there is room.
+    """Make the window that starts in a corner of an image and is as large as there is room.
 
     Args:
-        scaled_size: (height, width) of the picture.
+        scaled_size: (height, width) of the image.
         room: (height, width).
         right: the corner is at the right.
         bottom: the corner is at the bottom.
 
     Returns:
-        The window, in pixels of the picture.
+        The window, in pixels of the image.
     """
     height, width = min(scaled_size[0], room[0]), min(scaled_size[1], room[1])
     x0 = scaled_size[1] - width if right else 0
@@ -118,7 +118,7 @@ def are_visible(
     Args:
         boxes: (M, 4) XYXY, or (M, 5) rotated: of those the rectangles around them count, and their
             centres must be inside, too.
-        size: (height, width) of the picture; what a box has outside does not count.
+        size: (height, width) of the image; what a box has outside does not count.
         rectangle: (4,) XYXY.
         min_visible: share of the area that must lie inside; something always must.
 
@@ -135,7 +135,7 @@ def are_visible(
 
 
 def _inside(boxes: NDArray, size: tuple[int, int]) -> NDArray[np.float64]:
-    """(M, 4) XYXY: the boxes, or those around rotated ones, cut at the picture's border."""
+    """(M, 4) XYXY: the boxes, or those around rotated ones, cut at the image's border."""
     aligned = enclosing_boxes(boxes) if are_rotated(boxes) else boxes.astype(np.float64)
     return np.clip(aligned, 0, [size[1], size[0]] * 2)
 

@@ -1,4 +1,4 @@
-"""Several pictures in one: on a canvas side by side, or blended. Boxes go with their pictures."""
+"""Several images in one: on a canvas side by side, or blended. Boxes go with their images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from retina_ray.data.augment.transforms import LabeledImage
 from retina_ray.data.rotated_boxes import are_rotated
 
 FILL = (124, 116, 104)
-"""RGB where a canvas shows no picture: ImageNet's mean, about zero to the model."""
+"""RGB where a canvas shows no image: ImageNet's mean, about zero to the model."""
 
 
 def paste(
     samples: Sequence[LabeledImage], places: Sequence[tuple[int, int]], size: tuple[int, int]
 ) -> LabeledImage:
-    """Put pictures on a grey canvas.
+    """Put images on a grey canvas.
 
     Args:
         samples: one at least; they must fit on the canvas. Later ones cover earlier ones.
@@ -36,15 +36,15 @@ def paste(
     canvas = canvas.reshape(height, width, 3)
     boxes = []
     for sample, (x, y) in zip(samples, places, strict=True):
-        picture = sample.image
-        canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+        image = sample.image
+        canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
         shift = [x, y, 0, 0, 0] if are_rotated(sample.boxes) else [x, y, x, y]
         boxes.append(sample.boxes + np.array(shift, np.float32))
     return LabeledImage(canvas, np.concatenate(boxes), np.concatenate([s.labels for s in samples]))
 
 
 def blend(a: LabeledImage, b: LabeledImage, share: float) -> LabeledImage:
-    """Mix two pictures of one size (mixup for detection, arXiv:1902.04103); all boxes stay.
+    """Mix two images of one size (mixup for detection, arXiv:1902.04103); all boxes stay.
 
     Args:
         a: first sample.

@@ -1,8 +1,8 @@
-"""From a decoded picture to a resized, flipped one with its boxes.
+"""From a decoded image to a resized, flipped one with its boxes.
 
 Boxes are (M, 4) float32 XYXY in pixels; pixel (i, j) covers `[j, j+1) x [i, i+1)`, so resizing
 multiplies coordinates and a flip is `W - x`. Or they are (M, 5) rotated boxes, see
-`retina_ray.data.rotated_boxes`. Pictures are (H, W, 3) uint8 RGB.
+`retina_ray.data.rotated_boxes`. Images are (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from retina_ray.data.images.decoding import Pixels
 from retina_ray.data.rotated_boxes import (
     are_rotated,
     flip_rotated,
+    rotate90_rotated,
     scale_rotated,
-    turn_rotated,
 )
 
 Boxes = NDArray[np.float32]
@@ -29,7 +29,7 @@ Flip = Literal["none", "horizontal", "vertical", "both"]
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """A picture ready for a batch.
+    """An image ready for a batch.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -72,7 +72,7 @@ def resize_image(image: Pixels, height: int, width: int, out: Pixels | None = No
     """Resize bilinearly, without aliasing when shrinking.
 
     Up to a factor of 2, which is all that is left to do for a JPEG that was decoded at a reduced
-    size, the picture is first blurred by just so much that blur and interpolation together have the
+    size, the image is first blurred by just so much that blur and interpolation together have the
     width (second moment) of the triangle filter that antialiased bilinear resizing uses. Beyond
     that, areas are averaged; for small factors this would cost three times as much.
 
@@ -111,12 +111,12 @@ def _taps_before(factor: float) -> NDArray[np.float64]:
 
 
 def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, vertical: bool) -> Boxes:
-    """Mirror boxes in a picture of height x width pixels: x becomes W - x, y becomes H - y.
+    """Flip boxes in an image of height x width pixels: x becomes W - x, y becomes H - y.
 
     Args:
         boxes: (M, 4) XYXY, or (M, 5) rotated.
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
         horizontal: left becomes right.
         vertical: top becomes bottom.
 
@@ -133,25 +133,27 @@ def flip_boxes(boxes: Boxes, height: int, width: int, *, horizontal: bool, verti
     return flipped
 
 
-def turned_size(size: Size, quarter_turns: int) -> Size:
-    """(height, width) of a picture after quarter turns: exchanged by an odd number of them."""
+def rotate90_size(size: Size, quarter_turns: int) -> Size:
+    """(height, width) of an image after quarter turns: exchanged by an odd number of them."""
     return (size[1], size[0]) if quarter_turns % 2 else (size[0], size[1])
 
 
-def turn_boxes(boxes: NDArray, height: int, width: int, quarter_turns: int) -> NDArray[np.float64]:
-    """Turn boxes with their picture, counter-clockwise: by a quarter, (x, y) becomes (y, W - x).
+def rotate90_boxes(
+    boxes: NDArray, height: int, width: int, quarter_turns: int
+) -> NDArray[np.float64]:
+    """Rotate boxes with their image, counter-clockwise: by a quarter, (x, y) becomes (y, W - x).
 
     Args:
         boxes: (M, 4) XYXY, or (M, 5) rotated.
-        height: of the picture before.
-        width: of the picture before.
+        height: of the image before.
+        width: of the image before.
         quarter_turns: any number; below 0 they are clockwise.
 
     Returns:
-        (M, 4) float64 XYXY in the turned picture, or (M, 5).
+        (M, 4) float64 XYXY in the rotated image, or (M, 5).
     """
     if are_rotated(boxes):
-        return turn_rotated(boxes, height, width, quarter_turns)
+        return rotate90_rotated(boxes, height, width, quarter_turns)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     for _ in range(quarter_turns % 4):
         x0, y0, x1, y1 = boxes.T
@@ -163,7 +165,7 @@ def turn_boxes(boxes: NDArray, height: int, width: int, quarter_turns: int) -> N
 def place_boxes(
     boxes: NDArray, source_size: tuple[float, float], target_size: tuple[int, int]
 ) -> Boxes:
-    """Scale boxes with their picture, and clip what lies outside.
+    """Scale boxes with their image, and clip what lies outside.
 
     Args:
         boxes: (M, 4) XYXY in pixels of the source, or (M, 5) rotated, which are not clipped.

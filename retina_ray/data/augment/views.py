@@ -1,9 +1,9 @@
-"""Which part of a picture is shown, how large and which way up.
+"""Which part of an image is shown, how large and which way up.
 
 A view is drawn from numbers alone, before anything is decoded. So a JPEG is decoded only as large
 as its view needs, and only the pixels that will be seen are resized.
 
-Rectangles are (x0, y0, x1, y1) in pixels, sizes (height, width). M boxes of a picture.
+Rectangles are (x0, y0, x1, y1) in pixels, sizes (height, width). M boxes of an image.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from retina_ray.data.augment.transforms import (
     flip_boxes,
     place_boxes,
     resize_image,
-    turn_boxes,
-    turned_size,
+    rotate90_boxes,
+    rotate90_size,
 )
 from retina_ray.data.images.decoding import Pixels
 from retina_ray.data.rotated_boxes import are_rotated
@@ -31,10 +31,10 @@ from retina_ray.data.rotated_boxes import are_rotated
 
 @dataclass(frozen=True)
 class LazyImage:
-    """A picture that is not decoded yet, with its boxes.
+    """An image that is not decoded yet, with its boxes.
 
     Attributes:
-        decode: takes the length in pixels that the shorter side of the whole picture must keep, and
+        decode: takes the length in pixels that the shorter side of the whole image must keep, and
             returns (H, W, 3) uint8 RGB of this size, or smaller by 1/2, 1/4 or 1/8 (see
             `retina_ray.data.images.decoding.decode_image`). May raise DecodeError.
         size: (height, width) that the boxes refer to.
@@ -50,11 +50,11 @@ class LazyImage:
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture. It is turned, cropped, resized, cut again and mirrored, in this order.
+    """A part of an image. It is rotated, cropped, resized, cut again and flipped, in this order.
 
     Attributes:
         quarter_turns: counter-clockwise, 0 to 3.
-        crop: of the turned picture, in its pixels.
+        crop: of the rotated image, in its pixels.
         scaled_size: (height, width) to which the crop is resized.
         window: of the resized crop, in its pixels: what is shown of it.
         horizontal: left becomes right.
@@ -96,18 +96,18 @@ class View:
         return y1 - y0, x1 - x0
 
     def min_shorter_side(self, source_size: tuple[int, int]) -> int:
-        """Length that the picture's shorter side must have, lest the view be enlarged from less."""
-        height, width = turned_size(source_size, self.quarter_turns)
+        """Length that the image's shorter side must have, lest the view be enlarged from less."""
+        height, width = rotate90_size(source_size, self.quarter_turns)
         x0, y0, x1, y1 = self.crop
         sides = height * self.scaled_size[0] / (y1 - y0), width * self.scaled_size[1] / (x1 - x0)
         return max(1, math.ceil(min(sides)))
 
-    def part_of(self, turned: tuple[int, int], decoded: tuple[int, int]) -> Rectangle:
-        """Find the shown part in whole pixels of the decoded picture, one pixel at least.
+    def part_of(self, rotated: tuple[int, int], decoded: tuple[int, int]) -> Rectangle:
+        """Find the shown part in whole pixels of the decoded image, one pixel at least.
 
         Args:
-            turned: (height, width) that boxes and crop refer to, after turning.
-            decoded: (height, width) of the decoded picture, after turning.
+            rotated: (height, width) that boxes and crop refer to, after rotation.
+            decoded: (height, width) of the decoded image, after rotation.
 
         Returns:
             The rectangle whose borders are nearest to those of the view.
@@ -117,7 +117,7 @@ class View:
             start, end = self.crop[axis], self.crop[axis + 2]
             factor = (end - start) / self.scaled_size[side]
             low, high = (start + self.window[i] * factor for i in (axis, axis + 2))
-            pixels = decoded[side] / turned[side]
+            pixels = decoded[side] / rotated[side]
             first = min(math.floor(low * pixels + 0.5), decoded[side] - 1)
             last = min(math.floor(high * pixels + 0.5), decoded[side])
             borders.append((first, max(first + 1, last)))
@@ -134,7 +134,7 @@ def scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
 def show(
     source: LazyImage, view: View, *, min_visible: float, out: Pixels | None = None
 ) -> LabeledImage:
-    """Decode a picture and make the view of it, with its boxes.
+    """Decode an image and make the view of it, with its boxes.
 
     Boxes are cut where the view ends, and dropped where less than `min_visible` of their area is
     left. Rotated ones are not cut: they stay where their centre is seen, and as much of the
@@ -143,36 +143,36 @@ def show(
     The view's borders are moved to the nearest borders of pixels, and the boxes with them.
 
     Args:
-        source: the picture.
+        source: the image.
         view: of it; shows at least one pixel.
-        min_visible: share of a box's area inside the picture.
-        out: uint8 to write the picture to where it has its size; a promise of nothing: the sample
+        min_visible: share of a box's area inside the image.
+        out: uint8 to write the image to where it has its size; a promise of nothing: the sample
             may hold other memory all the same.
 
     Returns:
-        A picture of `view.size`, with boxes in its pixels.
+        An image of `view.size`, with boxes in its pixels.
 
     Raises:
         DecodeError: of `source.decode`.
     """
     pixels = source.decode(view.min_shorter_side(source.size))
-    turned = turned_size(source.size, view.quarter_turns)
-    decoded = turned_size(pixels.shape[:2], view.quarter_turns)
-    part = view.part_of(turned, decoded)
+    rotated = rotate90_size(source.size, view.quarter_turns)
+    decoded = rotate90_size(pixels.shape[:2], view.quarter_turns)
+    part = view.part_of(rotated, decoded)
     if out is not None and out.shape[:2] != view.size:
         out = None
     image = _shown_pixels(pixels, view, part, decoded, out)
     boxes, labels = source.boxes, np.asarray(source.labels, np.int32)
     if view.quarter_turns:
-        boxes = turn_boxes(boxes, *source.size, view.quarter_turns)
+        boxes = rotate90_boxes(boxes, *source.size, view.quarter_turns)
     if part != (0, 0, decoded[1], decoded[0]):
         # Whole pixels of the source wherever it was decoded whole.
-        sides = np.array([turned[1], turned[0]] * 2)
+        sides = np.array([rotated[1], rotated[0]] * 2)
         rectangle = np.array(part) * sides / np.array([decoded[1], decoded[0]] * 2)
-        keep = are_visible(boxes, turned, rectangle, min_visible)
+        keep = are_visible(boxes, rotated, rectangle, min_visible)
         boxes, labels = _moved(boxes[keep], -rectangle[0], -rectangle[1]), labels[keep]
-        turned = (rectangle[3] - rectangle[1], rectangle[2] - rectangle[0])
-    boxes = place_boxes(boxes, turned, view.size)
+        rotated = (rectangle[3] - rectangle[1], rectangle[2] - rectangle[0])
+    boxes = place_boxes(boxes, rotated, view.size)
     boxes = flip_boxes(boxes, *view.size, horizontal=view.horizontal, vertical=view.vertical)
     return LabeledImage(image, boxes, labels)
 
@@ -184,15 +184,15 @@ def _shown_pixels(
     decoded: tuple[int, int],
     out: Pixels | None,
 ) -> Pixels:
-    """Cut, resize, turn and mirror: the largest step first makes the picture small.
+    """Cut, resize, rotate and flip: the largest step first makes the image small.
 
-    Written to `out` by the first step that can; OpenCV mirrors it in place.
+    Written to `out` by the first step that can; OpenCV flips it in place.
     """
     turns = view.quarter_turns
     x0, y0, x1, y1 = part
     if turns:
-        x0, y0, x1, y1 = turn_boxes(np.array([part]), *decoded, -turns)[0].astype(int).tolist()
-    resized = turned_size(view.size, turns)
+        x0, y0, x1, y1 = rotate90_boxes(np.array([part]), *decoded, -turns)[0].astype(int).tolist()
+    resized = rotate90_size(view.size, turns)
     image = resize_image(pixels[y0:y1, x0:x1], *resized, None if turns else out)
     if turns:
         codes = cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE

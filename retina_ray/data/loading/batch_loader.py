@@ -39,7 +39,7 @@ class BatchLoader:
     the order or the number of threads. An image that cannot be decoded, or whose size is not the
     annotated one, is named in `bad_images` and replaced: in training by the next image of the plan
     row that can be decoded (from the first again after the last; see also `NUM_SPARES`), in
-    validation by a black picture of its size, so that every image is still evaluated. An image that
+    validation by a black image of its size, so that every image is still evaluated. An image that
     was to be mixed into another is left out of it.
 
     Args:
@@ -146,10 +146,10 @@ class BatchLoader:
         """Augment the images of a training row and replace the bad ones."""
         images = [stored[position] for position in row["images"]]
         repeats = row.get("repeats") or [0] * len(images)
-        partners = [[stored[p] for p in own] for own in _partners(row)] or [[] for _ in images]
-        self._check_targets([*images, *(partner for own in partners for partner in own)])
+        mixes = [[stored[p] for p in own] for own in _mix_sources(row)] or [[] for _ in images]
+        self._check_targets([*images, *(other for own in mixes for other in own)])
         sizes, room, places = self._room(row, images)
-        mixed = list(zip(images, sizes, repeats, partners, places, strict=True))
+        mixed = list(zip(images, sizes, repeats, mixes, places, strict=True))
         results = self._map(lambda one: self._sample(row, *one), mixed)
         tried = [(image, sample) for image, (sample, _) in zip(images, results, strict=True)]
         bad = [fault for _, faults in results for fault in faults]
@@ -177,12 +177,12 @@ class BatchLoader:
         image: StoredImage,
         size: Size,
         repeat: int = 0,
-        partners: Sequence[StoredImage] = (),
+        mix_sources: Sequence[StoredImage] = (),
         place: Pixels | None = None,
     ) -> tuple[LabeledImage | None, list[BadImageError]]:
-        """Augment an image, without partners where one of them is bad; None where itself is."""
+        """Augment an image, unmixed where one of the others is bad; None where itself is."""
         bad: list[BadImageError] = []
-        for others in [partners, ()] if partners else [()]:
+        for others in [mix_sources, ()] if mix_sources else [()]:
             try:
                 sample = self._augmenter(
                     image.lazy(),
@@ -268,10 +268,10 @@ class BatchLoader:
 
 def _positions(row: Mapping[str, Any]) -> list[int]:
     """The images of a plan row, and those that are mixed into them."""
-    return [*row["images"], *(p for own in _partners(row) for p in own)]
+    return [*row["images"], *(p for own in _mix_sources(row) for p in own)]
 
 
-def _partners(row: Mapping[str, Any]) -> list[list[int]]:
+def _mix_sources(row: Mapping[str, Any]) -> list[list[int]]:
     """For each image of a plan row, what is mixed into it; empty where nothing is in any."""
     return row.get("partners") or []
 

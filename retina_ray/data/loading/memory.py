@@ -1,4 +1,4 @@
-"""How a process that decodes picture after picture keeps its memory."""
+"""How a process that decodes image after image keeps its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
 
     By default glibc asks the kernel for each large array and gives it back when it is freed. Each
     batch is then written to pages that the kernel must find and clear first, which costs a third of
-    the CPU time where pictures are large. The process keeps what its largest block of batches took.
+    the CPU time where images are large. The process keeps what its largest block of batches took.
 
     Other C libraries have no such setting; nothing happens there.
     """

@@ -51,14 +51,14 @@ labels: (M,). image_ids: (N,).
 
 
 def padded_batch(sizes: Sequence[Size], size_divisibility_px: int) -> Pixels:
-    """Make room for pictures of one batch.
+    """Make room for images of one batch.
 
     Args:
         sizes: (height, width) of each, in pixels.
         size_divisibility_px: height and width become multiples of this.
 
     Returns:
-        (N, height, width, 3) uint8 with anything in it. Without pictures the size is one step of
+        (N, height, width, 3) uint8 with anything in it. Without images the size is one step of
         the grid, which any model takes.
     """
     sides = zip(*sizes, strict=True) if sizes else [(1,), (1,)]
@@ -83,7 +83,7 @@ def pack_batch(
         bad: of the images that could not be decoded.
         size_divisibility_px: height and width become multiples of this.
         box_dim: 4, or 5 for rotated boxes; that of the samples' boxes.
-        room: of `padded_batch`; is used where the samples need just as much. A picture that lies
+        room: of `padded_batch`; is used where the samples need just as much. An image that lies
             in its place there already, in the upper left corner, is not copied.
 
     Returns:

@@ -121,11 +121,11 @@ class StoredImages:
         wanted = sorted(set(positions))
         places = [(shard, group, row) for shard, group, row in self.places[wanted].tolist()]
         notes = self._notes_of(list(dict.fromkeys(place[:2] for place in places)))
-        pictures = self.dataset.read_images(places)
+        contents = self.dataset.read_images(places)
         images = {}
-        for position, (shard, group, row), picture in zip(wanted, places, pictures, strict=True):
-            damage = None if picture is not None else self._damage(shard)
-            images[position] = notes[shard, group].image(row, picture or b"", damage)
+        for position, (shard, group, row), content in zip(wanted, places, contents, strict=True):
+            damage = None if content is not None else self._damage(shard)
+            images[position] = notes[shard, group].image(row, content or b"", damage)
         return images
 
     def _damage(self, shard: int) -> str:
@@ -159,7 +159,7 @@ class StoredImages:
 
 
 class _Notes:
-    """All of a row group's images but the pictures, flat: a few arrays, whatever the boxes.
+    """All of a row group's images but the images, flat: a few arrays, whatever the boxes.
 
     Args:
         table: of the row group.
@@ -192,7 +192,7 @@ class _Notes:
         return arrays + sum(map(sys.getsizeof, self._file_names)) + 40 * len(self._starts) + 1000
 
     def image(self, row: int, data: bytes, damage: str | None) -> StoredImage:
-        """An image of the row group, with its picture."""
+        """An image of the row group, with its image."""
         image_id, height, width = self._numbers[row].tolist()
         boxes = slice(self._starts[row], self._starts[row + 1])
         return StoredImage(

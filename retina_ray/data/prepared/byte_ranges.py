@@ -1,6 +1,6 @@
 """Where the images of a shard lie: a byte range and a checksum for each, in the shard's footer.
 
-The image column is stored as it is (PLAIN, not compressed), so the bytes of a image lie in one
+The image column is stored as it is (PLAIN, not compressed), so the bytes of an image lie in one
 piece in the file, after their length in four bytes, and can be read without the rest of their row
 group. The ranges are found while the shard is written, by looking for the images in what was
 sent, so each range holds its image byte for byte, whatever pages the Parquet writer made.
@@ -28,7 +28,7 @@ RANGES_KEY = "retina_ray.image_ranges"
 """Key in a shard's footer. What its value means never changes: another meaning, another key."""
 
 IMAGE_RANGE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
-"""Of a image: first byte in the file, number of bytes, and their CRC-32."""
+"""Of an image: first byte in the file, number of bytes, and their CRC-32."""
 
 LENGTH_BYTES = 4
 """Before each value of a PLAIN column of bytes stands its length, little-endian."""
@@ -78,7 +78,7 @@ class RangeRecorder:
             images: in the order of the rows.
 
         Raises:
-            RuntimeError: a image is not there in one piece.
+            RuntimeError: an image is not there in one piece.
         """
         content, cursor = b"".join(self._pieces), 0
         for image in images:

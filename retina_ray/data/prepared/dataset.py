@@ -163,13 +163,13 @@ class PreparedDataset:
         return self._light((*LIGHT_COLUMNS, *rotated))
 
     def read_images(self, places: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
-        """Read pictures, each alone: see `retina_ray.data.prepared.image_reader`.
+        """Read images, each alone: see `retina_ray.data.prepared.image_reader`.
 
         Args:
             places: shard, row group and row of each, as `index` has them.
 
         Returns:
-            The encoded pictures in the order of the places; None for one whose bytes are no longer
+            The encoded images in the order of the places; None for one whose bytes are no longer
             those that were written.
 
         Raises:

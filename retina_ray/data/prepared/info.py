@@ -52,7 +52,7 @@ class DatasetInfo:
         class_counts: boxes without crowd regions by class name, in the order of the labels.
         shards: in order.
         fingerprint: SHA-256 of the content and its order in row groups, whatever the path: two sets
-            with the same fingerprint give the same plans and the same pictures.
+            with the same fingerprint give the same plans and the same images.
         report: what the import dropped, clipped or changed.
         box_type: "rotated": the shards have rotated boxes besides the aligned ones.
     """

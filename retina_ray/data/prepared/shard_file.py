@@ -220,7 +220,7 @@ def _leaf_path(column: pa.Field) -> str:
 
 
 def _parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a Parquet file: pictures as they are (they are compressed already), the rest small."""
+    """Open a Parquet file: images as they are (they are compressed already), the rest small."""
     compression: Any = {
         _leaf_path(column): "NONE" if column.name == IMAGE_COLUMN else "ZSTD" for column in schema
     }

@@ -1,6 +1,6 @@
-"""Pictures of drawn shapes over a textured ground, with exact boxes.
+"""Images of drawn shapes over a textured ground, with exact boxes.
 
-Upright pictures hold discs, rings and bars; turned ones hold ellipses, frames and bars at any
+Upright images hold discs, rings and bars; turned ones hold ellipses, frames and bars at any
 angle, longer than wide, so that their rotated boxes are unmistakable.
 
 Needs numpy and cv2 only: no PyTorch.
@@ -22,11 +22,11 @@ SHAPE_NAMES = ("disc", "ring", "bar")
 TURNED_NAMES = ("ellipse", "frame", "bar")
 
 PICTURE_VERSION = 5
-"""Enters the seeds and a set's name: to be raised when a change alters the pictures."""
+"""Enters the seeds and a set's name: to be raised when a change alters the images."""
 
 _EMPTY_FRACTION = 0.04
 _MAX_SHAPES = 6
-# Diameters as fractions of the picture: 18 to 51 px at 128 px.
+# Diameters as fractions of the image: 18 to 51 px at 128 px.
 _SMALLEST, _LARGEST = 18 / 128, 51 / 128
 _ASPECTS = {"ellipse": (1.6, 2.4), "frame": (1.4, 2.0), "bar": (2.2, 3.2)}
 """Length / width of turned shapes, from and to."""
@@ -79,24 +79,24 @@ class _Shape:
 
 
 def draw_image(seed: int, index: int, *, size_px: int, rotated: bool = False) -> Record:
-    """Draw one picture.
+    """Draw one image.
 
     Shapes are placed from front to back, and one of which less than 75 % would show is not drawn at
-    all: whatever can be seen has a box. A box is the extent of the whole shape within the picture,
+    all: whatever can be seen has a box. A box is the extent of the whole shape within the image,
     hidden parts included, exact to a fraction of a pixel. A rotated box is the extent in the
     shape's own directions, written with an angle in [-45, 45), and the aligned box is then the one
-    around it, cut at the border. A shape lies within the picture; a corner of its rotated box may
+    around it, cut at the border. A shape lies within the image; a corner of its rotated box may
     lie outside.
 
     Args:
         seed: of the set.
-        index: number of the picture, from 0.
+        index: number of the image, from 0.
         size_px: height and width.
         rotated: turned shapes with rotated boxes, of other classes (`TURNED_NAMES`).
 
     Returns:
         A record with a JPEG of quality 95, image id index + 1, and annotation ids that no other
-        picture of the seed has. About 4 % of the pictures hold no shape.
+        image of the seed has. About 4 % of the images hold no shape.
     """
     kind = [1] if rotated else []
     rng = np.random.default_rng([PICTURE_VERSION, seed % 2**64, index, size_px, *kind])
@@ -138,7 +138,7 @@ def draw_image(seed: int, index: int, *, size_px: int, rotated: bool = False) ->
 
 
 def _draw_ground(rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """(H, W, 3) float64: a muted tone, with noise at scales from the whole picture to one pixel."""
+    """(H, W, 3) float64: a muted tone, with noise at scales from the whole image to one pixel."""
     tone = rng.uniform(70, 185) + rng.uniform(-_TINT, _TINT, 3)
     ground = np.broadcast_to(tone, (size_px, size_px, 3)).copy()
     for cells, amplitude in ((2, 16.0), (5, 12.0), (12, 9.0), (32, 7.0)):
@@ -155,7 +155,7 @@ def _place_shape(
     others: list[_Shape],
     rotated: bool,
 ) -> _Shape:
-    """Draw a kind, a size (log-uniform), a turn, a place within the picture and a colour."""
+    """Draw a kind, a size (log-uniform), a turn, a place within the image and a colour."""
     names = TURNED_NAMES if rotated else SHAPE_NAMES
     label = int(rng.integers(len(names)))
     size = size_px * _SMALLEST * (_LARGEST / _SMALLEST) ** rng.random()

@@ -1,7 +1,7 @@
 """A data set of drawn shapes: discs, rings and bars over a textured ground, or turned shapes.
 
 It needs no download, its boxes are exact, and a small network learns it in minutes: the set that
-the tests, the first experiment and the benchmarks run on. Picture i depends on (seed, i, size) and
+the tests, the first experiment and the benchmarks run on. Image i depends on (seed, i, size) and
 whether shapes are turned alone, so a set may be drawn in parts and on any machine.
 
 Needs numpy, pyarrow and cv2 only: no PyTorch.
@@ -51,14 +51,14 @@ def make_shapes(
     Args:
         out_uri: folder of the set: a local path or a URI.
         num_images: at least 1.
-        size_px: height and width of the pictures.
-        seed: of the set; splits of one seed share no picture.
+        size_px: height and width of the images.
+        seed: of the set; splits of one seed share no image.
         split: "train", "val" or "test".
         rotated: turned shapes, and a set of rotated boxes.
-        rows_per_group: pictures of a row group.
-        rows_per_shard: pictures of a file.
+        rows_per_group: images of a row group.
+        rows_per_shard: images of a file.
         overwrite: replace a set that is there already.
-        on_progress: called with (pictures done, pictures in all).
+        on_progress: called with (images done, images in all).
 
     Returns:
         The prepared set.

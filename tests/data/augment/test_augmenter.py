@@ -19,13 +19,13 @@ from retina_ray.data.augment.transforms import (
     flip_boxes,
     place_boxes,
     resize_image,
+    rotate90_boxes,
     shortest_edge_size,
-    turn_boxes,
 )
 from retina_ray.data.augment.views import LazyImage
 from retina_ray.data.images.decoding import DecodeError, decode_image
 from retina_ray.data.random_streams import image_stream, random_stream
-from retina_ray.data.rotated_boxes import turn_rotated
+from retina_ray.data.rotated_boxes import rotate90_rotated
 
 FLIPS = ("none", "horizontal", "vertical", "both")
 EVERYTHING = Augmenter(
@@ -212,12 +212,12 @@ def test_flips_happen_half_the_time_and_independently():
     assert image_stream(5, 0, 3).random() != image_stream(6, 0, 3).random()
 
 
-# Turns
+# Rotations
 
 
-def test_turns_by_hand():
+def test_rotations_by_hand():
     boxes = np.array([[1, 2, 4, 8]])  # in a picture 10 high and 20 wide
-    turned = [turn_boxes(boxes, 10, 20, k).tolist() for k in range(-1, 5)]
+    turned = [rotate90_boxes(boxes, 10, 20, k).tolist() for k in range(-1, 5)]
     quarter = [[2, 16, 8, 19]]  # the right border is on top: y becomes x, and 20 - x is y
     assert turned == [
         [[10 - 8, 1, 10 - 2, 4]],
@@ -227,14 +227,17 @@ def test_turns_by_hand():
         [[2, 1, 8, 4]],
         [[1, 2, 4, 8]],
     ]
-    assert turn_boxes(np.zeros((0, 4)), 10, 20, 1).shape == (0, 4)
+    assert rotate90_boxes(np.zeros((0, 4)), 10, 20, 1).shape == (0, 4)
     # A quarter moves the centre (5, 3) to (3, 15); the width points up instead of right.
-    assert turn_rotated(np.array([[5, 3, 8, 2, 30]]), 10, 20, 1).tolist() == [[3, 15, 8, 2, 120]]
-    assert turn_rotated(np.array([[5, 3, 8, 2, 120]]), 10, 20, 1).tolist() == [[3, 15, 8, 2, -150]]
-    assert turn_rotated(np.array([[5, 3, 8, 2, 200]]), 10, 20, 0).tolist() == [[5, 3, 8, 2, 200]]
+    for k, angle, expected in [
+        (1, 30, [3, 15, 8, 2, 120]),
+        (1, 120, [3, 15, 8, 2, -150]),
+        (0, 200, [5, 3, 8, 2, 200]),
+    ]:
+        assert rotate90_rotated(np.array([[5, 3, 8, 2, angle]]), 10, 20, k).tolist() == [expected]
 
 
-def test_each_turn_comes_a_quarter_of_the_time_and_turns_the_target():
+def test_each_rotation_comes_a_quarter_of_the_time_and_rotates_the_target():
     image = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)
     turns = [np.rot90(image, k).tobytes() for k in range(4)]
     found = []
@@ -391,9 +394,9 @@ def test_mixup_blends_and_keeps_the_boxes_of_both():
     np.testing.assert_allclose(np.var(shares), 1 / 16, atol=0.01)
 
 
-def test_partners_must_be_as_many_as_are_mixed():
+def test_mix_sources_must_be_as_many_as_are_mixed():
     main = source(flat(4, 4, 0))
-    with pytest.raises(ValueError, match="1 partners, but mosaic=True and mixup=True need 4"):
+    with pytest.raises(ValueError, match="1 mix sources, but mosaic=True and mixup=True need 4"):
         run(Augmenter(), main, [main], mosaic=True, mixup=True)
     with pytest.raises(ValueError, match="need 0"):
         run(Augmenter(), main, [main])

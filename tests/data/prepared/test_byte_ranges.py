@@ -101,7 +101,7 @@ def test_each_range_holds_its_image(tmp_path, images, box_type):
     assert pq.read_table(tmp_path / "a" / "shard-00000.parquet")["image"].to_pylist() == images[:7]
 
 
-def test_a_image_in_two_pieces_is_an_error():
+def test_an_image_in_two_pieces_is_an_error():
     recorder = RangeRecorder(pa.BufferOutputStream())
     recorder.write(b"\x04\0\0\0ab")
     recorder.write(b"cd")
@@ -111,7 +111,7 @@ def test_a_image_in_two_pieces_is_an_error():
         recorder.locate([b"abcd"])
 
 
-def test_what_only_begins_like_a_image_is_passed_over():
+def test_what_only_begins_like_an_image_is_passed_over():
     """Before the images stand the other columns, and they may hold anything."""
     alike = b"alike" * 20
     recorder = RangeRecorder(pa.BufferOutputStream())
