@@ -39,6 +39,7 @@ from torchvision.transforms import v2
 from retina_ray.config import ExperimentConfig, SyntheticConfig, with_overrides
 from retina_ray.data.augment.transforms import shortest_edge_size
 from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.ray_stream import keep_idle_processes, stream
@@ -110,7 +111,9 @@ def photographs(voc: Path | None, coco: Path | None, folder: str) -> dict[str, P
     """Prepare the sets that were given, by name."""
     sets = {}
     if voc is not None:
-        sets["BCCD, 640x480"] = import_voc(voc, f"{folder}/bccd", split="train", on_bad_box="drop")
+        sets["BCCD, 640x480"] = import_voc(
+            voc, f"{folder}/bccd", split="train", options=ImportOptions(on_bad_box="drop")
+        )
     if coco is not None:
         annotations = coco / "annotations" / "instances_train2017.json"
         sets["COCO"] = import_coco(annotations, coco / "train2017", f"{folder}/coco", split="train")

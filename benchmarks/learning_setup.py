@@ -22,6 +22,7 @@ from retina_ray.config import (
     TrainConfig,
     with_overrides,
 )
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -115,7 +116,8 @@ def prepared(subject: Subject, work: Path, bccd: Path | None) -> DataConfig:
     uris = {split: f"{work}/datasets/bccd/{split}" for split in ("train", "val")}
     for split, uri in uris.items():
         if not Path(uri, "dataset.json").exists():
-            import_voc(bccd, uri, split=split, image_set=split, name="bccd", on_bad_box="drop")
+            options = ImportOptions(name="bccd", on_bad_box="drop")
+            import_voc(bccd, uri, split=split, options=options)
     return DataConfig(train=uris["train"], val=uris["val"])
 
 

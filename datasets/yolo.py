@@ -1,71 +1,13 @@
 """Prepare a YOLO data set: `python datasets/yolo.py --data pets/data.yaml --out data/pets`.
 
 `data.yaml` names the splits and the classes, as Ultralytics (https://docs.ultralytics.com) and the
-tools that export its format write it; nothing is downloaded.
+tools that export its format write it; nothing is downloaded. It is `retina-ray data import yolo` in
+all but name.
 """
 
-from __future__ import annotations
-
-from functools import partial
-from typing import Annotated
-
 import typer
-from summary import prepare_splits
 
-from retina_ray.data.images.files import MAX_PIXELS
-from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy
-from retina_ray.data.importers.convert import OnProgress
-from retina_ray.data.importers.ray_tasks import shard_mapper
-from retina_ray.data.importers.yolo import import_yolo
-from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.storage.uris import join_uri
-
-
-def main(
-    data: Annotated[str, typer.Option(help="The data.yaml: a file or a URI.")],
-    out: Annotated[str, typer.Option(help="Folder or URI; each split goes below it.")],
-    splits: Annotated[str, typer.Option(help="Splits of data.yaml, by comma.")] = "train,val",
-    name: Annotated[str, typer.Option(help="Name of the data set.")] = "yolo",
-    root: Annotated[
-        str | None, typer.Option(help="Where the data set lies, in place of `path` in data.yaml.")
-    ] = None,
-    on_bad_box: Annotated[BadBoxPolicy, typer.Option(help="Boxes that cannot be used.")] = "error",
-    on_bad_image: Annotated[
-        BadImagePolicy, typer.Option(help="Images that cannot be used.")
-    ] = "error",
-    max_size: Annotated[
-        int | None, typer.Option(min=1, help="Shrink the longer side to this many pixels.")
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Images of more pixels are not decoded.")
-    ] = MAX_PIXELS,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Ray tasks that write at once; 0: this process alone."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
-) -> None:
-    """Turn a YOLO data set into shards."""
-
-    def run(split: str, on_progress: OnProgress) -> PreparedDataset:
-        return import_yolo(
-            data,
-            join_uri(out, split),
-            split=split,
-            root=root,
-            name=name,
-            on_bad_box=on_bad_box,
-            on_bad_image=on_bad_image,
-            max_size_px=max_size,
-            overwrite=overwrite,
-            on_progress=on_progress,
-            max_pixels=max_pixels,
-            map_shards=shard_mapper(num_workers),
-        )
-
-    chosen = [split.strip() for split in splits.split(",") if split.strip()]
-    prepare_splits(out, {split: partial(run, split) for split in chosen})
-
+from retina_ray.cli.data.import_commands import yolo
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(yolo)

@@ -41,7 +41,7 @@ class RawSplit:
     """
 
     def __init__(self, name: str, read: RawReader) -> None:
-        log = _new_log()
+        log = ImportLog()
         self._raw = read(log=log)
         self.name = name
         self.categories: list[Category] = list(self._raw.categories)
@@ -62,11 +62,6 @@ class RawSplit:
             )
 
 
-def _new_log() -> ImportLog:
-    """A log that keeps every fault: nothing is forgiven."""
-    return ImportLog(on_bad_box="error", on_bad_image="error")
-
-
 def _usable_boxes(image: RawImage, height: int, width: int) -> tuple[CheckedBoxes, list[Fault]]:
-    log = _new_log()
+    log = ImportLog()
     return check_boxes(image, height=height, width=width, log=log), log.faults

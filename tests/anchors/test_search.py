@@ -20,6 +20,7 @@ from retina_ray.anchors.study import study_anchors
 from retina_ray.anchors.tables import study_tables
 from retina_ray.anchors.training_boxes import TrainingBoxes
 from retina_ray.config import AnchorConfig, ConfigError, ExperimentConfig, from_json, with_overrides
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.voc import import_voc
 from retina_ray.errors import DataError
 from retina_ray.train.run.launch import prepare_run, resume_run
@@ -278,7 +279,9 @@ def test_a_run_starts_with_fitted_anchors_and_keeps_them(thin, tmp_path, caplog)
 @needs_bccd
 def test_blood_cells_get_better_anchors(tmp_path):
     """Platelets are smaller than what the recipe for two cores has anchors for."""
-    dataset = import_voc(BCCD, tmp_path / "set", split="train", on_bad_box="drop")
+    dataset = import_voc(
+        BCCD, tmp_path / "set", split="train", options=ImportOptions(on_bad_box="drop")
+    )
     config = simple_config(
         **{
             "model.max_level": 6,

@@ -12,6 +12,7 @@ from retina_ray.cli.data import data_app
 from retina_ray.data import export
 from retina_ray.data.export import Exported, export_coco
 from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import Category, Record
@@ -58,7 +59,9 @@ def annotation(id_, image_id, category_id, bbox, area, iscrowd):
 
 
 def prepared(json_file, images, out) -> PreparedDataset:
-    return import_coco(json_file, images, out, split="train", rows_per_group=2)
+    return import_coco(
+        json_file, images, out, split="train", options=ImportOptions(rows_per_group=2)
+    )
 
 
 def test_round_trip_keeps_everything_exactly(coco):
@@ -304,7 +307,7 @@ def test_coco_tiny_survives_a_round_trip(tmp_path):
 @needs_shared
 def test_the_command(tmp_path):
     bccd = SHARED / "bccd"
-    import_voc(bccd, tmp_path / "a", split="test", image_set="test")
+    import_voc(bccd, tmp_path / "a", split="test")
     command = ["export", str(tmp_path / "a"), "--out", str(tmp_path / "b.json")]
     command += ["--images", str(tmp_path / "img")]
     done = CliRunner().invoke(data_app, command)

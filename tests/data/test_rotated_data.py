@@ -16,6 +16,7 @@ from retina_ray.config import ExperimentConfig, ModelConfig, SyntheticConfig
 from retina_ray.data.augment.augmenter import Augmenter
 from retina_ray.data.augment.views import LazyImage
 from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.loading.packing import BATCH_SCHEMA
@@ -537,7 +538,7 @@ def test_coco_with_five_numbers_becomes_a_set_of_rotated_boxes(tmp_path):
 
 def test_imported_rotated_boxes_shrink_with_their_image(tmp_path):
     files = coco_file(tmp_path, [[50, 44, 46, 15, 30]])
-    dataset = import_coco(**files, max_size_px=WIDTH // 2)
+    dataset = import_coco(**files, options=ImportOptions(max_size_px=WIDTH // 2))
     row = dataset.read_row_group(0, 0).to_pylist()[0]
     assert row["rotated_boxes"] == [[25, 22, 23, 7.5, 30]]
     picture = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR)
@@ -567,6 +568,6 @@ def test_bad_rotated_annotations_are_named_or_dropped(tmp_path):
         7: "box of zero or negative size",
     }
     assert "is not five numbers" in str(caught.value)
-    dataset = import_coco(**files, on_bad_box="drop")
+    dataset = import_coco(**files, options=ImportOptions(on_bad_box="drop"))
     assert dataset.info.num_boxes == 1
     assert dataset.report["dropped_boxes"] == 6

@@ -251,7 +251,7 @@ def test_what_stops_an_overwriting_leaves_the_set_that_was_there(tmp_path):
     in_the_way.write_text("")
     done = run("voc", *options)
     assert done.returncode == 1
-    assert "goes on from there. Until then, the set that was there is as it was." in done.stderr
+    assert "resumes from there. Until then, the set that was there is as it was." in done.stderr
     assert "Traceback" not in done.stderr
     in_the_way.unlink()
     assert before.items() <= contents(out).items()

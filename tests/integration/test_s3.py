@@ -14,7 +14,7 @@ from s3_server import BUCKET, S3Server
 from retina_ray.config import DataConfig
 from retina_ray.data.export import export_coco
 from retina_ray.data.importers.coco import import_coco
-from retina_ray.data.importers.ray_tasks import shard_mapper
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError
@@ -186,8 +186,7 @@ def test_an_import_by_ray_tasks_waits_through_an_outage(server, s3_ray, pictures
         server.uri("source/img"),
         server.uri("by-tasks"),
         split="train",
-        rows_per_shard=2,
-        map_shards=shard_mapper(2),
+        options=ImportOptions(rows_per_shard=2, num_workers=2),
     )
     took_s = time.monotonic() - began
     end.join()

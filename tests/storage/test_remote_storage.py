@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from retina_ray.cli.app import app
 from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError, StorageError
 from retina_ray.storage.retry import RETRY_VARIABLE
@@ -62,8 +63,7 @@ def convert(source, out, on_progress=None):
         source,
         out,
         split="train",
-        rows_per_group=5,
-        rows_per_shard=10,
+        options=ImportOptions(rows_per_group=5, rows_per_shard=10),
         on_progress=on_progress,
     )
 

@@ -16,8 +16,8 @@ A box that ends exactly on the border is fine. One that sticks out by at most `R
 artefact of rounding (COCO's two decimals, VOC's 0-based files): it is cut at the border whatever
 the policy, counted as `rounded_boxes`, and keeps its annotated coordinates for evaluation.
 
-A rotated box may reach beyond the image, since a turned rectangle cannot be cut at the border: only
-the aligned box around it is. One that lies outside is bad, as any other.
+A rotated box may reach beyond the image: only the aligned box around it is cut at the border. One
+that lies outside is bad, as any other.
 
 Needs numpy only: no PyTorch.
 """
@@ -28,15 +28,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawBox, RawImage
 from retina_ray.errors import DataError, Fault
-
-BadBoxPolicy = Literal["error", "drop", "clip"]
-BadImagePolicy = Literal["error", "drop"]
 
 ROUNDING_PX = 1.0
 
@@ -78,23 +76,18 @@ class ImportLog:
     """Collects every fault of an import, and applies the two policies.
 
     Args:
-        on_bad_box: see the module's text.
-        on_bad_image: see the module's text.
+        options: of the import; by default every fault makes it fail.
 
     Attributes:
+        options: of the import.
         faults: what makes the import fail.
         counts: what was changed, by name, for the report.
         dropped_boxes: by kind.
         dropped_images: by kind.
     """
 
-    def __init__(self, *, on_bad_box: BadBoxPolicy, on_bad_image: BadImagePolicy) -> None:
-        if on_bad_box not in ("error", "drop", "clip"):
-            raise ValueError(f"on_bad_box = {on_bad_box!r}: expected 'error', 'drop' or 'clip'")
-        if on_bad_image not in ("error", "drop"):
-            raise ValueError(f"on_bad_image = {on_bad_image!r}: expected 'error' or 'drop'")
-        self.on_bad_box: BadBoxPolicy = on_bad_box
-        self.on_bad_image: BadImagePolicy = on_bad_image
+    def __init__(self, options: ImportOptions | None = None) -> None:
+        self.options = options or ImportOptions()
         self.faults: list[Fault] = []
         self.counts: Counter[str] = Counter()
         self.dropped_boxes: Counter[str] = Counter()
@@ -107,7 +100,7 @@ class ImportLog:
 
     def bad_box(self, fault: Fault) -> None:
         """Note a box that cannot be used: an error, or left out."""
-        if self.on_bad_box == "error":
+        if self.options.on_bad_box == "error":
             self.faults.append(fault)
         else:
             self.dropped_boxes[fault.kind] += 1
@@ -115,7 +108,7 @@ class ImportLog:
 
     def bad_image(self, fault: Fault) -> None:
         """Note an image that cannot be used: an error, or left out with its boxes."""
-        if self.on_bad_image == "error":
+        if self.options.on_bad_image == "error":
             self.faults.append(fault)
         else:
             self.dropped_images[fault.kind] += 1
@@ -164,8 +157,8 @@ class ImportLog:
     def report(self) -> dict[str, Any]:
         """What goes into `dataset.json`: policies, counts by kind, the first few cases."""
         return {
-            "on_bad_box": self.on_bad_box,
-            "on_bad_image": self.on_bad_image,
+            "on_bad_box": self.options.on_bad_box,
+            "on_bad_image": self.options.on_bad_image,
             "dropped_boxes": self.dropped_boxes.total(),
             "dropped_boxes_by_kind": dict(self.dropped_boxes),
             "clipped_boxes": self.counts["clipped_boxes"],
@@ -239,10 +232,10 @@ def _check_box(
         return log.bad_box(fault(ZERO_SIZE, message))
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     overhang = max(-x0, -y0, x1 - width, y1 - height)
-    picture = f"the image of {width} x {height} pixels"
+    limits = f"the image of {width} x {height} pixels"
     if _is_empty(inside):
         kind = OUTSIDE if overhang > 0 else ZERO_SIZE
-        return log.bad_box(fault(kind, f"{shown} leaves nothing within {picture}"))
+        return log.bad_box(fault(kind, f"{shown} leaves nothing within {limits}"))
     cut = (inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1])
     if raw.rotated:
         return replace(raw, xyxy=inside, xywh=cut)
@@ -251,8 +244,8 @@ def _check_box(
     if overhang <= ROUNDING_PX:
         log.counts["rounded_boxes"] += 1
         return replace(raw, xyxy=inside)
-    problem = fault(OUTSIDE, f"{shown} sticks out of {picture} by {overhang:g} px")
-    if log.on_bad_box != "clip":
+    problem = fault(OUTSIDE, f"{shown} sticks out of {limits} by {overhang:g} px")
+    if log.options.on_bad_box != "clip":
         return log.bad_box(problem)
     log.clipped_box(problem)
     share = cut[2] * cut[3] / ((x1 - x0) * (y1 - y0))

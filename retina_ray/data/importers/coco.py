@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
-from retina_ray.data.images.files import MAX_PIXELS
-from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog
+from retina_ray.data.importers.box_checks import ImportLog
 from retina_ray.data.importers.coco_json import (
     has_rotated_boxes,
     load_json,
@@ -23,7 +22,8 @@ from retina_ray.data.importers.coco_json import (
     read_categories,
     read_images,
 )
-from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
+from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawDataset
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError, Fault
@@ -37,16 +37,8 @@ def import_coco(
     out_uri: str | os.PathLike[str],
     *,
     split: str,
-    name: str = "coco",
-    on_bad_box: BadBoxPolicy = "error",
-    on_bad_image: BadImagePolicy = "error",
-    max_size_px: int | None = None,
-    rows_per_group: int = 32,
-    rows_per_shard: int = 2048,
-    overwrite: bool = False,
+    options: ImportOptions | None = None,
     on_progress: OnProgress | None = None,
-    max_pixels: int = MAX_PIXELS,
-    map_shards: MapShards = map_in_process,
 ) -> PreparedDataset:
     """Turn a COCO data set into shards, and check all of it on the way.
 
@@ -55,17 +47,8 @@ def import_coco(
         images_dir: the folder that `file_name` is relative to: a local path or a URI.
         out_uri: folder of the prepared set: a local path or a URI.
         split: e.g. "train".
-        name: of the data set.
-        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.importers.box_checks`.
-        on_bad_image: "error" or "drop": for images that cannot be used.
-        max_size_px: re-encode larger images so that the longer side is at most this; boxes and
-            areas are scaled with them. None: keep the files as they are.
-        rows_per_group: images of a row group.
-        rows_per_shard: images of a file.
-        overwrite: replace a set that is there already, once the new one is whole.
+        options: what all formats share; None: the defaults.
         on_progress: called with (images done, images in all).
-        max_pixels: images whose headers claim more are refused before they are decoded.
-        map_shards: who writes the shards: this process, or `retina_ray.data.importers.ray_tasks`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.
@@ -73,21 +56,9 @@ def import_coco(
     Raises:
         DataError: everything that is wrong, at once.
     """
-    log = ImportLog(on_bad_box=on_bad_box, on_bad_image=on_bad_image)
-    return write_images(
-        read_coco(annotations_json, images_dir, log=log),
-        out_uri,
-        name=name,
-        split=split,
-        log=log,
-        max_size_px=max_size_px,
-        rows_per_group=rows_per_group,
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-        on_progress=on_progress,
-        max_pixels=max_pixels,
-        map_shards=map_shards,
-    )
+    log = ImportLog(options)
+    raw = read_coco(annotations_json, images_dir, log=log)
+    return write_images(raw, out_uri, split=split, log=log, on_progress=on_progress)
 
 
 def read_coco(
@@ -126,6 +97,7 @@ def read_coco(
         images=list(images.values()),
         categories=categories,
         folder=images_folder,
+        format="coco",
         source=f"{shown_uri(path)} with {shown_uri(images_dir)}",
         box_type="rotated" if rotated else "aligned",
     )

@@ -1,9 +1,8 @@
 """From annotations and image files to a prepared data set: what all importers share.
 
 The images are cut into shards by their position, and each shard is written by one task: see
-`retina_ray.data.importers.write_shard`. Who runs the tasks is up to the caller: one process, as
-here by default, or the nodes of a Ray cluster (`retina_ray.data.importers.ray_tasks`). The bytes
-are the same.
+`retina_ray.data.importers.write_shard`. Who runs the tasks, one process or the nodes of a Ray
+cluster (`retina_ray.data.importers.ray_tasks`), does not show in the bytes.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 
 import pyarrow.fs as pafs
 
-from retina_ray.data.images.files import MAX_PIXELS
 from retina_ray.data.importers.box_checks import ImportLog
 from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.importers.ray_tasks import MapShards, shard_mapper
 from retina_ray.data.importers.shard_tasks import (
-    ShardOptions,
+    ShardPlan,
     ShardResult,
     ShardTask,
     read_finished,
@@ -32,7 +31,7 @@ from retina_ray.data.prepared.completeness import begin_beside, clean_up
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.info import INFO_FILE
 from retina_ray.data.prepared.record_checks import check_categories
-from retina_ray.data.prepared.writer import check_group_sizes, finish_dataset
+from retina_ray.data.prepared.writer import finish_dataset
 from retina_ray.errors import DataError
 from retina_ray.storage.source_folder import SourceFolder
 from retina_ray.storage.uris import open_filesystem, shown_uri
@@ -40,44 +39,16 @@ from retina_ray.storage.uris import open_filesystem, shown_uri
 OnProgress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
-MapShards = Callable[
-    [Callable[..., Iterator[int | ShardResult]], Sequence[ShardTask]], Iterator[int | ShardResult]
-]
-"""Applies `write_shard` to tasks, anywhere, and passes on what it yields, in any order."""
-
 _log = logging.getLogger(__name__)
-
-
-def map_in_process(
-    function: Callable[..., Iterator[int | ShardResult]], tasks: Sequence[ShardTask]
-) -> Iterator[int | ShardResult]:
-    """Run the tasks one after the other in this process; images are decoded in threads.
-
-    Args:
-        function: of one task.
-        tasks: of the import.
-
-    Yields:
-        What the function yields: numbers of images that are done, and results.
-    """
-    for task in tasks:
-        yield from function(task)
 
 
 def write_images(
     raw: RawDataset,
     out_uri: str | os.PathLike[str],
     *,
-    name: str,
     split: str,
     log: ImportLog,
-    max_size_px: int | None,
-    rows_per_group: int,
-    rows_per_shard: int,
-    overwrite: bool,
-    on_progress: OnProgress | None,
-    max_pixels: int = MAX_PIXELS,
-    map_shards: MapShards = map_in_process,
+    on_progress: OnProgress | None = None,
 ) -> PreparedDataset:
     """Check images and boxes, and write a prepared data set.
 
@@ -91,55 +62,42 @@ def write_images(
     Args:
         raw: what a reader found.
         out_uri: folder of the new set.
-        name: of the data set.
         split: e.g. "train".
-        log: policies, and the faults of structure found so far.
-        max_size_px: make the longer side at most this; None: keep the files as they are.
-        rows_per_group: images of a row group.
-        rows_per_shard: images of a file.
-        overwrite: replace a set that is there already, once the new one is whole.
+        log: the options, and the faults of structure found so far.
         on_progress: called after each image, or each few of them.
-        max_pixels: images of more pixels are refused before they are decoded.
-        map_shards: who runs the tasks.
 
     Returns:
         The new set, opened.
 
     Raises:
         DataError: all faults at once; what is left behind is the set that was there, or none.
-        ValueError: max_size_px, max_pixels or a number of rows is below 1.
     """
-    for option, value in (("max_size_px", max_size_px), ("max_pixels", max_pixels)):
-        if value is not None and value < 1:
-            raise ValueError(f"{option} = {value} must be at least 1")
-    check_group_sizes(rows_per_group=rows_per_group, rows_per_shard=rows_per_shard)
+    options = log.options
     if log.faults and not (raw.categories and raw.images):
         raise DataError(log.faults)
-    options = ShardOptions(
+    plan = ShardPlan(
         uri=SourceFolder(out_uri).uri,
         folder=raw.folder,
         num_classes=len(raw.categories),
         box_type=raw.box_type,
-        on_bad_box=log.on_bad_box,
-        on_bad_image=log.on_bad_image,
-        max_size_px=max_size_px,
-        max_pixels=max_pixels,
-        rows_per_group=rows_per_group,
+        options=options,
         check_only=bool(log.faults),
     )
     if not log.faults:
         check_categories(raw.categories)
-    tasks = _cut(raw, options, rows_per_shard)
+    tasks = _cut(raw, plan)
+    name = options.name or raw.format
     named = [name, split, raw.source, *(asdict(category) for category in raw.categories)]
     key = sha256(json.dumps([*named, *(task.key for task in tasks)]).encode()).hexdigest()
-    if not overwrite and not log.faults and (same := _same_import(out_uri, key)) is not None:
+    same = None if options.overwrite or log.faults else _same_import(out_uri, key)
+    if same is not None:
         _log.info("%s: complete already: the same data with the same options", shown_uri(out_uri))
         clean_up(*open_filesystem(out_uri), keep=[shard.file for shard in same.info.shards])
         return same
-    old_shards = begin_beside(out_uri, overwrite=overwrite)
+    old_shards = begin_beside(out_uri, overwrite=options.overwrite)
     tasks = renamed_beside(tasks, old_shards)
     try:
-        results = _write_shards(tasks, map_shards, on_progress)
+        results = _write_shards(tasks, shard_mapper(options.num_workers), on_progress)
         for result in results:
             log.absorb(result.log)
         log.raise_if_faulty()
@@ -153,7 +111,7 @@ def write_images(
             contents=[result.content for result in results if result.content is not None],
             report={
                 **log.report(),
-                "max_size_px": max_size_px,
+                "max_size_px": options.max_size_px,
                 "largest_original_size": list(largest),
                 "import_key": key,
             },
@@ -165,12 +123,12 @@ def write_images(
     return PreparedDataset.open(out_uri)
 
 
-def _cut(raw: RawDataset, options: ShardOptions, rows_per_shard: int) -> list[ShardTask]:
+def _cut(raw: RawDataset, plan: ShardPlan) -> list[ShardTask]:
     """One task for each shard."""
-    starts = range(0, len(raw.images), rows_per_shard)
+    size = plan.options.rows_per_shard
     return [
-        ShardTask.of(index, raw.images[start : start + rows_per_shard], options)
-        for index, start in enumerate(starts)
+        ShardTask.of(index, raw.images[start : start + size], plan)
+        for index, start in enumerate(range(0, len(raw.images), size))
     ]
 
 
@@ -196,7 +154,7 @@ def _write_shards(
     if results:
         _log.info(
             "%s: an interrupted import finished %d of %d shards; they are kept",
-            shown_uri(tasks[0].options.uri),
+            shown_uri(tasks[0].plan.uri),
             len(results),
             len(tasks),
         )

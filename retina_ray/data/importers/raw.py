@@ -21,6 +21,7 @@ class RawDataset:
         images: with their raw boxes, in the order in which they would be written.
         categories: in the order of the labels.
         folder: what the file names of the images are relative to.
+        format: "coco", "voc" or "yolo".
         source: where all of it came from, in words.
         box_type: "rotated": every raw box has a rotated one.
     """
@@ -28,6 +29,7 @@ class RawDataset:
     images: list[RawImage]
     categories: list[Category]
     folder: SourceFolder
+    format: str
     source: str
     box_type: BoxType = "aligned"
 

@@ -1,6 +1,6 @@
-"""Writing the shards of an import on all CPUs of a Ray cluster, or of this machine.
+"""Who writes the shards of an import: this process, or tasks on all CPUs of a Ray cluster.
 
-Each shard is a task of one CPU. What is written does not depend on how many there are, see
+On Ray, each shard is a task of one CPU. What is written does not depend on how many there are, see
 `retina_ray.data.importers.write_shard`; so this decides about time alone.
 
 Ray is imported where it is needed: it takes seconds to start, which small data sets do not pay.
@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from retina_ray.data.importers.convert import MapShards, map_in_process
 from retina_ray.data.importers.shard_tasks import ShardResult, ShardTask
 
 Task = TypeVar("Task")
+
+MapShards = Callable[
+    [Callable[..., Iterator[int | ShardResult]], Sequence[ShardTask]], Iterator[int | ShardResult]
+]
+"""Applies `write_shard` to tasks, anywhere, and passes on what it yields, in any order."""
 
 MIN_IMAGES_FOR_RAY = 20_000
 """Below it, threads of this process are done before Ray would have paid for its start."""
@@ -29,25 +33,33 @@ _THREADS_PER_TASK = 2
 _REPORT_EVERY_S = 0.5
 
 
-def shard_mapper(num_workers: int | None = None) -> MapShards:
+def shard_mapper(num_workers: int | None) -> MapShards:
     """Choose who writes the shards.
 
     Args:
         num_workers: 0: this process; more: so many Ray tasks at once. None: this process, or Ray on
             all its CPUs where there are several shards of at least `MIN_IMAGES_FOR_RAY` images in
             all, and a cluster (`RAY_ADDRESS`) or a machine of more than four CPUs.
-
-    Returns:
-        What `map_shards` of the importers takes.
-
-    Raises:
-        ValueError: num_workers is negative.
     """
     if num_workers is None:
         return _map_by_size
-    if num_workers < 0:
-        raise ValueError(f"num_workers = {num_workers} must be at least 0")
     return partial(ray_map, num_workers=num_workers) if num_workers else map_in_process
+
+
+def map_in_process(
+    function: Callable[..., Iterator[int | ShardResult]], tasks: Sequence[ShardTask]
+) -> Iterator[int | ShardResult]:
+    """Run the tasks one after the other in this process; images are decoded in threads.
+
+    Args:
+        function: of one task.
+        tasks: of the import.
+
+    Yields:
+        What the function yields: numbers of images that are done, and results.
+    """
+    for task in tasks:
+        yield from function(task)
 
 
 def _map_by_size(

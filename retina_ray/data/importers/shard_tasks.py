@@ -1,7 +1,7 @@
-"""What one task of an import is given and what comes of it, and the account of finished shards.
+"""What one task of an import is given and what comes of it, and the notes of finished shards.
 
-The account is a small file beside the shards for each one that is whole, with a key of all that its
-bytes depend on. So an import that was interrupted goes on where it was, and one of other data or
+A note is a small file beside the shards for each one that is whole, with a key of all that its
+bytes depend on. So an import that was interrupted resumes where it was, and one of other data or
 options does not.
 """
 
@@ -19,7 +19,8 @@ import cv2
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog
+from retina_ray.data.importers.box_checks import ImportLog
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawImage
 from retina_ray.data.prepared.completeness import IMPORT_FOLDER
 from retina_ray.data.prepared.info import FORMAT_VERSION
@@ -31,11 +32,12 @@ from retina_ray.storage.uris import open_filesystem
 
 _log = logging.getLogger(__name__)
 
-_ACCOUNT_VERSION = 2
+_SAME_BYTES = {"name", "overwrite", "num_workers", "rows_per_shard"}
+"""Options that a shard of these very images does not depend on."""
 
 
 @dataclass(frozen=True)
-class ShardOptions:
+class ShardPlan:
     """What all shards of an import have in common.
 
     Attributes:
@@ -43,11 +45,7 @@ class ShardOptions:
         folder: what the file names of the images are relative to.
         num_classes: K.
         box_type: "rotated": every raw box has a rotated one.
-        on_bad_box: see `retina_ray.data.importers.box_checks`.
-        on_bad_image: see `retina_ray.data.importers.box_checks`.
-        max_size_px: make the longer side at most this; None: keep the files as they are.
-        max_pixels: images of more pixels are refused.
-        rows_per_group: images of a row group.
+        options: of the import.
         check_only: there are faults already: look for more, and write nothing.
         generation: of the file names, which a set is replaced under: see `renamed_beside`.
     """
@@ -56,11 +54,7 @@ class ShardOptions:
     folder: SourceFolder
     num_classes: int
     box_type: BoxType
-    on_bad_box: BadBoxPolicy
-    on_bad_image: BadImagePolicy
-    max_size_px: int | None
-    max_pixels: int
-    rows_per_group: int
+    options: ImportOptions
     check_only: bool
     generation: int = 0
 
@@ -72,31 +66,30 @@ class ShardTask:
     Attributes:
         index: of the shard.
         images: in order.
-        options: of the import.
+        plan: of the import.
         key: SHA-256 of all that the shard's bytes depend on, but the content of the image files.
     """
 
     index: int
     images: Sequence[RawImage]
-    options: ShardOptions
+    plan: ShardPlan
     key: str
 
     @classmethod
-    def of(cls, index: int, images: Sequence[RawImage], options: ShardOptions) -> ShardTask:
+    def of(cls, index: int, images: Sequence[RawImage], plan: ShardPlan) -> ShardTask:
         """A task with its key."""
-        # Place and names of the files do not matter, and a folder prints as an object.
-        plain = {**asdict(options), "uri": "", "folder": options.folder.uri}
-        del plain["generation"]
-        versions = [_ACCOUNT_VERSION, FORMAT_VERSION, cv2.__version__, pa.__version__]
-        digest = hashlib.sha256(json.dumps([versions, index, plain]).encode())
+        versions = [FORMAT_VERSION, cv2.__version__, pa.__version__]
+        options = plan.options.model_dump(exclude=_SAME_BYTES)
+        source = [plan.folder.uri, plan.num_classes, plan.box_type, plan.check_only]
+        digest = hashlib.sha256(json.dumps([versions, index, options, source]).encode())
         for image in images:
             digest.update(repr(image).encode())
-        return cls(index, images, options, digest.hexdigest())
+        return cls(index, images, plan, digest.hexdigest())
 
     @property
     def file(self) -> str:
         """Name of the shard within the folder of the set."""
-        return shard_name(self.index, self.options.generation)
+        return shard_name(self.index, self.plan.generation)
 
 
 @dataclass(frozen=True)
@@ -132,8 +125,8 @@ def renamed_beside(tasks: list[ShardTask], taken: Set[str]) -> list[ShardTask]:
     """
     if not tasks:
         return tasks
-    options = (replace(tasks[0].options, generation=generation) for generation in count())
-    candidates = ([replace(task, options=each) for task in tasks] for each in options)
+    plans = (replace(tasks[0].plan, generation=generation) for generation in count())
+    candidates = ([replace(task, plan=plan) for task in tasks] for plan in plans)
     return next(c for c in candidates if taken.isdisjoint(task.file for task in c))
 
 
@@ -148,8 +141,7 @@ def read_finished(tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
     """
     if not tasks:
         return {}
-    options = tasks[0].options
-    filesystem, path = open_filesystem(options.uri)
+    filesystem, path = open_filesystem(tasks[0].plan.uri)
     selector = pafs.FileSelector(f"{path}/{IMPORT_FOLDER}", allow_not_found=True)
     notes = {info.base_name for info in filesystem.get_file_info(selector) if info.is_file}
     finished = {}
@@ -181,7 +173,7 @@ def _note_path(path: str, task: ShardTask) -> str:
 
 def note_finished(task: ShardTask, result: ShardResult) -> None:
     """Write down that a shard is whole, after it is."""
-    filesystem, path = open_filesystem(task.options.uri)
+    filesystem, path = open_filesystem(task.plan.uri)
     note = {
         "key": task.key,
         "content": None if result.content is None else asdict(result.content),
@@ -194,8 +186,7 @@ def note_finished(task: ShardTask, result: ShardResult) -> None:
 
 def _result_from(note: dict[str, Any], task: ShardTask) -> ShardResult:
     """What a note tells of a finished shard."""
-    options = task.options
-    log = ImportLog(on_bad_box=options.on_bad_box, on_bad_image=options.on_bad_image)
+    log = ImportLog(task.plan.options)
     log.absorb_counts(note["log"])
     content = note["content"]
     height, width = note["largest_size"]

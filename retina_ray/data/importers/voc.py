@@ -17,14 +17,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from retina_ray.data.images.files import MAX_PIXELS
-from retina_ray.data.importers.box_checks import (
-    BadBoxPolicy,
-    BadImagePolicy,
-    ImportLog,
-    repeated,
-)
-from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
+from retina_ray.data.importers.box_checks import ImportLog, repeated
+from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawDataset
 from retina_ray.data.importers.voc_xml import (
     IMAGE_SUFFIXES,
@@ -45,19 +40,11 @@ def import_voc(
     out_uri: str | os.PathLike[str],
     *,
     split: str,
-    image_set: str = "train",
-    name: str = "voc",
+    image_set: str | None = None,
     class_names: Sequence[str] | None = None,
     difficult: DifficultPolicy = "keep",
-    on_bad_box: BadBoxPolicy = "error",
-    on_bad_image: BadImagePolicy = "error",
-    max_size_px: int | None = None,
-    rows_per_group: int = 32,
-    rows_per_shard: int = 2048,
-    overwrite: bool = False,
+    options: ImportOptions | None = None,
     on_progress: OnProgress | None = None,
-    max_pixels: int = MAX_PIXELS,
-    map_shards: MapShards = map_in_process,
 ) -> PreparedDataset:
     """Turn one split of a VOC data set into shards, and check all of it on the way.
 
@@ -65,23 +52,14 @@ def import_voc(
         root: the folder that holds Annotations, ImageSets and JPEGImages: a local path or a URI.
         out_uri: folder of the prepared set: a local path or a URI.
         split: its name in the prepared set, e.g. "train".
-        image_set: `ImageSets/Main/<image_set>.txt`.
-        name: of the data set.
+        image_set: `ImageSets/Main/<image_set>.txt`; None: the split's.
         class_names: in the order of the labels; None: all names in all XMLs of the root, sorted,
             so that the splits agree. An object of another class is a bad box.
         difficult: objects marked so: "keep" trains and evaluates them as any other (detectron2's
             practice in training); "crowd" marks them iscrowd, so that neither training nor COCO
             evaluation counts them (near to VOC's own evaluation); "drop" leaves them out.
-        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.importers.box_checks`.
-        on_bad_image: "error" or "drop": for images that cannot be used.
-        max_size_px: re-encode larger images so that the longer side is at most this; boxes and
-            areas are scaled with them. None: keep the files as they are.
-        rows_per_group: images of a row group.
-        rows_per_shard: images of a file.
-        overwrite: replace a set that is there already, once the new one is whole.
+        options: what all formats share; None: the defaults.
         on_progress: called with (images done, images in all).
-        max_pixels: images whose headers claim more are refused before they are decoded.
-        map_shards: who writes the shards: this process, or `retina_ray.data.importers.ray_tasks`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.
@@ -90,29 +68,17 @@ def import_voc(
         DataError: everything that is wrong, at once.
         ValueError: `difficult` is none of the three.
     """
-    if difficult not in ("keep", "crowd", "drop"):
-        raise ValueError(f"difficult = {difficult!r}: expected 'keep', 'crowd' or 'drop'")
-    log = ImportLog(on_bad_box=on_bad_box, on_bad_image=on_bad_image)
-    return write_images(
-        read_voc(root, image_set=image_set, class_names=class_names, difficult=difficult, log=log),
-        out_uri,
-        name=name,
-        split=split,
-        log=log,
-        max_size_px=max_size_px,
-        rows_per_group=rows_per_group,
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-        on_progress=on_progress,
-        max_pixels=max_pixels,
-        map_shards=map_shards,
+    log = ImportLog(options)
+    raw = read_voc(
+        root, image_set=image_set or split, class_names=class_names, difficult=difficult, log=log
     )
+    return write_images(raw, out_uri, split=split, log=log, on_progress=on_progress)
 
 
 def read_voc(
     root: str | os.PathLike[str],
     *,
-    image_set: str = "train",
+    image_set: str,
     class_names: Sequence[str] | None = None,
     difficult: DifficultPolicy = "keep",
     log: ImportLog,
@@ -163,6 +129,7 @@ def read_voc(
         images=images,
         categories=[Category(label + 1, class_name) for class_name, label in labels.items()],
         folder=images_folder,
+        format="voc",
         source=f"{shown_uri(root)}, image set {image_set}",
     )
 

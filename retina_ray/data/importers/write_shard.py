@@ -16,7 +16,7 @@ from retina_ray.data.images.files import EncodedImage, load_image, read_image_fi
 from retina_ray.data.importers.box_checks import ImportLog, check_boxes
 from retina_ray.data.importers.raw import RawImage
 from retina_ray.data.importers.shard_tasks import (
-    ShardOptions,
+    ShardPlan,
     ShardResult,
     ShardTask,
     note_finished,
@@ -42,31 +42,31 @@ def write_shard(task: ShardTask, *, num_threads: int | None = None) -> Iterator[
     Yields:
         1 after each image, and at the end the result.
     """
-    options = task.options
-    log = ImportLog(on_bad_box=options.on_bad_box, on_bad_image=options.on_bad_image)
-    filesystem, path = open_filesystem(options.uri)
+    plan = task.plan
+    log = ImportLog(plan.options)
+    filesystem, path = open_filesystem(plan.uri)
     file, largest = None, (0, 0)
     image_ids: set[int] = set()
     annotation_ids: set[int] = set()
-    load = partial(_load, options)
-    loaded = map_ahead(load, task.images, is_local=options.folder.is_local, num_threads=num_threads)
+    load = partial(_load, plan)
+    loaded = map_ahead(load, task.images, is_local=plan.folder.is_local, num_threads=num_threads)
     try:
         for image, result in zip(task.images, loaded, strict=True):
-            record = _checked_record(image, result, log, options.box_type)
+            record = _checked_record(image, result, log, plan.box_type)
             if isinstance(result, EncodedImage):
                 size = (result.original_height, result.original_width)
                 largest = max(largest, size, key=max)
             if record is not None and not log.faults:
                 log.faults += record_faults(
                     record,
-                    num_classes=options.num_classes,
-                    box_type=options.box_type,
+                    num_classes=plan.num_classes,
+                    box_type=plan.box_type,
                     image_ids=image_ids,
                     annotation_ids=annotation_ids,
                 )
                 image_ids.add(record.image_id)
                 annotation_ids.update(int(i) for i in record.annotation_id)
-            if record is not None and not log.faults and not options.check_only:
+            if record is not None and not log.faults and not plan.check_only:
                 file = file or _open(filesystem, path, task)
                 file.add(record)
             yield 1
@@ -77,7 +77,7 @@ def write_shard(task: ShardTask, *, num_threads: int | None = None) -> Iterator[
         if file is not None:
             file.abort()
     outcome = ShardResult(task.index, content, log, largest)
-    if not log.faults and not options.check_only:
+    if not log.faults and not plan.check_only:
         note_finished(task, outcome)
     yield outcome
 
@@ -87,19 +87,19 @@ def _open(filesystem: pafs.FileSystem, path: str, task: ShardTask) -> ShardFile:
         filesystem,
         path,
         task.file,
-        num_classes=task.options.num_classes,
-        box_type=task.options.box_type,
-        rows_per_group=task.options.rows_per_group,
+        num_classes=task.plan.num_classes,
+        box_type=task.plan.box_type,
+        rows_per_group=task.plan.options.rows_per_group,
     )
 
 
-def _load(options: ShardOptions, image: RawImage) -> EncodedImage | SourceFileError:
+def _load(plan: ShardPlan, image: RawImage) -> EncodedImage | SourceFileError:
     """Read and decode one image; what is wrong with it comes in its place."""
     try:
         return load_image(
-            read_image_file(options.folder, image.file_name),
-            max_size_px=options.max_size_px,
-            max_pixels=options.max_pixels,
+            read_image_file(plan.folder, image.file_name),
+            max_size_px=plan.options.max_size_px,
+            max_pixels=plan.options.max_pixels,
         )
     except SourceFileError as fault:
         return fault
@@ -126,7 +126,7 @@ def _checked_record(
             usable = False
             log.bad_image(_size_fault(image, *true_size))
         height, width = true_size
-    if height is None or width is None or not (usable or log.on_bad_image == "error"):
+    if height is None or width is None or not (usable or log.options.on_bad_image == "error"):
         return None
     checked = check_boxes(image, height=height, width=width, log=log)
     if not usable or isinstance(result, SourceFileError):
@@ -155,11 +155,11 @@ def _checked_record(
 
 def _size_fault(image: RawImage, height: int, width: int) -> Fault:
     """Describe an annotated size that is not the file's."""
-    turned = (image.height, image.width) == (width, height) and height != width
+    exchanged = (image.height, image.width) == (width, height) and height != width
     hint = (
         "height and width are exchanged: perhaps an EXIF orientation that the annotator's tool did "
         "not apply"
-        if turned
+        if exchanged
         else "the annotations may belong to another copy of the image"
     )
     return Fault(

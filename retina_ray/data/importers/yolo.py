@@ -20,10 +20,10 @@ import os
 from dataclasses import dataclass
 from functools import partial
 
-from retina_ray.data.images.files import MAX_PIXELS
 from retina_ray.data.images.headers import read_header
-from retina_ray.data.importers.box_checks import BadBoxPolicy, BadImagePolicy, ImportLog
-from retina_ray.data.importers.convert import MapShards, OnProgress, map_in_process, write_images
+from retina_ray.data.importers.box_checks import ImportLog
+from retina_ray.data.importers.convert import OnProgress, write_images
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawDataset, RawImage
 from retina_ray.data.importers.yolo_labels import LabelReader, labels_of
 from retina_ray.data.importers.yolo_yaml import list_images, read_data_yaml
@@ -42,16 +42,8 @@ def import_yolo(
     *,
     split: str,
     root: str | os.PathLike[str] | None = None,
-    name: str = "yolo",
-    on_bad_box: BadBoxPolicy = "error",
-    on_bad_image: BadImagePolicy = "error",
-    max_size_px: int | None = None,
-    rows_per_group: int = 32,
-    rows_per_shard: int = 2048,
-    overwrite: bool = False,
+    options: ImportOptions | None = None,
     on_progress: OnProgress | None = None,
-    max_pixels: int = MAX_PIXELS,
-    map_shards: MapShards = map_in_process,
 ) -> PreparedDataset:
     """Turn one split of a YOLO data set into shards, and check all of it on the way.
 
@@ -60,17 +52,8 @@ def import_yolo(
         out_uri: folder of the prepared set: a local path or a URI.
         split: "train", "val" or "test", as in the description and in the prepared set.
         root: where the data set lies; None: where the description's `path` says.
-        name: of the data set.
-        on_bad_box: "error", "drop" or "clip": see `retina_ray.data.importers.box_checks`.
-        on_bad_image: "error" or "drop": for images that cannot be used.
-        max_size_px: re-encode larger images so that the longer side is at most this; boxes and
-            areas are scaled with them. None: keep the files as they are.
-        rows_per_group: images of a row group.
-        rows_per_shard: images of a file.
-        overwrite: replace a set that is there already, once the new one is whole.
+        options: what all formats share; None: the defaults.
         on_progress: called with (images done, images in all).
-        max_pixels: images whose headers claim more are refused before they are decoded.
-        map_shards: who writes the shards: this process, or `retina_ray.data.importers.ray_tasks`.
 
     Returns:
         The prepared set; what was dropped or changed is in its `report`.
@@ -78,21 +61,9 @@ def import_yolo(
     Raises:
         DataError: everything that is wrong, at once.
     """
-    log = ImportLog(on_bad_box=on_bad_box, on_bad_image=on_bad_image)
-    return write_images(
-        read_yolo(data_yaml, split=split, root=root, log=log),
-        out_uri,
-        name=name,
-        split=split,
-        log=log,
-        max_size_px=max_size_px,
-        rows_per_group=rows_per_group,
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-        on_progress=on_progress,
-        max_pixels=max_pixels,
-        map_shards=map_shards,
-    )
+    log = ImportLog(options)
+    raw = read_yolo(data_yaml, split=split, root=root, log=log)
+    return write_images(raw, out_uri, split=split, log=log, on_progress=on_progress)
 
 
 def read_yolo(
@@ -140,6 +111,7 @@ def read_yolo(
         images=images,
         categories=[Category(i, name) for i, name in enumerate(description.class_names)],
         folder=description.folder,
+        format="yolo",
         source=f"{shown_uri(data_yaml)}, split {split}",
     )
 

@@ -8,13 +8,15 @@ import pytest
 
 from retina_ray.data.images.files import encode_jpeg, load_image, read_image_file
 from retina_ray.data.importers.box_checks import BOX_FAULTS, ImportLog, check_boxes
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawBox, RawImage
 from retina_ray.data.prepared.record_checks import record_faults
 from retina_ray.data.prepared.schema import Record
-from retina_ray.errors import DataError, Fault, SourceFileError
+from retina_ray.errors import ConfigError, DataError, Fault, SourceFileError
 from retina_ray.storage.source_folder import SourceFolder, resolve_inside
 
 NAN, INF = float("nan"), float("inf")
+DROP = ImportOptions(on_bad_box="drop", on_bad_image="drop")
 
 
 def check(*boxes, policy="error", height=48, width=64):
@@ -23,7 +25,7 @@ def check(*boxes, policy="error", height=48, width=64):
         RawBox(i, 0, box, (box[0], box[1], box[2] - box[0], box[3] - box[1]), 100.0)
         for i, box in enumerate(boxes, start=1)
     ]
-    log = ImportLog(on_bad_box=policy, on_bad_image="error")
+    log = ImportLog(ImportOptions(on_bad_box=policy))
     checked = check_boxes(
         RawImage(5, "a.jpg", None, None, raw), height=height, width=width, log=log
     )
@@ -101,10 +103,13 @@ def test_no_boxes():
 
 
 def test_policies_are_checked():
-    with pytest.raises(ValueError, match="on_bad_box = 'fix'"):
-        ImportLog(on_bad_box="fix", on_bad_image="error")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="on_bad_image = 'clip'"):
-        ImportLog(on_bad_box="clip", on_bad_image="clip")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        ImportOptions(on_bad_box="fix", on_bad_image="clip", max_size_px=0)  # type: ignore[arg-type]
+    assert [option for option, _ in caught.value.faults] == [
+        "on_bad_box",
+        "on_bad_image",
+        "max_size_px",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +322,7 @@ def test_formats_that_become_png(extension):
 
 def test_parts_of_a_log_add_up_to_the_whole():
     """As tasks note it and the driver sums it up, through JSON where a shard was kept."""
-    whole, first, second = (ImportLog(on_bad_box="drop", on_bad_image="drop") for _ in range(3))
+    whole, first, second = (ImportLog(DROP) for _ in range(3))
     for i in range(30):
         part = first if i < 12 else second
         for log in (whole, part):
@@ -325,7 +330,7 @@ def test_parts_of_a_log_add_up_to_the_whole():
             log.counts["rounded_boxes"] += 1
     for log in (whole, second):
         log.bad_image(Fault("missing image", "gone"))
-    total = ImportLog(on_bad_box="drop", on_bad_image="drop")
+    total = ImportLog(DROP)
     total.absorb_counts(json.loads(json.dumps(first.to_dict())))
     total.absorb(second)
     assert json.dumps(total.report()) == json.dumps(whole.report())

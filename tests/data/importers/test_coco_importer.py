@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from retina_ray.checks.check import check_dataset
 from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import record_from_row
 from retina_ray.errors import DataError
@@ -58,8 +59,9 @@ class Source:
     def run(self, **options) -> PreparedDataset:
         path = self.root / "instances.json"
         path.write_text(json.dumps(self.data))
-        options = {"split": "train", **options}
-        return import_coco(path, self.images_dir, self.root / "out", **options)
+        on_progress = options.pop("on_progress", None)
+        options = {"options": ImportOptions(**options), "on_progress": on_progress}
+        return import_coco(path, self.images_dir, self.root / "out", split="train", **options)
 
     def faults(self, **options):
         with pytest.raises(DataError) as caught:
@@ -312,7 +314,7 @@ def test_max_size_scales_boxes_and_areas(source):
     assert dataset.report["images_resized"] == 3
     assert dataset.report["max_size_px"] == 32
     assert dataset.report["largest_original_size"] == [48, 64]
-    with pytest.raises(ValueError, match="max_size_px = 0"):
+    with pytest.raises(ValueError, match="max_size_px: input should be greater"):
         source.run(max_size_px=0, overwrite=True)
 
 

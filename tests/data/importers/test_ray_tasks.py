@@ -4,11 +4,17 @@ import cv2
 import numpy as np
 import pytest
 
+from retina_ray.data.importers import convert
 from retina_ray.data.importers.coco import import_coco
-from retina_ray.data.importers.convert import map_in_process
-from retina_ray.data.importers.ray_tasks import MIN_IMAGES_FOR_RAY, ray_map, shard_mapper
+from retina_ray.data.importers.options import ImportOptions
+from retina_ray.data.importers.ray_tasks import (
+    MIN_IMAGES_FOR_RAY,
+    map_in_process,
+    ray_map,
+    shard_mapper,
+)
 from retina_ray.data.importers.write_shard import write_shard
-from retina_ray.errors import DataError
+from retina_ray.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,13 @@ def source(tmp_path):
 
     def run(out, **options):
         place = tmp_path / "a.json", tmp_path / "images", tmp_path / out
-        return import_coco(*place, split="train", rows_per_shard=2, **options)
+        more = {"on_progress": options.pop("on_progress", None)}
+        with pytest.MonkeyPatch.context() as patch:
+            if "map_shards" in options:
+                map_shards = options.pop("map_shards")
+                patch.setattr(convert, "shard_mapper", lambda _: map_shards)
+            options = ImportOptions(rows_per_shard=2, **options)
+            return import_coco(*place, split="train", options=options, **more)
 
     run.root = tmp_path
     return run
@@ -74,7 +86,7 @@ def test_ray_writes_the_same_bytes(ray_instance, source, num_workers):
 def test_faults_come_back_from_the_tasks(ray_instance, source):
     (source.root / "images" / "8.png").unlink()
     with pytest.raises(DataError) as caught:
-        source("a", map_shards=shard_mapper(2))
+        source("a", num_workers=2)
     assert [(f.kind, f.file) for f in caught.value.faults] == [
         ("box of zero or negative size", "5.png"),
         ("missing image", "8.png"),
@@ -115,9 +127,9 @@ def test_small_imports_do_not_start_ray(source, monkeypatch):
     monkeypatch.setattr(ray, "init", None)
     assert shard_mapper(0) is map_in_process
     assert MIN_IMAGES_FOR_RAY > 9
-    source("a", on_bad_box="drop", map_shards=shard_mapper())
-    with pytest.raises(ValueError, match="num_workers = -1"):
-        shard_mapper(-1)
+    source("a", on_bad_box="drop")
+    with pytest.raises(ConfigError, match="num_workers"):
+        ImportOptions(num_workers=-1)
 
 
 @pytest.mark.parametrize(
@@ -147,5 +159,5 @@ def test_large_imports_take_ray_where_there_are_cpus(
     monkeypatch.setattr(f"{module}.map_in_process", note("here"))
     monkeypatch.setattr("os.cpu_count", lambda: cpus)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    source("a", on_bad_box="drop", map_shards=shard_mapper())
+    source("a", on_bad_box="drop")
     assert chosen == [expected]

@@ -6,6 +6,7 @@ import pytest
 from builders import BCCD
 
 from retina_ray.checks.check import check_dataset
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.voc import import_voc, voc_class_names
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import record_from_row
@@ -49,7 +50,8 @@ class Source:
 
     def run(self, split: str = "train", **options) -> PreparedDataset:
         out = self.root.parent / f"out-{split}"
-        return import_voc(self.root, out, split=split, image_set=split, **options)
+        own = {k: options.pop(k) for k in ("class_names", "difficult") if k in options}
+        return import_voc(self.root, out, split=split, options=ImportOptions(**options), **own)
 
     def faults(self, **options):
         with pytest.raises(DataError) as caught:
@@ -230,7 +232,7 @@ def test_png_images_are_found(source):
 
 def test_what_is_not_voc(source, tmp_path):
     with pytest.raises(DataError, match="not a VOC data set: it has no folder Annotations"):
-        import_voc(tmp_path, tmp_path / "o", split="s")
+        import_voc(tmp_path, tmp_path / "o", split="train")
     with pytest.raises(DataError, match=r"no such image set; there are: train, val"):
         import_voc(source.root, tmp_path / "o", split="s", image_set="test")
     source.image_set("train")
@@ -272,7 +274,7 @@ def test_bccd_error_names_both_boxes_of_zero_size(tmp_path):
 @needs_bccd
 def test_bccd_drop_counts_two_and_keeps_the_rest(tmp_path):
     sets = [
-        import_voc(BCCD, tmp_path / s, split=s, image_set=s, on_bad_box="drop")
+        import_voc(BCCD, tmp_path / s, split=s, options=ImportOptions(on_bad_box="drop"))
         for s in ("train", "val", "test")
     ]
     assert [s.num_images for s in sets] == [205, 87, 72]

@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 import pytest
 
+from retina_ray.data.importers import convert
 from retina_ray.data.importers.coco import import_coco
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.write_shard import write_shard
 from retina_ray.data.prepared import writer as shard_writer
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -57,10 +59,13 @@ class Source:
         (self.root / "a.json").write_text(json.dumps(self.data))
 
     def run(self, out: str, **options) -> PreparedDataset:
+        more = {"on_progress": options.pop("on_progress", None)}
+        map_shards = options.pop("map_shards", convert.shard_mapper(0))
         values = {"on_bad_box": "drop", "rows_per_shard": 4, "rows_per_group": 3, **options}
-        return import_coco(
-            self.root / "a.json", self.images, self.root / out, split="train", **values
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(convert, "shard_mapper", lambda _: map_shards)
+            place = self.root / "a.json", self.images, self.root / out
+            return import_coco(*place, split="train", options=ImportOptions(**values), **more)
 
 
 @pytest.fixture
@@ -269,9 +274,7 @@ def test_uris_give_the_same_files(source):
         f"file://{source.root}/images",
         f"file://{source.root}/b",
         split="train",
-        on_bad_box="drop",
-        rows_per_shard=4,
-        rows_per_group=3,
+        options=ImportOptions(on_bad_box="drop", rows_per_shard=4, rows_per_group=3),
     )
     shards = {name: digest for name, digest in files(source.root / "a").items() if "shard" in name}
     assert shards.items() <= files(source.root / "b").items()
@@ -301,14 +304,16 @@ def test_shard_writer_and_importer_agree(source):
 KILLED = """
     import sys, time
     from retina_ray.data.importers.coco import import_coco
+    from retina_ray.data.importers.options import ImportOptions
 
     def on_progress(done, total):
         print(done, flush=True)
         time.sleep(0.05)  # so that the end is still to come when the signal arrives
 
+    options = ImportOptions(on_bad_box="drop", rows_per_shard=4, rows_per_group=3,
+                            overwrite=len(sys.argv) > 3)
     import_coco(f"{sys.argv[1]}/a.json", f"{sys.argv[1]}/images", sys.argv[2], split="train",
-                on_bad_box="drop", rows_per_shard=4, rows_per_group=3, on_progress=on_progress,
-                overwrite=len(sys.argv) > 3)
+                options=options, on_progress=on_progress)
 """
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from retina_ray.checks.check import check_dataset
 from retina_ray.data.importers.box_checks import ImportLog
+from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.yolo import import_yolo, read_yolo
 from retina_ray.data.importers.yolo_labels import labels_of
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -44,7 +45,9 @@ class Source:
 
     def run(self, split: str = "train", **options) -> PreparedDataset:
         out = self.root.parent / f"out-{split}"
-        return import_yolo(self.root / "data.yaml", out, split=split, **options)
+        own = {k: options.pop(k) for k in ("root",) if k in options}
+        options = ImportOptions(**options)
+        return import_yolo(self.root / "data.yaml", out, split=split, options=options, **own)
 
     def faults(self, **options):
         with pytest.raises(DataError) as caught:
@@ -53,7 +56,7 @@ class Source:
         return caught.value.faults
 
     def read(self, split: str = "train"):
-        log = ImportLog(on_bad_box="error", on_bad_image="error")
+        log = ImportLog()
         return read_yolo(self.root / "data.yaml", split=split, log=log), log
 
 
@@ -322,7 +325,10 @@ def test_path_and_root(source, tmp_path):
     for path in ("../pets", str(source.root)):
         (elsewhere / "data.yaml").write_text(f"path: {path}\n{text}")
         dataset = import_yolo(
-            elsewhere / "data.yaml", tmp_path / "o", split="train", overwrite=True
+            elsewhere / "data.yaml",
+            tmp_path / "o",
+            split="train",
+            options=ImportOptions(overwrite=True),
         )
         assert dataset.num_images == 2
     (elsewhere / "data.yaml").write_text(f"path: /content/pets\n{text}")

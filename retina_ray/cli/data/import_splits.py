@@ -1,20 +1,19 @@
-"""What the scripts of this folder share on the terminal: progress, a summary, a clean error."""
+"""Importing the splits of a data set under one folder: progress, a summary, clean errors."""
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import NoReturn, Protocol
 
 import pyarrow.fs as pafs
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from retina_ray.cli.data.progress import progress_bar
+from retina_ray.cli.scripts import FAILED, USER_FAULT, clean_exit
 from retina_ray.data.importers.box_checks import BOX_FAULTS
 from retina_ray.data.importers.convert import OnProgress
 from retina_ray.data.prepared.completeness import delete_dataset
@@ -23,15 +22,20 @@ from retina_ray.data.prepared.info import INFO_FILE
 from retina_ray.errors import DataError, Fault, StorageError
 from retina_ray.storage.uris import join_uri, open_filesystem, shown_uri
 
-_EXIT_BAD_DATA = 2
-_EXIT_STOPPED = 1
+
+class Import(Protocol):
+    """Writes one split and reports its progress."""
+
+    def __call__(self, *, on_progress: OnProgress) -> PreparedDataset:
+        """Write it.
+
+        Raises:
+            DataError: the data has faults.
+        """
+        ...
 
 
-Import = Callable[[OnProgress], PreparedDataset]
-"""Writes one split and reports its progress."""
-
-
-def prepare_splits(out: str, imports: Mapping[str, Import]) -> None:
+def import_splits(out: str, imports: Mapping[str, Import]) -> None:
     """Prepare the splits of a data set under one folder, and sum up.
 
     The faults of all splits are shown at once. When a split has faults, new ones that this call
@@ -45,6 +49,7 @@ def prepare_splits(out: str, imports: Mapping[str, Import]) -> None:
 
     Raises:
         typer.BadParameter: no split at all.
+        typer.Exit: faults in the data (2), a storage or a disk that fails (1), Ctrl-C (130).
     """
     if not imports:
         raise typer.BadParameter("name at least one split")
@@ -52,18 +57,19 @@ def prepare_splits(out: str, imports: Mapping[str, Import]) -> None:
     before: dict[str, _Version] = {}
     prepared: dict[str, PreparedDataset] = {}
     faults: list[Fault] = []
-    for split, run in imports.items():
-        try:
-            before[split] = _version_at(join_uri(out, split))
-            with _progress(split) as on_progress:
-                prepared[split] = run(on_progress)
-        except DataError as error:
-            faults += error.faults
-        except (StorageError, OSError) as error:
-            _exit_stopped(split, error, is_kept=_is_kept(out, split, before))
-    if faults:
-        _exit_with(DataError(faults), *_take_back(out, before, prepared))
-    _print_summary(out, list(prepared.values()))
+    with clean_exit(Console(stderr=True)):
+        for split, run in imports.items():
+            try:
+                before[split] = _version_at(join_uri(out, split))
+                with progress_bar(split) as on_progress:
+                    prepared[split] = run(on_progress=on_progress)
+            except DataError as error:
+                faults += error.faults
+            except (StorageError, OSError) as error:
+                _exit_stopped(split, error, is_kept=_is_kept(out, split, before))
+        if faults:
+            _exit_with(DataError(faults), *_take_back(out, before, prepared))
+        _print_summary(out, list(prepared.values()))
 
 
 def _take_back(
@@ -93,12 +99,8 @@ def _take_back(
 
 def _show_notes() -> None:
     """Show what the importers say, such as which shards an interrupted import left."""
-    logger = logging.getLogger("retina_ray")
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("retina_ray").setLevel(logging.INFO)
 
 
 _Version = tuple[int | None, int | None] | None
@@ -112,21 +114,6 @@ def _version_at(uri: str) -> _Version:
     return (info.mtime_ns, info.size) if info.type != pafs.FileType.NotFound else None
 
 
-def _exit_with(error: DataError, replaced: list[str], kept: list[str]) -> NoReturn:
-    """Show what is wrong, without a traceback, and exit with code 2."""
-    console = Console(stderr=True, soft_wrap=True)
-    said = "Nothing was written."
-    if replaced:
-        said = f"Written in place of what was there: {', '.join(replaced)}; nothing else."
-    if kept:
-        said += f" As it was before: {', '.join(kept)}."
-    console.print(f"{said} {error}", markup=False, highlight=False)
-    if {fault.kind for fault in error.faults} & BOX_FAULTS:
-        hint = "Bad boxes can be left out (--on-bad-box drop) or mended (--on-bad-box clip)."
-        console.print(hint, markup=False, highlight=False)
-    sys.exit(_EXIT_BAD_DATA)
-
-
 def _is_kept(out: str, split: str, before: Mapping[str, _Version]) -> bool:
     """Whether a set was there before and still is; False where the storage does not say."""
     try:
@@ -136,27 +123,30 @@ def _is_kept(out: str, split: str, before: Mapping[str, _Version]) -> bool:
         return False
 
 
+def _exit_with(error: DataError, replaced: list[str], kept: list[str]) -> NoReturn:
+    """Show what is wrong with the data."""
+    said = "Nothing was written."
+    if replaced:
+        said = f"Written in place of what was there: {', '.join(replaced)}; nothing else."
+    if kept:
+        said += f" As it was before: {', '.join(kept)}."
+    _say(Console(stderr=True), f"{said} {error}")
+    if {fault.kind for fault in error.faults} & BOX_FAULTS:
+        hint = "Bad boxes can be left out (--on-bad-box drop) or mended (--on-bad-box clip)."
+        _say(Console(stderr=True), hint)
+    raise typer.Exit(USER_FAULT)
+
+
 def _exit_stopped(split: str, error: Exception, *, is_kept: bool) -> NoReturn:
-    """Say what stopped the import, which is no fault of the data, and exit with code 1."""
-    console = Console(stderr=True, soft_wrap=True)
+    """Say what stopped the import, which is no fault of the data."""
     text = (
         f"{split}: stopped: {error}\nWhat is finished is kept, and is no data set yet; the same "
-        "command goes on from there."
+        "command resumes from there."
     )
     if is_kept:
         text += " Until then, the set that was there is as it was."
-    console.print(text, markup=False, highlight=False)
-    sys.exit(_EXIT_STOPPED)
-
-
-@contextmanager
-def _progress(split: str) -> Iterator[OnProgress]:
-    """A progress bar on a terminal, silence elsewhere."""
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(escape(split), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    _say(Console(stderr=True), text)
+    raise typer.Exit(FAILED)
 
 
 def _print_summary(out: str, prepared: list[PreparedDataset]) -> None:
@@ -180,7 +170,10 @@ def _print_summary(out: str, prepared: list[PreparedDataset]) -> None:
     console.print(table)
     for dataset in prepared:
         for example in dataset.report.get("examples", []):
-            console.print(f"{dataset.info.split}: {example}", markup=False, highlight=False)
-        console.print(
-            f"{dataset.info.split}: {shown_uri(dataset.uri)}", markup=False, highlight=False
-        )
+            _say(console, f"{dataset.info.split}: {example}")
+        _say(console, f"{dataset.info.split}: {shown_uri(dataset.uri)}")
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a text as it is, in lines as long as they come."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
