@@ -58,7 +58,7 @@ STILL_LARGE = {
 OWNERS = {
     "ray": {
         "retina_ray.ray_internals",
-        "retina_ray.data.importers.ray_tasks",
+        "retina_ray.data.importers.writing.ray_tasks",
         "retina_ray.data.loading.ray_stream",
         "retina_ray.train",
         "retina_ray.sweep",

@@ -22,7 +22,7 @@ from typing import TypeVar
 import pyarrow.fs as pafs
 
 from retina_ray.data.importers.box_checks import repeated
-from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.importers.writing.convert import OnProgress
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError, Fault, SourceFileError
 from retina_ray.storage.files import write_whole

@@ -53,7 +53,7 @@ def with_import_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str, field: FieldInfo) -> Any:
     """Typer's option of a field: its name without the unit, its docstring, its lowest value."""
-    lowest = next((limit.ge for limit in field.metadata if isinstance(limit, Ge)), None)
+    lowest: Any = next((limit.ge for limit in field.metadata if isinstance(limit, Ge)), None)
     plain = name.removesuffix("_px")
     flags = [] if plain == name else [f"--{plain.replace('_', '-')}"]
     return typer.Option(*flags, help=field.description, min=lowest)

@@ -15,7 +15,7 @@ from rich.table import Table
 from retina_ray.cli.data.progress import progress_bar
 from retina_ray.cli.scripts import FAILED, USER_FAULT, clean_exit
 from retina_ray.data.importers.box_checks import BOX_FAULTS
-from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.importers.writing.convert import OnProgress
 from retina_ray.data.prepared.completeness import delete_dataset
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.info import INFO_FILE

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 
-from retina_ray.data.importers.convert import OnProgress
+from retina_ray.data.importers.writing.convert import OnProgress
 
 
 @contextmanager

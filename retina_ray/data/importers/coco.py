@@ -22,9 +22,9 @@ from retina_ray.data.importers.coco_json import (
     read_categories,
     read_images,
 )
-from retina_ray.data.importers.convert import OnProgress, write_images
 from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawDataset
+from retina_ray.data.importers.writing.convert import OnProgress, write_images
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError, Fault
 from retina_ray.storage.source_folder import SourceFolder

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from retina_ray.data.importers.box_checks import ImportLog, repeated
-from retina_ray.data.importers.convert import OnProgress, write_images
 from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawDataset
 from retina_ray.data.importers.voc_xml import (
@@ -28,6 +27,7 @@ from retina_ray.data.importers.voc_xml import (
     read_image,
     read_object,
 )
+from retina_ray.data.importers.writing.convert import OnProgress, write_images
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import Category
 from retina_ray.errors import DataError, Fault, SourceFileError

@@ -22,9 +22,9 @@ from functools import partial
 
 from retina_ray.data.images.headers import read_header
 from retina_ray.data.importers.box_checks import ImportLog
-from retina_ray.data.importers.convert import OnProgress, write_images
 from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawDataset, RawImage
+from retina_ray.data.importers.writing.convert import OnProgress, write_images
 from retina_ray.data.importers.yolo_labels import LabelReader, labels_of
 from retina_ray.data.importers.yolo_yaml import list_images, read_data_yaml
 from retina_ray.data.prepared.dataset import PreparedDataset

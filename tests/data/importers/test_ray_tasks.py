@@ -4,16 +4,16 @@ import cv2
 import numpy as np
 import pytest
 
-from retina_ray.data.importers import convert
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.options import ImportOptions
-from retina_ray.data.importers.ray_tasks import (
+from retina_ray.data.importers.writing import convert
+from retina_ray.data.importers.writing.ray_tasks import (
     MIN_IMAGES_FOR_RAY,
     map_in_process,
     ray_map,
     shard_mapper,
 )
-from retina_ray.data.importers.write_shard import write_shard
+from retina_ray.data.importers.writing.write_shard import write_shard
 from retina_ray.errors import ConfigError, DataError
 
 
@@ -153,7 +153,7 @@ def test_large_imports_take_ray_where_there_are_cpus(
 
         return mapper
 
-    module = "retina_ray.data.importers.ray_tasks"
+    module = "retina_ray.data.importers.writing.ray_tasks"
     monkeypatch.setattr(f"{module}.MIN_IMAGES_FOR_RAY", limit)
     monkeypatch.setattr(f"{module}.ray_map", note("ray"))
     monkeypatch.setattr(f"{module}.map_in_process", note("here"))

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import pytest
 
-from retina_ray.data.importers import convert
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.options import ImportOptions
-from retina_ray.data.importers.write_shard import write_shard
+from retina_ray.data.importers.writing import convert
+from retina_ray.data.importers.writing.write_shard import write_shard
 from retina_ray.data.prepared import writer as shard_writer
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import record_from_row

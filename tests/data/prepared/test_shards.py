@@ -460,7 +460,7 @@ def test_modules_import_without_torch_and_ray():
     names = [
         *("prepared.schema", "prepared.dataset", "synthetic.prepare", "images.files", "export"),
         *("loading.batch_loader", "plan.run_plan"),
-        *(f"importers.{name}" for name in ("box_checks", "ray_tasks", "coco", "voc", "yolo")),
+        *(f"importers.{name}" for name in ("writing.ray_tasks", "coco", "voc", "yolo")),
     ]
     code = "import sys\n" + "\n".join(f"import retina_ray.data.{name}" for name in names)
     code += "\nassert not {'torch', 'ray', 'wandb'} & set(sys.modules), 'heavy import'"

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from retina_ray.data.images.files import EncodedImage, load_image, read_image_file
 from retina_ray.data.importers.box_checks import ImportLog, check_boxes
 from retina_ray.data.importers.raw import RawImage
-from retina_ray.data.importers.shard_tasks import (
+from retina_ray.data.importers.writing.shard_tasks import (
     ShardPlan,
     ShardResult,
     ShardTask,

@@ -1,8 +1,8 @@
 """From annotations and image files to a prepared data set: what all importers share.
 
 The images are cut into shards by their position, and each shard is written by one task: see
-`retina_ray.data.importers.write_shard`. Who runs the tasks, one process or the nodes of a Ray
-cluster (`retina_ray.data.importers.ray_tasks`), does not show in the bytes.
+`retina_ray.data.importers.writing.write_shard`. Who runs the tasks, one process or the nodes of a
+Ray cluster (`retina_ray.data.importers.writing.ray_tasks`), does not show in the bytes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import pyarrow.fs as pafs
 
 from retina_ray.data.importers.box_checks import ImportLog
 from retina_ray.data.importers.raw import RawDataset
-from retina_ray.data.importers.ray_tasks import MapShards, shard_mapper
-from retina_ray.data.importers.shard_tasks import (
+from retina_ray.data.importers.writing.ray_tasks import MapShards, shard_mapper
+from retina_ray.data.importers.writing.shard_tasks import (
     ShardPlan,
     ShardResult,
     ShardTask,
     read_finished,
     renamed_beside,
 )
-from retina_ray.data.importers.write_shard import write_shard
+from retina_ray.data.importers.writing.write_shard import write_shard
 from retina_ray.data.prepared.completeness import begin_beside, clean_up
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.info import INFO_FILE

@@ -1,7 +1,7 @@
 """Who writes the shards of an import: this process, or tasks on all CPUs of a Ray cluster.
 
 On Ray, each shard is a task of one CPU. What is written does not depend on how many there are, see
-`retina_ray.data.importers.write_shard`; so this decides about time alone.
+`retina_ray.data.importers.writing.write_shard`; so this decides about time alone.
 
 Ray is imported where it is needed: it takes seconds to start, which small data sets do not pay.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from retina_ray.data.importers.shard_tasks import ShardResult, ShardTask
+from retina_ray.data.importers.writing.shard_tasks import ShardResult, ShardTask
 
 Task = TypeVar("Task")
 
