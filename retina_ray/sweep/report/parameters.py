@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,17 @@ from retina_ray.sweep.report.rows import (
     swept_paths,
 )
 
-_LOG_SPAN = 50  # numbers that span more than this get a log axis, where the caller does not say
+_LOG_SPAN = 50  # numbers that span more than this get a log axis
 
 Point = tuple[float, float, TrialRow]
 
 
-def plot_parameters(
-    rows: Sequence[TrialRow], path: Path, *, log_params: Collection[str] | None = None
-) -> Markup:
+def plot_parameters(rows: Sequence[TrialRow], path: Path) -> Markup:
     """Draw a panel for each swept setting.
 
     Args:
         rows: the trials; those without an AP show as a red x at the bottom.
         path: of the PNG that is written.
-        log_params: dotted paths that are drawn on a log axis; None: numbers that span a factor
-            above 50.
 
     Returns:
         The same as SVG, for a page.
@@ -54,7 +50,7 @@ def plot_parameters(
         panels = list(grid.flat)
         for ax, swept in zip(panels, paths, strict=False):
             ax.set_title(names[swept], fontsize=10, fontweight="bold")
-            _draw_parameter(ax, rows, swept, log_params)
+            _draw_parameter(ax, rows, swept)
         for ax in panels[len(paths) :]:
             ax.set_axis_off()
         if not paths:
@@ -118,18 +114,14 @@ def _caption(rows: Sequence[TrialRow]) -> str:
     return caption
 
 
-def _draw_parameter(
-    ax: Axes, rows: Sequence[TrialRow], swept: str, log_params: Collection[str] | None
-) -> None:
+def _draw_parameter(ax: Axes, rows: Sequence[TrialRow], swept: str) -> None:
     """One panel; trials in which the setting had no effect are left out and counted."""
     ax.tick_params(labelsize=8)
     used = [row for row in rows if row.params.get(swept) is not None]
     values = [row.params[swept] for row in used]
     if values and all(map(_is_number, values)):
         positions = [float(value) for value in values]
-        spread = min(positions) > 0 and max(positions) / min(positions) > _LOG_SPAN
-        wanted = spread if log_params is None else swept in log_params and min(positions) > 0
-        if wanted:
+        if min(positions) > 0 and max(positions) / min(positions) > _LOG_SPAN:
             ax.set_xscale("log")
             ax.xaxis.set_major_formatter(short_number)
         if len(set(positions)) <= 6:
