@@ -1,4 +1,4 @@
-"""No room on a disk: how it shows in an error, and what to say of it.
+"""A full disk: how it shows in an error, and what to say of it.
 
 Most of what goes wrong in writing may go well after a restart of the run; a full disk stays full.
 """
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from retina_ray.storage.uris import is_uri
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, a limit to the size of files."""
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors says so, in an error that is no OSError
 
 
 @dataclass(frozen=True)
-class Room:
-    """Room on the disk of a folder.
+class DiskSpace:
+    """Space on the disk of a folder.
 
     Attributes:
         folder: the folder.
@@ -36,8 +36,8 @@ class Room:
     total_bytes: int
 
     @classmethod
-    def at(cls, uri: str) -> Room:
-        """Room for what is written to `uri`; where that is remote, in the folder of the copies."""
+    def at(cls, uri: str) -> DiskSpace:
+        """Space for what is written to `uri`; where that is remote, in the folder of the copies."""
         folder = tempfile.gettempdir() if is_uri(uri) else uri
         there = Path(folder)
         while not there.exists() and there != there.parent:
@@ -50,12 +50,12 @@ class Room:
         return f"{free:.0f} of {total:.0f} MiB are free in {self.folder}"
 
 
-def is_no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether something could not be written because there was no room for it."""
     for one in _chain(error):
         said = _OS_ERROR.search(str(one))
         number = one.errno if isinstance(one, OSError) else said and int(said[1])
-        if number in _NO_ROOM:
+        if number in _DISK_FULL:
             return True
     return False
 

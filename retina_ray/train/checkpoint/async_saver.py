@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from retina_ray.errors import StorageError
-from retina_ray.storage.disk_space import Room, is_no_room, reason_of
+from retina_ray.storage.disk_space import DiskSpace, is_disk_full, reason_of
 from retina_ray.storage.uris import is_uri
 from retina_ray.train.checkpoint.format import Checkpoint
 from retina_ray.train.checkpoint.index import Entry
@@ -157,7 +157,7 @@ class CheckpointSaver:
         if isinstance(error, StorageError | FencedError):
             raise error
         if error is not None:
-            kind = DiskFullError if is_no_room(error) else CheckpointError
+            kind = DiskFullError if is_disk_full(error) else CheckpointError
             raise kind(self._describe(error)) from error
 
     def close(self, *, has_failed: bool) -> None:
@@ -186,10 +186,10 @@ class CheckpointSaver:
             else f"the last one that is kept is {self._store.uri_of(last.name)} (step {last.step})"
         )
         free, remedy = "", "mend the cause"
-        if is_no_room(error) or not is_uri(self._store.uri):
-            there = Room.at(self._store.uri)
+        if is_disk_full(error) or not is_uri(self._store.uri):
+            there = DiskSpace.at(self._store.uri)
             free = f" ({there})"
-            if is_no_room(error):
+            if is_disk_full(error):
                 remedy = _how_to_free_space(there, self._num_bytes)
         return (
             f"the checkpoint of step {self._step} could not be written to {self._store.uri}: "
@@ -253,7 +253,7 @@ def _num_bytes(tree: Any) -> int:
     return sum(map(_num_bytes, tree)) if isinstance(tree, list | tuple) else 0
 
 
-def _how_to_free_space(disk: Room, num_bytes: int) -> str:
+def _how_to_free_space(disk: DiskSpace, num_bytes: int) -> str:
     """What to do where a file of about `num_bytes` could not be written."""
     takes = f"a checkpoint takes {num_bytes / 2**20:.0f} MiB"
     if disk.free_bytes > 1.1 * num_bytes:

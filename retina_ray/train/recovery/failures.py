@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retina_ray.config import ConfigError
-from retina_ray.storage.disk_space import Room, is_no_room, reason_of
+from retina_ray.storage.disk_space import DiskSpace, is_disk_full, reason_of
 from retina_ray.storage.files import read_text, write_text
 from retina_ray.storage.uris import join_uri, open_filesystem
 from retina_ray.train.errors import (
@@ -95,10 +95,12 @@ def naming_full_disk(run_uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_no_room(error):
+        if not is_disk_full(error):
             raise
-        rooms = dict.fromkeys(str(Room.at(place)) for place in (run_uri, tempfile.gettempdir()))
+        spaces = dict.fromkeys(
+            str(DiskSpace.at(place)) for place in (run_uri, tempfile.gettempdir())
+        )
         raise DiskFullError(
-            f"a disk is full: {reason_of(error)} ({'; '.join(rooms)}); the last checkpoint "
+            f"a disk is full: {reason_of(error)} ({'; '.join(spaces)}); the last checkpoint "
             "stays: free some space, then --resume"
         ) from error

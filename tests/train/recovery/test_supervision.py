@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerStatus
 
 from retina_ray.model import RetinaNetCriterion
-from retina_ray.storage.disk_space import is_no_room
+from retina_ray.storage.disk_space import is_disk_full
 from retina_ray.train.checkpoint.async_saver import CheckpointError
 from retina_ray.train.engine.loop import TrainingLoop
 from retina_ray.train.errors import (
@@ -367,8 +367,8 @@ def test_another_error_of_the_system_stays_what_it_is(harness):
     uri = str(harness.root / "run")
     with pytest.raises(FileNotFoundError), telling_the_driver(uri):
         open(f"{uri}/nothing").read()
-    assert is_no_room(OSError(errno.EDQUOT, "Disk quota exceeded"))
-    assert not is_no_room(OSError(errno.EIO, "Input/output error"))
+    assert is_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert not is_disk_full(OSError(errno.EIO, "Input/output error"))
 
 
 def polled(*errors):
