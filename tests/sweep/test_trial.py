@@ -80,7 +80,7 @@ def test_a_trial_goes_on_from_its_last_checkpoint_that_can_be_read(prepare, capl
     damage(prepare(), 8)
     spec = prepare()
     assert spec.start_step() == 4
-    assert spec.checkpoints.best_metric == 0.1
+    assert spec.checkpoints.index.best.metric == 0.1
     assert "step-00000008: this checkpoint cannot be read" in caplog.text
     assert "the steps from 4 on again" in caplog.text
 

@@ -55,11 +55,6 @@ class CheckpointSaver:
         self._error: BaseException | None = None
 
     @property
-    def best_metric(self) -> float | None:
-        """Metric of the best checkpoint, those under way included."""
-        return None if self._index.best is None else self._index.best.metric
-
-    @property
     def pending(self) -> Entry | None:
         """The checkpoint whose asynchronous validation has not been settled."""
         return self._index.pending

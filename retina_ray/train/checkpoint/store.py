@@ -88,12 +88,6 @@ class CheckpointStore:
         entry = index.best or index.last
         return None if entry is None else self.uri_of(entry.name)
 
-    @property
-    def best_metric(self) -> float | None:
-        """Metric of the best checkpoint."""
-        best = self.index.best
-        return None if best is None else best.metric
-
     def uri_of(self, name: str) -> str:
         """URI of what is called so in this folder."""
         return join_uri(self.uri, name)

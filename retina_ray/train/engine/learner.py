@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.model import RetinaNet, RetinaNetCriterion
@@ -102,7 +101,3 @@ class Learner:
         self.model.load_state_dict(match.fitting, strict=False)
         if self.average is not None:
             self.average.restart()
-
-    def average_state(self) -> dict[str, Tensor] | None:
-        """The average of the weights under the names of the model's state dict; None without."""
-        return None if self.average is None else self.average.weights()

@@ -29,7 +29,6 @@ from retina_ray.train.errors import RunStoppedError
 
 logger = logging.getLogger(__name__)
 
-
 SKIPPED_STEPS = "train/skipped_steps"
 """Metric, logged after each of them: steps left out so far."""
 
@@ -115,8 +114,9 @@ class TrainingLoop:
             **self._stopping.state_dict(),
             "evaluated_step": self._validator.evaluated_step,
         }
-        weights, average = self.model.state_dict(), self.learner.average_state()
-        return Snapshot(self.step, self._epoch, weights, average, state)
+        average = self.learner.average
+        ema = None if average is None else average.weights()
+        return Snapshot(self.step, self._epoch, self.model.state_dict(), ema, state)
 
     def run(self, batches: Iterable[PlannedBatch]) -> None:
         """Train over the planned batches to their end, or to that of the time or of all gain.

@@ -100,13 +100,13 @@ def test_the_best_and_the_last_are_kept(store):
     assert store.last_step == 0
     assert store.best is None
     save(store, make(0), metric=float("nan"))
-    assert (store.best, store.best_metric) == (store.last, None), "no number is never the best"
+    assert (store.best, store.index.best) == (store.last, None), "NaN is never the best"
     for step, metric in ((1, 0.2), (2, 0.5), (3, 0.4), (4, None), (5, float("nan"))):
         save(store, make(step), metric=metric)
     assert store.last.endswith("step-00000005")
     assert store.last_step == 5
     assert store.best.endswith("step-00000002")
-    assert store.best_metric == 0.5
+    assert store.index.best.metric == 0.5
     assert folders(store) == ["step-00000002", "step-00000005"]
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_goes_back_before_its_best_keeps_it(tmp_path):
     damage(store.uri_of("step-00000030/state.pt"))
     store.go_back_to_whole()
     assert store.last_step == 20
-    assert store.best_metric == 0.2, "the best one is gone, and the first is no longer kept"
+    assert store.index.best.metric == 0.2, "the best one is gone, and the first is no longer kept"
     save(store, make(25, 25), metric=0.9)
     damage(store.uri_of("step-00000020/state.pt"))
     save(store, make(30, 30), metric=0.1)
@@ -236,7 +236,7 @@ def test_a_run_goes_back_to_the_newest_that_can_be_read(tmp_path, caplog):
     assert "goes on from" in message
     assert "step-00000002 instead" in message
     assert store.last_step == 2
-    assert store.best_metric == 0.3, "the damaged one is no longer the best"
+    assert store.index.best.metric == 0.3, "the damaged one is no longer the best"
     for step in (1, 2):
         damage(store.uri_of(f"step-0000000{step}/state.pt"))
     with pytest.raises(ConfigError, match="no checkpoint of this run can be read") as caught:
