@@ -26,6 +26,7 @@ Fraction = Annotated[Float, Field(ge=0, le=1)]
 BelowOne = Annotated[Float, Field(ge=0, lt=1)]
 Count = Annotated[Int, Field(ge=1)]
 Pixels = Annotated[Int, Field(ge=1)]
+NotEmpty = Field(min_length=1)
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 
 

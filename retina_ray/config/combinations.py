@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from retina_ray.config.data import DataConfig, InputConfig
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from retina_ray.config.experiment import ExperimentConfig
 
 Faults = Iterator[tuple[str, str]]
+
+FOR_ROTATED = {
+    "model.anchors.fit": ("none",),
+    "matcher.method": ("iou",),
+    "loss.box_loss": ("smooth_l1",),
+    "inference.evaluation_backend": ("auto", "pycocotools"),
+}
+"""All that there is for rotated boxes, where aligned ones have more."""
 
 
 def impossible_combinations(config: ExperimentConfig) -> Faults:
@@ -53,27 +62,9 @@ def _impossible_rotation(config: ExperimentConfig) -> Faults:
             "data.synthetic.rotated",
             'false: model.box_type = "rotated" needs rotated boxes, set it to true',
         )
-    if config.model.anchors.fit != "none":
-        yield (
-            "model.anchors.fit",
-            f'"{config.model.anchors.fit}" is for aligned boxes: set it to "none", and the anchors '
-            "yourself",
-        )
-    if config.matcher.method != "iou":
-        yield (
-            "matcher.method",
-            f'"{config.matcher.method}" is for aligned boxes: rotated ones are matched by "iou"',
-        )
-    if config.loss.box_loss != "smooth_l1":
-        yield (
-            "loss.box_loss",
-            f'"{config.loss.box_loss}" is for aligned boxes: rotated ones learn by "smooth_l1"',
-        )
-    if config.inference.evaluation_backend == "faster-coco-eval":
-        yield (
-            "inference.evaluation_backend",
-            '"faster-coco-eval" is for aligned boxes: set it to "auto" or "pycocotools"',
-        )
+    for path, choices in FOR_ROTATED.items():
+        if (value := attrgetter(path)(config)) not in choices:
+            yield path, f'"{value}" is for aligned boxes: rotated ones take "{choices[0]}"'
 
 
 def _impossible_losses(matcher: MatcherConfig, loss: LossConfig) -> Faults:
@@ -126,7 +117,7 @@ def _impossible_run(config: ExperimentConfig) -> Faults:
             f"{train.batch_size // train.num_workers} images of a worker do not divide into "
             f"{train.accumulate} micro-batches",
         )
-    if train.min_workers is not None and train.min_workers > train.num_workers:
+    if (train.min_workers or 1) > train.num_workers:
         yield (
             "train.min_workers",
             f"{train.min_workers} is more than train.num_workers = {train.num_workers}",

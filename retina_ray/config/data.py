@@ -13,6 +13,7 @@ from retina_ray.config.base import (
     Fraction,
     Int,
     NonNegative,
+    NotEmpty,
     Pixels,
     Positive,
     ReadWhen,
@@ -57,13 +58,7 @@ class AugmentConfig(Section):
     crop_prob: Fraction = 0.0
     """Chance of a random crop that keeps a smallest IoU with some box (SSD, arXiv:1512.02325,
     section 2.2)."""
-    crop_min_ious: Annotated[tuple[Fraction, ...], Field(min_length=1), WITH_CROPS] = (
-        0.1,
-        0.3,
-        0.5,
-        0.7,
-        0.9,
-    )
+    crop_min_ious: Annotated[tuple[Fraction, ...], NotEmpty, WITH_CROPS] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """One of these is drawn for each crop."""
     crop_min_scale: Annotated[Float, Field(gt=0, le=1), WITH_CROPS] = 0.3
     """Shortest side of a crop, as a share of the image's side."""
@@ -95,14 +90,7 @@ class AugmentConfig(Section):
 class InputConfig(Section):
     """What happens to an image on its way to the model."""
 
-    train_sizes_px: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (
-        640,
-        672,
-        704,
-        736,
-        768,
-        800,
-    )
+    train_sizes_px: Annotated[tuple[Pixels, ...], NotEmpty] = (640, 672, 704, 736, 768, 800)
     """Lengths of the shorter side in training."""
     train_size_sampling: Literal["choice", "range"] = "choice"
     """Draw one of the lengths, or a length between the two given."""
@@ -112,7 +100,7 @@ class InputConfig(Section):
     eval_max_size_px: Pixels = 1333
     flip: Literal["none", "horizontal", "vertical", "both"] = "horizontal"
     """Each named flip with probability 0.5, independently."""
-    size_divisibility_px: Annotated[Int, Field(ge=1)] = 32
+    size_divisibility_px: Count = 32
     """Batches are padded at the right and the bottom to a multiple of this."""
     group_by_aspect: Bool = True
     """Batch landscape with landscape and portrait with portrait, to pad less."""

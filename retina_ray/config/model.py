@@ -12,6 +12,7 @@ from retina_ray.config.base import (
     Count,
     Float,
     Int,
+    NotEmpty,
     Positive,
     ReadWhen,
     Section,
@@ -27,13 +28,9 @@ class AnchorConfig(Section):
 
     sizes: tuple[Positive, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     """Base size of each pyramid level in pixels (square root of the anchor's area)."""
-    octave_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
-        1.0,
-        2.0 ** (1 / 3),
-        2.0 ** (2 / 3),
-    )
+    octave_scales: Annotated[tuple[Positive, ...], NotEmpty] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     """Factors on each level's base size."""
-    aspect_ratios: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    aspect_ratios: Annotated[tuple[Positive, ...], NotEmpty] = (0.5, 1.0, 2.0)
     """Height / width."""
     scale: Annotated[Positive, ReadWhen("model.anchors.fit", "none")] = 1.0
     """One factor on all sizes: the knob that a sweep turns."""
@@ -43,9 +40,9 @@ class AnchorConfig(Section):
     offset: BelowOne = 0.5
     """Centre of the first anchor in strides: 0.5 is symmetric under flips; 0.0 is what detectron2's
     and torchvision's weights were trained with."""
-    angles_deg: Annotated[tuple[Float, ...], Field(min_length=1), ROTATED] = (-30.0, 0.0, 30.0)
-    """The turns of the anchors, counter-clockwise. With the ratios 1/2 and 2,
-    these three put a long side in every direction in steps of 30 degrees."""
+    angles_deg: Annotated[tuple[Float, ...], NotEmpty, ROTATED] = (-30.0, 0.0, 30.0)
+    """The turns of the anchors, counter-clockwise. With the ratios 1/2 and 2, these three put a long
+    side in every direction in steps of 30 degrees."""
 
 
 class ModelConfig(Section):
