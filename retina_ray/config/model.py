@@ -41,7 +41,7 @@ class AnchorConfig(Section):
     """Centre of the first anchor in strides: 0.5 is symmetric under flips; 0.0 is what detectron2's
     and torchvision's weights were trained with."""
     angles_deg: Annotated[tuple[Float, ...], NotEmpty, ROTATED] = (-30.0, 0.0, 30.0)
-    """The turns of the anchors, counter-clockwise. With the ratios 1/2 and 2, these three put a long
+    """Turns of the anchors, counter-clockwise. With the ratios 1/2 and 2, these three put a long
     side in every direction in steps of 30 degrees."""
 
 
