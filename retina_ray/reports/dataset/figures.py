@@ -31,10 +31,10 @@ def box_charts(splits: Sequence[Split], config: ExperimentConfig) -> Iterator[Ch
     )
     sides = [split.sides[_proper(split)] for split in splits]
     roots = [np.sqrt(side.prod(axis=1)) for side in sides]
-    size = {"label": "root of a box's area, px", "of": "boxes", "log": True}
+    label = "root of a box's area, px"
     yield make_chart(
         "Box size as stored",
-        histogram(roots, marks=COCO_SIDES_PX, **size),
+        histogram(roots, label=label, of="boxes", log=True, marks=COCO_SIDES_PX),
         legend=everyone,
         notes=(*_per_split(splits, roots, _size_words), *_flat_words(splits)),
     )

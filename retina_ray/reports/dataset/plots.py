@@ -159,7 +159,7 @@ def bubbles(sizes: NDArray[np.int64], *, color: int, end: float) -> Draw | None:
 
 def _color_bar(axes: Axes, norm: Normalize) -> None:
     """What the colors of `draw_counts` mean."""
-    bar = axes.get_figure().add_axes(_BAR_PLACE)
+    bar = axes.figure.add_axes(_BAR_PLACE)
     low, high = float(norm.vmin or 0), float(norm.vmax or 1)
     log = isinstance(norm, LogNorm)
     steps = np.geomspace(low, high, 64) if log else np.linspace(low, high, 64)

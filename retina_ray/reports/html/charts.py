@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -72,7 +72,7 @@ def chart_style(name: str = "") -> Iterator[None]:
     Args:
         name: of the chart, unique on its page: ids within the SVG are derived from it.
     """
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": f"retina_ray {name}",
         "text.parse_math": False,  # a $ in a name is a $

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.reports.run.record import RunRecord, changed_settings
@@ -66,9 +67,13 @@ def data_facts(
 def settings_table(record: RunRecord) -> list[tuple[str, str, str]]:
     """Path, value and default of each setting that is not the default, as `--set` takes them."""
     return [
-        (path, *(v if isinstance(v, str) else json.dumps(v) for v in values))
-        for path, *values in changed_settings(record.settings)
+        (path, _as_set(value), _as_set(default))
+        for path, value, default in changed_settings(record.settings)
     ]
+
+
+def _as_set(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _end(record: RunRecord) -> str:

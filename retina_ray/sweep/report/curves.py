@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def _draw_curve(ax: Axes, row: TrialRow, key: str, factor: float, color: str | N
     if not points:
         return
     epochs, values = zip(*points, strict=True)
-    style = {"color": color or theme_color("rest"), "zorder": 3 if color else 2}
+    style: dict[str, Any] = {"color": color or theme_color("rest"), "zorder": 3 if color else 2}
     ax.plot(epochs, values, linewidth=2.0 if color else 1.0, **style)
     if len(points) == 1:
         ax.plot(epochs, values, marker=".", markersize=4, **style)
