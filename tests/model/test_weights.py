@@ -328,9 +328,13 @@ def imagenet():
     return {k: torch.rand_like(v) + 0.5 if v.is_floating_point() else v for k, v in state.items()}
 
 
+BATCH_NORMS = ("frozen_bn", "bn")
+
+
 def test_backbone_from_files(imagenet, tmp_path):
     without_counters = {k: v for k, v in imagenet.items() if "num_batches_tracked" not in k}
     by_module = {f"module.{k}": v for k, v in imagenet.items()}
+    backbones = [ResNetBackbone("resnet18", norm=norm, freeze_stages=2) for norm in BATCH_NORMS]
     for layout, content in {
         "plain.pth": imagenet,
         "model.pth": {"model": imagenet, "epoch": 3},
@@ -341,8 +345,9 @@ def test_backbone_from_files(imagenet, tmp_path):
     }.items():
         path = tmp_path / layout
         (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
-        for norm in ("frozen_bn", "bn"):
-            backbone = ResNetBackbone("resnet18", norm=norm, freeze_stages=2)
+        for norm, backbone in zip(BATCH_NORMS, backbones, strict=True):
+            for tensor in backbone.state_dict().values():
+                tensor.zero_()
             load_backbone(backbone, str(path))
             for name, tensor in backbone.state_dict().items():
                 if name in without_counters:

@@ -12,7 +12,7 @@ from retina_ray.ops.losses import quality_focal_loss, sigmoid_focal_loss, varifo
 NUM_ANCHORS = 3
 GRIDS = ((5, 7), (3, 4), (1, 1))
 KINDS = ("focal", "quality_focal", "varifocal")
-ALPHAS = (-1, 0.25, 0.5, 0.75)
+ALPHAS = (-1, 0.25, 0.75)
 GAMMAS = (0, 0.5, 1, 2, 5)
 
 

@@ -76,7 +76,7 @@ def test_gradcheck(kind, compiled):
     logits, labels = make_case(1, 2, dtype=torch.float64, spread=2.0, grids=grids)
     labels[0, :6] = torch.tensor([0, 2, -1, 1, 0, 2])
     quality = make_quality(labels)
-    for alpha, gamma in product((-1, 0.25), GAMMAS):
+    for alpha, gamma in product((-1, 0.25), (0, 0.5, 2)):
         options = {"num_classes": 2, "kind": kind, "alpha": alpha, "gamma": gamma}
 
         def loss(*levels, options=options):
