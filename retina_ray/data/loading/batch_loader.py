@@ -18,7 +18,7 @@ from retina_ray.data.loading.packing import join_batches, pack_batch, padded_bat
 from retina_ray.data.loading.stored_images import BadImageError, StoredImage, StoredImages
 from retina_ray.data.loading.target_checks import check_targets
 from retina_ray.data.plan.layout import TRAIN, VAL
-from retina_ray.data.plan.order import NUM_MOSAIC_PARTNERS
+from retina_ray.data.plan.order import NUM_MOSAIC_SOURCES
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.schema import BoxType
 from retina_ray.data.random_streams import image_stream
@@ -191,8 +191,8 @@ class BatchLoader:
                     size_px=row["size_px"],
                     max_size_px=row["max_size_px"],
                     rng=image_stream(self._seed, row["epoch"], image.image_id, repeat),
-                    mosaic=len(others) >= NUM_MOSAIC_PARTNERS,
-                    mixup=len(others) % NUM_MOSAIC_PARTNERS == 1,
+                    mosaic=len(others) >= NUM_MOSAIC_SOURCES,
+                    mixup=len(others) % NUM_MOSAIC_SOURCES == 1,
                     out=place,
                 )
                 return sample, bad

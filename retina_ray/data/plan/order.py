@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 # ASCII names: each use of the seed has its own stream.
 _ORDER, _SIZE, _DRAW, _MIX = 0x6F72646572, 0x73697A65, 0x64726177, 0x6D6978
 
-NUM_MOSAIC_PARTNERS = 3
+NUM_MOSAIC_SOURCES = 3
 
 ASPECT_BINS_PER_OCTAVE = 8
 """Evaluation batches images whose width / height lies in the same eighth of an octave: about 9 % of
@@ -101,7 +101,7 @@ def epoch_batches(
 
     Every image is in the epoch as often as the sampler says, apart from the fills of the last
     leftover batch, which repeat images that this batch does not hold (of its aspect group, while
-    there are any). Partners to be mixed in come from the same window.
+    there are any). Images to be mixed in come from the same window.
 
     Args:
         images: of the set.
@@ -113,7 +113,7 @@ def epoch_batches(
         group_by_aspect: False puts images together as they come.
         window_row_groups: row groups in a window; as many as there are gives a full shuffle.
         sampler: says which images the epoch holds; None: each once.
-        mosaic_prob: chance of each image to get three partners.
+        mosaic_prob: chance of each image to get three others for a mosaic.
         mixup_prob: chance of each image to get another one.
 
     Returns:
@@ -164,7 +164,7 @@ def epoch_batches(
     if not mosaic_prob and not mixup_prob:
         return result
     mix = random_stream(seed, epoch, 0, _MIX)
-    num_partners = NUM_MOSAIC_PARTNERS * (mix.random(batches.shape) < mosaic_prob)
+    num_partners = NUM_MOSAIC_SOURCES * (mix.random(batches.shape) < mosaic_prob)
     num_partners += mix.random(batches.shape) < mixup_prob
     partners = _partners(batches.ravel(), num_partners.ravel(), window, mix)
     return replace(result, num_partners=num_partners, partners=drawn[partners])

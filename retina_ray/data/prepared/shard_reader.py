@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,10 +56,10 @@ class ShardReader:
         self._locks = [threading.Lock() for _ in info.shards]
         self._files: LimitedCache[int, pq.ParquetFile] = LimitedCache(_NUM_OPEN_FILES)
         self._ranges: LimitedCache[int, tuple[np.ndarray | None]] = LimitedCache(
-            _MAX_RANGES_BYTES, lambda ranges: 0 if ranges[0] is None else ranges[0].nbytes
+            _MAX_RANGES_BYTES, lambda kept: _num_bytes(kept[0])
         )
         self._groups: LimitedCache[tuple[int, int], pa.Table] = LimitedCache(
-            _MAX_CACHED_BYTES, lambda group: group.nbytes
+            _MAX_CACHED_BYTES, _num_bytes
         )
 
     @cached_property
@@ -226,6 +226,11 @@ class ShardReader:
                 f"says ({sum(rows)} and {sum(said)} in all); the shard does not belong to this "
                 "data set: copy or prepare it again"
             )
+
+
+def _num_bytes(kept: Any) -> int:
+    """Of a table or an array in memory; 0 of None."""
+    return 0 if kept is None else kept.nbytes
 
 
 def _difference(schema: pa.Schema, expected: pa.Field) -> str | None:
