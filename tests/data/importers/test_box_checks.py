@@ -12,7 +12,7 @@ from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.raw import RawBox, RawImage
 from retina_ray.data.prepared.record_checks import record_faults
 from retina_ray.data.prepared.schema import Record
-from retina_ray.errors import ConfigError, DataError, Fault, SourceFileError
+from retina_ray.errors import DataError, Fault, SourceFileError
 from retina_ray.storage.source_folder import SourceFolder, resolve_inside
 
 NAN, INF = float("nan"), float("inf")
@@ -100,16 +100,6 @@ def test_no_boxes():
     assert checked.boxes.shape == (0, 4)
     assert checked.labels.shape == (0,)
     assert log.faults == []
-
-
-def test_policies_are_checked():
-    with pytest.raises(ConfigError) as caught:
-        ImportOptions(on_bad_box="fix", on_bad_image="clip", max_size_px=0)  # type: ignore[arg-type]
-    assert [option for option, _ in caught.value.faults] == [
-        "on_bad_box",
-        "on_bad_image",
-        "max_size_px",
-    ]
 
 
 @pytest.mark.parametrize(

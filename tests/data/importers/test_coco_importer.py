@@ -12,7 +12,6 @@ from builders import COCO_TINY
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from retina_ray.checks.check import check_dataset
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -106,12 +105,6 @@ def test_import_by_hand(source):
     assert dataset.report["dropped_boxes"] == 0
 
 
-def test_progress_is_reported(source):
-    calls = []
-    source.run(on_progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-
-
 def test_gray_images_and_subfolders(source):
     (source.images_dir / "sub").mkdir()
     gray = np.full((48, 64), 9, np.uint8)
@@ -130,50 +123,6 @@ def test_missing_area_and_iscrowd_are_filled_in(source):
     assert not first.iscrowd[0]
     assert third.area.tolist() == [56.0]
     assert dataset.report["areas_taken_from_boxes"] == 2
-
-
-def spoil_boxes(source: Source) -> None:
-    source.add(601, 10, 7, [3, 4, 0, 5])
-    source.add(602, 10, 7, [3, 4, 5, -1])
-    source.add(603, 20, 7, [3, NAN, 5, 5])
-    source.add(604, 20, 7, [3, 4, float("inf"), 5])
-    source.add(605, 20, 7, [60, 4, 10, 5])
-    source.add(606, 30, 7, [3, 4, 5])
-    source.add(607, 30, 7, None)
-    source.add(608, 30, 7, [70, 4, 5, 5])
-    source.add(609, 30, 7, ["3", 4, 5, 5])
-    source.add(610, 30, 7, [60, 4, 4.5, 5])  # out by half a pixel: rounding
-
-
-def test_bad_boxes_are_named_together(source):
-    spoil_boxes(source)
-    assert source.faults() == [
-        ("box of zero or negative size", "1.jpg", 10, 601),
-        ("box of zero or negative size", "1.jpg", 10, 602),
-        ("box is not finite", "2.jpg", 20, 603),
-        ("box is not finite", "2.jpg", 20, 604),
-        ("box out of the image", "2.jpg", 20, 605),
-        ("malformed box", "3.jpg", 30, 606),
-        ("malformed box", "3.jpg", 30, 607),
-        ("box out of the image", "3.jpg", 30, 608),
-        ("malformed box", "3.jpg", 30, 609),
-    ]
-
-
-@pytest.mark.parametrize(("policy", "dropped", "clipped"), [("drop", 9, 0), ("clip", 8, 1)])
-def test_bad_boxes_are_dropped_or_clipped_and_counted(source, policy, dropped, clipped):
-    spoil_boxes(source)
-    dataset = source.run(on_bad_box=policy)
-    report = dataset.report
-    assert (report["dropped_boxes"], report["clipped_boxes"]) == (dropped, clipped)
-    assert report["rounded_boxes"] == 1
-    assert sum(report["dropped_boxes_by_kind"].values()) == dropped
-    assert any("2.jpg, image 20, annotation 605" in text for text in report["examples"])
-    assert dataset.info.num_boxes == 2 + 1 + clipped
-    second = records(dataset)[1]
-    assert second.boxes.tolist() == ([] if policy == "drop" else [[60, 4, 64, 9]])
-    stored = json.loads((source.root / "out" / "dataset.json").read_text())
-    assert stored["report"] == report
 
 
 def test_structure_is_an_error_under_every_policy(source):
@@ -209,48 +158,6 @@ def test_malformed_image_entries(source, change):
     assert [kind for kind, *_ in source.faults()] == ["malformed image entry"]
 
 
-def spoil_images(source: Source) -> None:
-    cut = source.images_dir / "1.jpg"
-    cut.write_bytes(cut.read_bytes()[:-300])
-    source.data["images"][1].update(height=64, width=48)
-    source.data["images"].append({"id": 40, "file_name": "4.jpg", "height": 1, "width": 1})
-    (source.images_dir / "5.jpg").write_text("no image")
-    source.data["images"].append({"id": 50, "file_name": "5.jpg"})
-
-
-def test_bad_images_are_named_together_with_bad_boxes(source):
-    spoil_images(source)
-    source.add(800, 10, 7, [1, 1, 0, 1])
-    source.add(801, 30, 7, [1, 1, 0, 1])
-    assert source.faults() == [
-        ("truncated image", "1.jpg", 10, None),
-        ("box of zero or negative size", "1.jpg", 10, 800),
-        ("annotated size differs from the image", "2.jpg", 20, None),
-        ("box of zero or negative size", "3.jpg", 30, 801),
-        ("missing image", "4.jpg", 40, None),
-        ("unreadable image", "5.jpg", 50, None),
-    ]
-
-
-def test_exchanged_sizes_point_to_exif(source):
-    source.data["images"][1].update(height=64, width=48)
-    with pytest.raises(DataError, match=r"annotated 48 x 64 pixels, decoded 64 x 48; .*EXIF"):
-        source.run()
-
-
-def test_bad_images_are_dropped_and_counted(source):
-    spoil_images(source)
-    dataset = source.run(on_bad_image="drop")
-    assert dataset.index()["image_id"].to_pylist() == [30]
-    assert dataset.report["dropped_images"] == 4
-    assert dataset.report["dropped_images_by_kind"] == {
-        "truncated image": 1,
-        "annotated size differs from the image": 1,
-        "missing image": 1,
-        "unreadable image": 1,
-    }
-
-
 @pytest.mark.parametrize("name", ["../1.jpg", "/etc/hostname", "link.jpg"])
 def test_files_outside_of_the_folder_are_never_read(source, name):
     (source.root / "1.jpg").write_bytes((source.images_dir / "1.jpg").read_bytes())
@@ -270,13 +177,6 @@ def test_empty_sets_are_refused(source):
         source.run()
     source.data["categories"] = []
     assert source.faults() == [("no categories", "instances.json", None, None)]
-
-
-def test_set_of_which_nothing_is_left_is_refused(source):
-    for path in source.images_dir.iterdir():
-        path.unlink()
-    with pytest.raises(DataError, match="no image was left"):
-        source.run(on_bad_image="drop")
 
 
 @pytest.mark.parametrize(
@@ -300,29 +200,6 @@ def test_missing_places(source):
         import_coco(source.root / "no.json", source.images_dir, source.root / "o", split="s")
     with pytest.raises(DataError, match="no such folder of images"):
         import_coco(source.root / "no.json", source.root / "no", source.root / "o", split="s")
-
-
-def test_max_size_scales_boxes_and_areas(source):
-    dataset = source.run(max_size_px=32)
-    first, _, third = records(dataset)
-    assert (first.height, first.width) == (24, 32)
-    np.testing.assert_allclose(first.boxes, [[0.75, 1.125, 5.75, 11.125], [0, 0, 32, 24]])
-    np.testing.assert_allclose(first.area, [50 / 4, 999.5 / 4])
-    np.testing.assert_allclose(third.xywh, [[2.5, 3, 3.5, 4]])
-    decoded = cv2.imdecode(np.frombuffer(first.image, np.uint8), cv2.IMREAD_COLOR)
-    assert decoded.shape == (24, 32, 3)
-    assert dataset.report["images_resized"] == 3
-    assert dataset.report["max_size_px"] == 32
-    assert dataset.report["largest_original_size"] == [48, 64]
-    with pytest.raises(ValueError, match="max_size_px: input should be greater"):
-        source.run(max_size_px=0, overwrite=True)
-
-
-def test_max_size_that_does_not_divide_keeps_boxes_within(source):
-    dataset = source.run(max_size_px=37)  # 37 x 28: the two scales differ
-    first = records(dataset)[0]
-    assert (first.height, first.width) == (28, 37)
-    np.testing.assert_array_equal(first.boxes[1], [0, 0, 37, 28])
 
 
 def noisy_detections(truth: dict, seed: int) -> list[dict]:
@@ -504,23 +381,3 @@ def test_links_that_lead_back_to_themselves(source):
         import_coco(loop, source.images_dir, source.root / "o", split="s")
     with pytest.raises(DataError, match="loop: no such folder of images"):
         import_coco(source.root / "instances.json", loop, source.root / "o", split="s")
-
-
-def test_check_names_what_the_import_names(source):
-    """The check reads with the same reader, and goes on with the next split."""
-    source.data["annotations"][0]["id"] = TOO_LARGE
-    source.data["annotations"][2]["bbox"][0] = 10**400
-    (source.images_dir / "2.jpg").unlink()
-    (source.images_dir / "2.jpg").symlink_to("2.jpg")
-    (source.root / "annotations").mkdir()
-    (source.root / "annotations" / "instances_a.json").write_text(json.dumps(source.data))
-    (source.root / "annotations" / "instances_b.json").write_text("[" * 100_000)
-    source.images_dir.rename(source.root / "a")
-    (source.root / "b").mkdir()
-    report = check_dataset(source.root)
-    cases = {finding.kind.name: str(finding.cases[0]) for finding in report.findings}
-    named = cases["malformed annotation"]
-    assert named.startswith("a: 1.jpg, image 10: annotation {'id': 9223372036854775808")
-    assert "a: 3.jpg, image 30, annotation 503: XYXY (inf, " in cases["box is not finite"]
-    assert "a link that leads back to itself" in cases["unreadable image"]
-    assert "instances_b.json: cannot be read as JSON: brackets within" in cases["data set"]

@@ -114,39 +114,6 @@ def test_difficult_objects(source, policy, num_boxes, num_crowd):
         source.run(difficult="some")
 
 
-def spoil_boxes(source: Source) -> None:
-    source.image(
-        "b",
-        an_object("dog", 5, 5, 5, 5),
-        an_object("dog", 9, 5, 3, 8),
-        an_object("dog", "nan", 5, 7, 8),
-        an_object("dog", "four", 5, 7, 8),
-        "<object><name>dog</name></object>",
-        an_object("dog", 5, 5, 80, 9),
-        an_object("dog", 0, 0, 65, 48),  # out by one pixel: a 0-based tool
-    )
-
-
-def test_bad_boxes_are_named_together(source):
-    spoil_boxes(source)
-    assert source.faults() == [
-        ("box of zero or negative size", "b.jpg", 2, 3),
-        ("box of zero or negative size", "b.jpg", 2, 4),
-        ("malformed box", "b.jpg", 2, 5),
-        ("malformed box", "b.jpg", 2, 6),
-        ("malformed box", "b.jpg", 2, 7),
-        ("box out of the image", "b.jpg", 2, 8),
-    ]
-
-
-def test_bad_boxes_are_clipped_or_dropped(source):
-    spoil_boxes(source)
-    dataset = source.run(on_bad_box="clip")
-    report = dataset.report
-    assert [report[f"{k}_boxes"] for k in ("dropped", "clipped", "rounded")] == [5, 1, 1]
-    assert records(dataset)[1].boxes.tolist() == [[4, 4, 64, 9], [0, 0, 64, 48]]
-
-
 def test_parts_are_not_objects(source):
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     source.image("b", an_object("dog", 3, 3, 9, 9).replace("</object>", part + "</object>"))
@@ -201,35 +168,6 @@ def test_faults_of_files_are_named_together(source):
     ]
 
 
-@pytest.mark.parametrize("size", [None, (0, 0)])
-def test_size_that_is_not_given_is_not_compared(source, size):
-    source.image("a", an_object("cat", 1, 1, 9, 9), size=size)
-    assert source.run().info.num_boxes == 1
-
-
-def test_bad_images_can_be_dropped(source):
-    path = source.root / "JPEGImages" / "b.jpg"
-    path.write_bytes(path.read_bytes()[:200])
-    assert [kind for kind, *_ in source.faults()] == ["truncated image"]
-    dataset = source.run(on_bad_image="drop")
-    assert dataset.report["dropped_images_by_kind"] == {"truncated image": 1}
-    assert dataset.index()["image_id"].to_pylist() == [1]
-
-
-def test_image_that_links_to_the_outside(source):
-    path = source.root / "JPEGImages" / "b.jpg"
-    path.rename(source.root / "elsewhere.jpg")
-    path.symlink_to(source.root / "elsewhere.jpg")
-    assert source.faults(on_bad_image="drop") == [("file name leaves the folder", "b.jpg", 2, None)]
-
-
-def test_png_images_are_found(source):
-    path = source.root / "JPEGImages" / "a.jpg"
-    cv2.imwrite(str(path.with_suffix(".png")), cv2.imread(str(path)))
-    path.unlink()
-    assert records(source.run())[0].file_name == "a.png"
-
-
 def test_what_is_not_voc(source, tmp_path):
     with pytest.raises(DataError, match="not a VOC data set: it has no folder Annotations"):
         import_voc(tmp_path, tmp_path / "o", split="train")
@@ -247,14 +185,6 @@ def test_set_without_any_box_is_refused(source):
     for stem in ("a", "c"):
         source.image(stem)
     assert [kind for kind, *_ in source.faults()] == ["no classes"]
-
-
-def test_max_size(source):
-    dataset = source.run(max_size_px=16)
-    first = records(dataset)[0]
-    np.testing.assert_allclose(first.boxes, [[0, 0, 16, 12], [2.5, 1.25, 5, 6.25]])
-    assert (first.height, first.width) == (12, 16)
-    np.testing.assert_allclose(first.area, [16 * 12, 12.5])
 
 
 @needs_bccd
@@ -287,12 +217,6 @@ def test_bccd_drop_counts_two_and_keeps_the_rest(tmp_path):
 def test_deeply_nested_annotation(source):
     source.xml("b", "<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>")
     assert [kind for kind, *_ in source.faults()] == ["class is not in the list"]
-
-
-@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e400"])
-def test_numbers_that_no_float_can_hold(source, number):
-    source.image("b", an_object("dog", 5, 5, number, 9))
-    assert source.faults() == [("malformed box", "b.jpg", 2, 3)]
 
 
 def test_links_that_lead_back_to_themselves(source, tmp_path):
