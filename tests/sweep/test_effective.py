@@ -174,10 +174,20 @@ def learnt(config):
     )
 
 
+def surroundings(path):
+    """The configs in which a setting is tried: its rules' and all choices of its section."""
+    yield from contexts(path)
+    section = path.partition(".")[0]
+    for switch in TRIED:
+        is_choice = get_origin(FIELDS[switch].annotation) is Literal
+        if switch.startswith(f"{section}.") and is_choice and switch != path:
+            yield from variants(BASE, switch)
+
+
 @pytest.mark.parametrize("path", [path for path in TRIED if path not in OPERATIONAL_PATHS])
 def test_a_setting_changes_what_is_learnt_just_where_it_is_read(path):
     """If this fails for a new setting: where another one switches it off, say `ReadWhen`."""
-    for context in contexts(path):
+    for context in dict.fromkeys(surroundings(path)):
         if context.model.anchors.fit != "none":
             continue  # is done before anything is built
         others = list(variants(context, path))
