@@ -101,11 +101,11 @@ def test_one_of_the_two_is_not_there(source):
     file, images = moved(source)
     absent = check(file.with_name("your.json"), "--images", images)
     assert absent.exit_code == 2
-    assert absent.output.startswith("error: ")  # and no table of what was found
+    assert absent.output.lstrip().startswith("error: ")  # and no table of what was found
     assert "your.json: no such annotation file" in absent.output
     absent = check(file, "--images", images.with_name("your_images"))
     assert absent.exit_code == 2
-    assert absent.output.startswith("error: ")
+    assert absent.output.lstrip().startswith("error: ")
     assert "your_images: no such folder of images" in absent.output
 
 
