@@ -188,8 +188,8 @@ class _ImageFolder:
         found = [position for position, path in enumerate(self._paths) if path in there]
 
         def holds(item: tuple[int, bytes]) -> tuple[int, bool]:
-            position, picture = item
-            return position, _holds(self._filesystem, there[self._paths[position]], picture)
+            position, image = item
+            return position, _holds(self._filesystem, there[self._paths[position]], image)
 
         with closing(self._in_threads(holds, found, faults)) as compared:
             for position, same in compared:
@@ -231,8 +231,8 @@ class _ImageFolder:
             self._filesystem.create_dir(folder, recursive=True)
 
         def write(item: tuple[int, bytes]) -> None:
-            position, picture = item
-            write_whole(self._filesystem, self._paths[position], picture, durable=False)
+            position, image = item
+            write_whole(self._filesystem, self._paths[position], image, durable=False)
 
         damaged: list[Fault] = []
         with closing(self._in_threads(write, missing, damaged)) as written:
@@ -251,21 +251,21 @@ class _ImageFolder:
         """Apply a function to images, some at once; once this is closed, no thread goes on.
 
         Args:
-            function: of position and encoded picture.
-            positions: see `_pictures`.
-            damaged: see `_pictures`.
+            function: of position and encoded image.
+            positions: see `_encoded`.
+            damaged: see `_encoded`.
 
         Yields:
             Its results, in order.
         """
-        yield from map_ahead(function, self._pictures(positions, damaged), is_local=self._is_local)
+        yield from map_ahead(function, self._encoded(positions, damaged), is_local=self._is_local)
 
     def _advance(self) -> None:
         self._num_done += 1
         if self._on_progress is not None:
             self._on_progress(self._num_done, len(self._paths))
 
-    def _pictures(
+    def _encoded(
         self, positions: Sequence[int], damaged: list[Fault]
     ) -> Iterator[tuple[int, bytes]]:
         """Read images, those of a row group at once.
@@ -276,14 +276,14 @@ class _ImageFolder:
                 those that were written.
 
         Yields:
-            Position and encoded picture.
+            Position and encoded image.
         """
         for (shard, _), group in groupby(positions, lambda position: self._places[position][:2]):
             members = list(group)
             places = [self._places[position] for position in members]
-            for position, picture in zip(members, self._dataset.read_images(places), strict=True):
-                if picture is not None:
-                    yield position, picture
+            for position, image in zip(members, self._dataset.read_images(places), strict=True):
+                if image is not None:
+                    yield position, image
                     continue
                 message = (
                     f"its bytes in {self._dataset.info.shards[shard].file} are not those that were "
