@@ -200,7 +200,7 @@ def say(axes: Axes, text: str) -> None:
     )  # fmt: skip
 
 
-def short_number(value: float, _: int = 0) -> str:
+def short_number(value: float, _: float = 0) -> str:
     """A number at an axis in few letters: 0.5, 12k."""
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 

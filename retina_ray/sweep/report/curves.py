@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,7 +87,7 @@ def save(figure: Figure, path: Path) -> Markup:
 def _finish_losses(ax: Axes) -> None:
     ax.set_ylabel("training loss")
     ax.set_title("Training loss (compares only under equal loss settings)", loc="left", fontsize=10)
-    if all(value > 0 for line in ax.lines for value in line.get_ydata()):
+    if all((np.asarray(line.get_ydata()) > 0).all() for line in ax.lines):
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(short_number))
         ax.yaxis.set_minor_formatter(FuncFormatter(short_number))
