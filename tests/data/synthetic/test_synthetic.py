@@ -10,7 +10,7 @@ from retina_ray.config import SyntheticConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic import drawing as shapes
 from retina_ray.data.synthetic import prepare as synthetic
-from retina_ray.data.synthetic.drawing import SHAPE_NAMES, draw_image
+from retina_ray.data.synthetic.drawing import draw_image
 from retina_ray.data.synthetic.prepare import make_shapes, prepare_synthetic
 from retina_ray.errors import DataError
 
@@ -29,44 +29,31 @@ def test_picture_depends_on_seed_index_and_size_alone():
     assert len({base.image, *(other.image for other in others)}) == 3
 
 
-@pytest.mark.parametrize("size_px", [32, 128])
+@pytest.mark.parametrize("size_px", [32, 96])
 def test_records_are_valid(size_px):
-    records = [draw_image(0, i, size_px=size_px) for i in range(200)]
+    records = [draw_image(0, i, size_px=size_px) for i in range(100)]
     boxes = np.concatenate([r.boxes for r in records])
-    sides = boxes[:, 2:] - boxes[:, :2]
-    assert boxes.min() >= 0
-    assert boxes.max() <= size_px
-    scale = size_px / 128
+    labels = np.concatenate([r.labels for r in records])
+    areas = np.concatenate([r.area for r in records])
+    ids = np.concatenate([r.annotation_id for r in records])
+    sides, scale = boxes[:, 2:] - boxes[:, :2], size_px / 128
+    assert 0 <= boxes.min() < boxes.max() <= size_px
     longer = sides.max(axis=1)
     assert 18 * scale - 1e-3 <= longer.min() < 20 * scale
     assert 48 * scale < longer.max() <= 51 * scale + 1e-3
     assert sides.min() > 5 * scale
-    areas = np.concatenate([r.area for r in records])
-    assert (areas <= sides.prod(axis=1) * 1.001).all()
     counts = np.array([len(r.labels) for r in records])
     assert counts.max() <= 6
-    assert 1 <= (counts == 0).sum() <= 20
-    kinds = np.bincount(np.concatenate([r.labels for r in records]), minlength=3)
-    assert kinds.min() > 0.25 * kinds.sum()
-    ids = np.concatenate([r.annotation_id for r in records])
+    assert 1 <= (counts == 0).sum() <= 10
+    assert np.bincount(labels, minlength=3).min() > 0.25 * len(labels)
     assert len(np.unique(ids)) == len(ids)
     assert ids.min() >= 1
     assert all(pixels_of(r).shape == (size_px, size_px, 3) for r in records[:5])
-
-
-def test_areas_by_kind():
-    """A disc fills pi/4 of its box, a ring less by its hole; a turned bar no fixed share."""
-    for i in range(30):
-        record = draw_image(1, i, size_px=128)
-        sides = record.boxes[:, 2:] - record.boxes[:, :2]
-        share = record.area / sides.prod(axis=1)
-        for label, value in zip(record.labels, share, strict=True):
-            if SHAPE_NAMES[label] == "disc":
-                assert value == pytest.approx(np.pi / 4, abs=0.01)
-            elif SHAPE_NAMES[label] == "ring":
-                assert (1 - 0.65**2) * 0.77 < value < (1 - 0.45**2) * np.pi / 4
-            else:
-                assert 0.4 < value <= 1.0001
+    # A disc fills pi/4 of its box, a ring less by its hole; a rotated bar no fixed share.
+    disc, ring, bar = ((areas / sides.prod(axis=1))[labels == label] for label in range(3))
+    np.testing.assert_allclose(disc, np.pi / 4, atol=0.01)
+    assert (1 - 0.65**2) * 0.77 < ring.min() < ring.max() < (1 - 0.45**2) * np.pi / 4
+    assert 0.4 < bar.min() < bar.max() <= 1.0001
 
 
 def test_boxes_are_tight_around_what_is_drawn(monkeypatch):
@@ -75,7 +62,7 @@ def test_boxes_are_tight_around_what_is_drawn(monkeypatch):
     monkeypatch.setattr(shapes, "encode_jpeg", lambda p: cv2.imencode(".png", p)[1].tobytes())
     measured = set()
     for i in range(120):
-        record = draw_image(2, i, size_px=128)
+        record = draw_image(2, i, size_px=64)
         if len(record.labels) != 1:
             continue
         # The noise has a deviation of 3 levels; a shape differs from the ground by 110 or more.
@@ -165,15 +152,15 @@ def test_processes_may_prepare_at_once(tmp_path):
     code = (
         "import sys; from retina_ray.config import SyntheticConfig\n"
         "from retina_ray.data.synthetic.prepare import prepare_synthetic\n"
-        "config = SyntheticConfig(num_train=150, num_val=5, size_px=32)\n"
+        "config = SyntheticConfig(num_train=30, num_val=5, size_px=32)\n"
         "print(*prepare_synthetic(config, sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = {process.communicate()[0] for process in both}
-    assert [process.returncode for process in both] == [0, 0, 0]
+    assert [process.returncode for process in both] == [0, 0]
     assert len(outputs) == 1
-    assert PreparedDataset.open(outputs.pop().split()[0]).num_images == 150
+    assert PreparedDataset.open(outputs.pop().split()[0]).num_images == 30
     assert len(list(tmp_path.iterdir())) == 1
 
 
