@@ -234,7 +234,7 @@ def sides(most):
     return st.floats(1, most, allow_nan=False).map(lambda value: float(np.float32(value)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     size=st.tuples(st.integers(20, 150), st.integers(20, 150)),
     place=st.tuples(st.floats(0, 1), st.floats(0, 1)),

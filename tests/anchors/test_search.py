@@ -290,7 +290,7 @@ def test_blood_cells_get_better_anchors(tmp_path):
             "input.train_max_size_px": 288,
         }
     )
-    study = study_anchors(config, dataset, max_images=60)
+    study = study_anchors(config, dataset, max_images=30)
     assert study.current.by_class["Platelets"].reached < 0.9
     assert study.proposed.by_class["Platelets"].reached > 0.92
     assert study.proposed.overall.reached > study.current.overall.reached

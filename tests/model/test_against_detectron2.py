@@ -15,8 +15,6 @@ from retina_ray.model import RetinaNetCriterion
 from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.matcher import Matcher
-from retina_ray.ops.rotated.anchors import RotatedAnchorGenerator
-from retina_ray.ops.rotated.coder import RotatedBoxCoder
 from retina_ray.structures import HeadOutputs, Targets
 
 pytest.importorskip("detectron2", reason="detectron2 is not on the path")
@@ -32,34 +30,6 @@ def module(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(f"detectron2.{name}")
-
-
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_anchors(offset):
-    theirs = module("modeling.anchor_generator")
-    maps = [torch.zeros(1, 1, h, w) for h, w in GRIDS]
-    options = {"sizes": SIZES, "aspect_ratios": [RATIOS], "strides": STRIDES, "offset": offset}
-    aligned = AnchorGenerator(SIZES, RATIOS, STRIDES, offset)(GRIDS)
-    for a, b in zip(aligned, theirs.DefaultAnchorGenerator(**options)(maps), strict=True):
-        assert torch.equal(a, b.tensor)
-    angles = (-90, 0, 90)
-    rotated = RotatedAnchorGenerator(SIZES, RATIOS, angles, STRIDES, offset)(GRIDS)
-    generator = theirs.RotatedAnchorGenerator(**options, angles=[angles])
-    for a, b in zip(rotated, generator(maps), strict=True):
-        assert torch.equal(a, b.tensor)
-
-
-def test_rotated_coder():
-    theirs = module("modeling.box_regression").Box2BoxTransformRotated((1, 1, 1, 1, 2))
-    ours = RotatedBoxCoder((1, 1, 1, 1, 2))
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(200, 5, generator=generator) * 100 + 5 for _ in range(2))
-    b[:, 4] += 300
-    torch.testing.assert_close(ours.encode(a, b), theirs.get_deltas(a, b))
-    deltas = torch.randn(200, 5, generator=generator)
-    torch.testing.assert_close(
-        ours.decode(deltas, a), theirs.apply_deltas(deltas, a), rtol=1e-5, atol=1e-3
-    )
 
 
 @pytest.mark.parametrize(("num_classes", "num_boxes"), [(80, 10), (20, 100), (3, 0)])

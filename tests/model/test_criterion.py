@@ -139,30 +139,6 @@ def test_values_and_gradients_equal_the_definition(matcher, cls_loss, box_loss):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_assignment_by_hand():
-    # Two boxes, four anchors: a hit, a miss, an ignored one, and a box's best anchor below 0.4.
-    anchors = [
-        torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 22]]),
-        torch.tensor([[100.0, 0, 120, 20]]),
-    ]
-    targets = Targets.from_lists(
-        [torch.tensor([[0.0, 0, 10, 10], [100, 0, 110, 10]]), torch.zeros(0, 4)],
-        [torch.tensor([2, 1]), torch.zeros(0, dtype=torch.int64)],
-    )
-    outputs = HeadOutputs(
-        [torch.zeros(2, a * NUM_CLASSES, 1, 1) for a in (3, 1)],
-        [torch.zeros(2, a * 4, 1, 1) for a in (3, 1)],
-        anchors,
-    )
-    assignment = make_criterion().assign(outputs, targets)
-    assert assignment.labels.tolist() == [[2, 3, -1, 1], [3, 3, 3, 3]]
-    assert assignment.positive.tolist() == [[True, False, False, True], [False] * 4]
-    boxes = assignment.matched_boxes()
-    assert boxes[0, 0].tolist() == [0, 0, 10, 10]
-    assert boxes[0, 3].tolist() == [100, 0, 110, 10]
-    assert boxes.shape == (2, 4, 4)
-
-
 BAD = [
     [5.0, 5, 5, 20],
     [5, 20, 20, 20],
@@ -348,22 +324,6 @@ def make_maps(channels: int) -> list[torch.Tensor]:
         (torch.randn(2, channels, h, w, generator=generator) * 0.3).requires_grad_()
         for h, w in GRIDS
     ]
-
-
-@pytest.mark.parametrize("cls_loss", ["focal", "quality_focal", "varifocal"])
-def test_a_batch_of_none_and_of_many_boxes(cls_loss):
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(300, 2, generator=generator) * 40
-    boxes = torch.cat((corners, corners + 2 + torch.rand(300, 2, generator=generator) * 20), -1)
-    targets = Targets.from_lists(
-        [boxes, torch.zeros(0, 4)],
-        [torch.arange(300) % NUM_CLASSES, torch.zeros(0, dtype=torch.int64)],
-    )
-    outputs = make_outputs()
-    losses = make_criterion(cls_loss=cls_loss)(outputs, targets)
-    gradients = torch.autograd.grad(sum(losses.values()), leaves(outputs))
-    assert all(torch.isfinite(g).all() for g in gradients)
-    assert gradients[0][1].abs().sum() > 0  # the image without boxes teaches background
 
 
 @pytest.mark.parametrize(

@@ -270,32 +270,6 @@ def test_labels_of_random_images_with_ties(low, high, dtype, low_quality):
     assert ties > 10
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_thresholds_that_are_hit_exactly(dtype):
-    # Anchors of 10 x 10 in boxes of 10 x 20 and 10 x 25: 100 / 200 and 100 / 250.
-    anchors = torch.tensor(
-        [[0, 0, 10, 10], [100, 0, 110, 10], [200, 0, 210, 10], [300, 0, 310, 10.0]], dtype=dtype
-    )
-    boxes = torch.tensor(
-        [[0, 0, 10, 20], [100, 0, 110, 25], [200, 0, 210, 19.75], [300, 0, 310, 25.25]], dtype=dtype
-    )
-    strict = Matcher(0.4, 0.5, False)
-    # 0.5: positive; 0.4: ignored; above 0.5: positive; below 0.4: background.
-    assert labels_of(anchors, boxes, [0, 1, 2, 3], strict) == [0, IGNORED, 2, NUM_CLASSES]
-    assert labels_of(anchors, boxes, [0, 1, 2, 3]) == [0, 1, 2, 3]  # each is its box's best
-
-
-def test_ties_by_hand():
-    # Anchor 0 overlaps two boxes equally (1 / 3 each): the first gives its class.
-    anchors = [[0.0, 0, 8, 8], [40, 0, 48, 8], [52, 0, 60, 8]]
-    boxes = [[4.0, 0, 12, 8], [-4, 0, 4, 8], [46, 0, 54, 8], [46, 0, 54, 8]]
-    # The third and the fourth are equal, and touch anchors 1 and 2 by 1 / 7: both turn positive.
-    assert labels_of(anchors, boxes, [2, 1, 3, 0]) == [2, 3, 3]
-    # The best anchor of a small box learns the large one, which overlaps it more.
-    anchors = [[0.0, 0, 10, 10]]
-    assert labels_of(anchors, [[0.0, 0, 2, 2], [0, 0, 10, 9]], [1, 2]) == [2]
-
-
 # The whole model
 
 

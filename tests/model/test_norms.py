@@ -59,16 +59,6 @@ def test_frozen_batch_norm_keeps_short_type_and_memory_format(requires_grad):
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_frozen_batch_norm_takes_the_state_of_a_batch_norm():
-    source = nn.BatchNorm2d(3)
-    source.running_mean.normal_()
-    norm = FrozenBatchNorm2d(3)
-    norm.load_state_dict(
-        {k: v for k, v in source.state_dict().items() if k != "num_batches_tracked"}
-    )
-    assert torch.equal(norm.running_mean, source.running_mean)
-
-
 def test_per_level_batch_norm_has_statistics_per_level_and_shares_the_affine_map():
     norm = PerLevelBatchNorm2d(2, num_levels=2).train()
     with torch.no_grad():

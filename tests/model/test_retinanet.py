@@ -111,27 +111,6 @@ def test_what_the_padding_holds_does_not_matter():
         assert torch.equal(x, y)
 
 
-def test_an_image_in_a_batch_is_normalized_as_alone():
-    model = _model().eval()
-    alone = _images(40, 48, [(40, 48)])
-    pixels = torch.full((2, 3, 64, 96), 99, dtype=torch.uint8)
-    pixels[0, :, :40, :48] = alone.pixels[0]
-    batch = ImageBatch(pixels, torch.tensor([[40, 48], [64, 96]]))
-    x = model.normalize(batch)
-    assert torch.equal(x[:1, :, :40, :48], model.normalize(alone))
-    assert not x[0, :, 40:].any()
-    assert not x[0, :, :, 48:].any()
-
-
-def test_channels_last_stays_channels_last():
-    model = _model().to(memory_format=torch.channels_last)
-    images = _images(64, 64, [(64, 64), (32, 64)])
-    images = ImageBatch(images.pixels.to(memory_format=torch.channels_last), images.sizes)
-    assert model.normalize(images).is_contiguous(memory_format=torch.channels_last)
-    c5 = model.backbone(model.normalize(images))[5]
-    assert c5.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_autocast_bf16():
     # Not smaller: where P6 is a single cell, torch 2.15's bf16 kernel on a CPU makes P7's gradient
     # of memory that nobody has written to.
@@ -268,24 +247,22 @@ def shallow_model() -> RetinaNet:
 
 
 def test_it_compiles_without_graph_breaks(compiler):
-    # The tracing backend: what breaks a graph breaks it there, and no code is made of it.
+    # What breaks a graph breaks it in the tracing already: no code is made of it here.
     torch.compiler.reset()
     model = shallow_model().to(memory_format=torch.channels_last)
     pixels = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
     images = ImageBatch(
         pixels.contiguous(memory_format=torch.channels_last), torch.tensor([[64, 96], [60, 70]])
     )
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for training in (False, True):
-        model.train(training)
-        with torch.autocast("cpu", torch.bfloat16, enabled=training):
-            ours, eager = compiled(images), model(images)
-        for a, b in zip(ours.logits + ours.deltas, eager.logits + eager.deltas, strict=True):
-            assert a.dtype == (torch.bfloat16 if training else torch.float32)
-            assert a.is_contiguous(memory_format=torch.channels_last)
-            torch.testing.assert_close(a, b)
-        for a, b in zip(ours.anchors, eager.anchors, strict=True):
-            assert torch.equal(a, b)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, eager = compiled(images), model(images)
+    for a, b in zip(ours.logits + ours.deltas, eager.logits + eager.deltas, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert a.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(a, b)
+    for a, b in zip(ours.anchors, eager.anchors, strict=True):
+        assert torch.equal(a, b)
     sum(level.float().sum() for level in ours.logits).backward()
     assert model.head.cls_score.weight.grad.abs().sum() > 0
 

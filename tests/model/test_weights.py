@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina_ray.config import AnchorConfig, ConfigError, ModelConfig
@@ -28,18 +28,20 @@ from retina_ray.structures import ImageBatch
 K = 7
 OFFSET = {"anchors": AnchorConfig(offset=0.0)}
 V1 = {"num_classes": K, "top_input": "p5", **OFFSET}
-SMALL = V1 | {"backbone": "resnet18"}
+NARROW = {"backbone": "resnet18", "fpn_channels": 32}
+SMALL = V1 | NARROW
 V2 = {"num_classes": K, "head_norm": "gn", **OFFSET}
 
 
 def _small(*, num_classes, **_) -> nn.Module:
-    """torchvision's detector, first version, on ResNet-18."""
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet18",
-        weights=None,
-        norm_layer=nn.BatchNorm2d,
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
+    """torchvision's detector, first version, on ResNet-18, with 32 channels after it."""
+    layers = {f"layer{n}": str(n - 2) for n in (2, 3, 4)}
+    backbone = BackboneWithFPN(
+        get_model("resnet18", weights=None),
+        layers,
+        [128, 256, 512],
+        out_channels=32,
+        extra_blocks=LastLevelP6P7(32, 32),
     )
     return TorchvisionRetinaNet(backbone, num_classes)
 
@@ -168,12 +170,12 @@ def _refusal(call) -> str:
 
 
 def test_torchvision_mismatches_are_refused_all_at_once(theirs_small):
-    model = _model(backbone="resnet18", num_classes=80, **OFFSET)
+    model = _model(num_classes=80, **NARROW, **OFFSET)
     before = copy.deepcopy(model.state_dict())
     state = dict(theirs_small.state_dict())
     state["surprise"] = torch.zeros(1)
     del state["backbone.body.conv1.weight"]
-    state["backbone.fpn.extra_blocks.p7.bias"] = torch.full((256,), float("nan"))
+    state["backbone.fpn.extra_blocks.p7.bias"] = torch.full((32,), float("nan"))
     message = _refusal(lambda: load_torchvision_retinanet(model, state))
     for part in (
         "it has 7 classes (7 chosen), the model has 80",
@@ -181,7 +183,7 @@ def test_torchvision_mismatches_are_refused_all_at_once(theirs_small):
         "1 missing in the file: backbone.body.conv1.weight",
         "1 not known to the model: surprise",
         "1 with NaN or infinite values: backbone.fpn.extra_blocks.p7.bias",
-        "cls_logits.weight (63, 256, 3, 3)",
+        "cls_logits.weight (63, 32, 3, 3)",
     ):
         assert part in message
     for name, tensor in model.state_dict().items():
@@ -193,7 +195,7 @@ def test_torchvision_mismatches_are_refused_all_at_once(theirs_small):
 
 
 def test_anchor_offset_is_warned_of(theirs_small, caplog):
-    model = _model(backbone="resnet18", num_classes=K, top_input="p5")
+    model = _model(num_classes=K, top_input="p5", **NARROW)
     load_torchvision_retinanet(model, theirs_small.state_dict())
     assert "model.anchors.offset" in caplog.text
 
@@ -237,14 +239,15 @@ STATISTICS = [
 @pytest.mark.parametrize(
     ("depth", "norm", "head_norms"),
     [
-        (50, "none", []),
-        (18, "gn", ["weight", "bias"]),
+        (50, "gn", ["weight", "bias"]),
+        (18, "none", []),
         (18, "bn", ["weight", "bias", *STATISTICS]),
     ],
 )
 def test_detectron2_names_and_round_trip(depth, norm, head_norms):
     torch.manual_seed(0)
-    config = {"backbone": f"resnet{depth}", "num_classes": 3, "head_norm": norm, **OFFSET}
+    config = {"num_classes": 3, "head_norm": norm, **NARROW, **OFFSET}
+    config["backbone"] = f"resnet{depth}"
     model = _model(**config)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -262,7 +265,7 @@ def test_detectron2_names_and_round_trip(depth, norm, head_norms):
 
 
 def test_detectron2_places_of_a_few_tensors():
-    model = _model(num_classes=3, backbone="resnet50", fpn_norm="gn", **OFFSET)
+    model = _model(num_classes=3, fpn_norm="gn", **NARROW, **OFFSET)
     for tensor in model.state_dict().values():
         tensor.uniform_()
     ours, theirs = model.state_dict(), to_detectron2(model, input_format="RGB")
@@ -271,7 +274,7 @@ def test_detectron2_places_of_a_few_tensors():
         "backbone.layer4.0.downsample.1.running_var": (
             "backbone.bottom_up.res5.0.shortcut.norm.running_var"
         ),
-        "backbone.layer1.2.bn3.bias": "backbone.bottom_up.res2.2.conv3.norm.bias",
+        "backbone.layer1.1.bn2.bias": "backbone.bottom_up.res2.1.conv2.norm.bias",
         "fpn.laterals.p3.conv.weight": "backbone.fpn_lateral3.weight",
         "fpn.outputs.p5.norm.bias": "backbone.fpn_output5.norm.bias",
         "head.box_tower.convs.3.weight": "head.bbox_subnet.6.weight",
@@ -280,7 +283,7 @@ def test_detectron2_places_of_a_few_tensors():
 
 
 def test_detectron2_checkpoint_with_its_statistics_and_anchors():
-    model = _model(backbone="resnet18", num_classes=3, pixel_std=(1.0, 1.0, 1.0), **OFFSET)
+    model = _model(num_classes=3, pixel_std=(1.0, 1.0, 1.0), **NARROW, **OFFSET)
     stated = {
         "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1),
         "pixel_std": torch.ones(3, 1, 1),
@@ -307,14 +310,14 @@ def test_detectron2_pickles_are_refused_without_running_them(tmp_path):
         def __reduce__(self):
             return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
 
-    path = tmp_path / "model_final.pkl"
+    path, model = tmp_path / "model_final.pkl", _model(**SMALL)
     path.write_bytes(pickle.dumps({"model": {"a": Bomb()}}, protocol=2))
-    message = _refusal(lambda: load_detectron2_retinanet(_model(**SMALL), path))
+    message = _refusal(lambda: load_detectron2_retinanet(model, path))
     assert "convert it once" in message
     assert "torch.save" in message
     path = tmp_path / "model_final.pth"
     torch.save({"model": {"a": Bomb()}}, path)
-    _refusal(lambda: load_detectron2_retinanet(_model(**SMALL), path))
+    _refusal(lambda: load_detectron2_retinanet(model, path))
     assert not (tmp_path / "ran").exists()
 
 
@@ -328,30 +331,26 @@ def imagenet():
     return {k: torch.rand_like(v) + 0.5 if v.is_floating_point() else v for k, v in state.items()}
 
 
-BATCH_NORMS = ("frozen_bn", "bn")
-
-
 def test_backbone_from_files(imagenet, tmp_path):
     without_counters = {k: v for k, v in imagenet.items() if "num_batches_tracked" not in k}
     by_module = {f"module.{k}": v for k, v in imagenet.items()}
-    backbones = [ResNetBackbone("resnet18", norm=norm, freeze_stages=2) for norm in BATCH_NORMS]
-    for layout, content in {
-        "plain.pth": imagenet,
-        "model.pth": {"model": imagenet, "epoch": 3},
-        "state_dict.pth": {"state_dict": imagenet},
-        "module.pth": {"state_dict": by_module},
-        "counters.pth": without_counters,
-        "weights.safetensors": without_counters,
-    }.items():
+    frozen, plain = (
+        ResNetBackbone("resnet18", norm=norm, freeze_stages=2) for norm in ("frozen_bn", "bn")
+    )
+    for layout, content, backbones in (
+        ("model.pth", {"model": imagenet, "epoch": 3}, (frozen, plain)),
+        ("module.pth", {"state_dict": by_module}, (frozen,)),
+        ("weights.safetensors", without_counters, (frozen, plain)),
+    ):
         path = tmp_path / layout
         (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
-        for norm, backbone in zip(BATCH_NORMS, backbones, strict=True):
+        for backbone in backbones:
             for tensor in backbone.state_dict().values():
                 tensor.zero_()
             load_backbone(backbone, str(path))
             for name, tensor in backbone.state_dict().items():
                 if name in without_counters:
-                    assert torch.equal(tensor, imagenet[name]), (layout, norm, name)
+                    assert torch.equal(tensor, imagenet[name]), (layout, name)
             assert not backbone.conv1.weight.requires_grad
 
 
@@ -394,8 +393,9 @@ def test_backbone_by_name(monkeypatch, imagenet):
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url", lambda url, **_: dict(imagenet)
     )
+    backbone = ResNetBackbone("resnet18")
     for name in ("IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"):
-        backbone = ResNetBackbone("resnet18")
+        backbone.conv1.weight.data.zero_()
         load_backbone(backbone, name)
         assert torch.equal(backbone.conv1.weight, imagenet["conv1.weight"])
 

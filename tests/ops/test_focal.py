@@ -155,21 +155,6 @@ def test_ignored_anchors_cost_nothing_but_do_not_hide_a_nan(kind, compiled):
         assert not any(other.isnan().any() for other in others)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits(dtype):
-    logits, labels = make_case(dtype=dtype, spread=1.0)
-    wide = [x.detach().float().requires_grad_() for x in logits]
-    scale = 1e-3  # like the division by the normalizer
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = pyramid_focal_loss(logits, labels, num_classes=5) * scale
-    expected = pyramid_focal_loss(wide, labels, num_classes=5) * scale
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, expected)
-    for ours, theirs in zip(gradients(loss, logits), gradients(expected, wide), strict=True):
-        assert ours.dtype == dtype
-        torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=1e-6)
-
-
 def test_float16_keeps_the_small_gradients_that_loss_scaling_saves():
     logits = torch.full((1, 1, 1, 1), -9.0, dtype=torch.float16, requires_grad=True)
     wide = logits.detach().float().requires_grad_()
@@ -317,15 +302,3 @@ def test_what_does_not_fit_is_refused():
     for name, shape in product(("alpha", "gamma"), ((2,), (0,), (1, 3))):
         with pytest.raises(ValueError, match=rf"{name}: .* shape \({shape[0]},"):
             pyramid_focal_loss(logits, labels, num_classes=5, **{name: torch.ones(shape)})
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_under_autocast_it_computes_as_outside(dtype):
-    logits, labels = make_case(dtype=dtype)
-    outside = pyramid_focal_loss(logits, labels, num_classes=5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = pyramid_focal_loss(logits, labels, num_classes=5)
-    assert inside.dtype == outside.dtype
-    assert torch.equal(inside, outside)
-    for a, b in zip(gradients(inside, logits), gradients(outside, logits), strict=True):
-        assert torch.equal(a, b)

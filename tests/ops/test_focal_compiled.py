@@ -67,7 +67,7 @@ def warnings_of(caplog):
     return [r.getMessage() for r in caplog.records if r.name == focal_compiled.__name__]
 
 
-@pytest.mark.parametrize(("kind", "last"), zip(KINDS, (False, True, False), strict=True))
+@pytest.mark.parametrize(("kind", "last"), list(zip(KINDS, (False, True, False), strict=True)))
 def test_equals_the_definition_and_is_compiled_once(compiler, counted, kind, last):
     counter = counted("inductor")
     for num_images, height in SIZES:
@@ -110,13 +110,12 @@ def test_bfloat16_under_autocast(compiler, counted):
 def test_variants_beyond_the_compilers_limit_stay_compiled(counted, caplog):
     counter = counted("eager")
     with torch._dynamo.config.patch({LIMIT: 1}):
-        for dtype in (torch.float32, torch.bfloat16):
-            logits, labels, _ = case_of("focal", dtype=dtype)
+        logits, labels, _ = case_of("focal")
+        pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
+        with torch.no_grad():
             pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
-            with torch.no_grad():
-                pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
         assert getattr(torch._dynamo.config, LIMIT) == 1  # other compiled functions keep theirs
-    assert counter.frame_count == 4
+    assert counter.frame_count == 2
     assert not warnings_of(caplog)
 
 
@@ -124,7 +123,7 @@ def test_beyond_the_most_variants_it_says_so_and_computes(counted, monkeypatch, 
     counter = counted("eager")
     monkeypatch.setattr(focal_compiled, "_MOST_VARIANTS", 1)
     with torch._dynamo.config.patch({LIMIT: 1}):
-        for dtype in (torch.float32, torch.float64, torch.float64, torch.float32):
+        for dtype in (torch.float32, torch.float64, torch.float32):
             logits, labels, _ = case_of("focal", dtype=dtype)
             loss = pyramid_focal_loss(logits, labels, num_classes=5, compiled=True)
             check(loss, logits, by_definition(logits, labels, **FOCAL))

@@ -1,11 +1,9 @@
 """Shapes: N images, A anchors a cell, K classes."""
 
 import math
-from collections import OrderedDict
 
 import pytest
 import torch
-from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.ops import nms
 
 from retina_ray.ops.anchors import AnchorGenerator
@@ -129,41 +127,6 @@ def test_the_best_of_many_equal_scores(topk):
         assert ours == theirs != []
 
 
-def test_equals_torchvisions_postprocessing():
-    outputs = make_outputs(3)
-    # Boxes well inside a large image: torchvision keeps those that clipping empties.
-    sizes = [(480, 640), (400, 500)]
-    anchors = [level + 200 for level in outputs.anchors]
-    model = TorchvisionRetinaNet(
-        _Backbone(),
-        NUM_CLASSES,
-        score_thresh=0.05,
-        nms_thresh=0.5,
-        detections_per_img=100,
-        topk_candidates=50,
-    )
-    by_rows = {
-        "cls_logits": [torch.stack([rows(x, NUM_CLASSES) for x in lv]) for lv in outputs.logits],
-        "bbox_regression": [torch.stack([rows(x, 4) for x in lv]) for lv in outputs.deltas],
-    }
-    theirs = model.postprocess_detections(by_rows, [anchors, anchors], sizes)
-    moved = HeadOutputs(outputs.logits, outputs.deltas, anchors)
-    for given in (moved, channels_last(moved)):
-        ours = select(given, torch.tensor(sizes), topk_per_level=50)
-        for a, b in zip(ours, theirs, strict=True):
-            assert len(a) > 20
-            torch.testing.assert_close(a.scores, b["scores"])
-            torch.testing.assert_close(a.boxes, b["boxes"])
-            assert torch.equal(a.labels, b["labels"])
-
-
-class _Backbone(torch.nn.Module):
-    out_channels = 8
-
-    def forward(self, x):
-        return OrderedDict(x=x)
-
-
 def one_anchor(logits, deltas=(0.0, 0.0, 0.0, 0.0), box=(10.0, 10, 30, 20)) -> HeadOutputs:
     """One image, one cell, one anchor."""
     return HeadOutputs(
@@ -204,19 +167,6 @@ def test_the_threshold_is_that_of_the_float32_score():
         result = select_one(one_anchor(near.tolist()), score_threshold=share, max_detections=1000)
         assert len(result) == expected, share
         assert 0 < expected < len(near)
-
-
-def test_bfloat16_logits_are_judged_by_their_float32_score():
-    logits = torch.linspace(-3.2, -2.7, 60).bfloat16()
-    outputs = one_anchor(logits.float().tolist())
-    halved = HeadOutputs(
-        [outputs.logits[0].bfloat16()], [outputs.deltas[0].bfloat16()], outputs.anchors
-    )
-    expected = (logits.float().sigmoid() > 0.05).sum().item()
-    for case in (outputs, halved):
-        result = select_one(case)
-        assert len(result) == expected
-        assert result.scores.dtype == result.boxes.dtype == torch.float32
 
 
 def test_clipping_uses_height_for_y_and_drops_what_is_outside():

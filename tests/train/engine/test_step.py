@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+import two_processes
 from builders import small_config
 
 from retina_ray.structures import Batch, ImageBatch, Targets
@@ -220,10 +219,8 @@ def test_an_interval_that_a_checkpoint_cuts_has_the_means_of_the_whole():
 # Two workers
 
 
-def _worker(rank: int, folder: str) -> None:
-    """What two workers make of the same images as one; stores what came out."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _steps(rank: int) -> dict:
+    """What two workers make of the same images as one."""
     stored = {}
 
     learner, step = make_learner()  # one row each: a static graph
@@ -270,16 +267,13 @@ def _worker(rank: int, folder: str) -> None:
     asked = [(None, False), ("told so" if rank else None, rank == 0), (None, rank == 0)]
     asked.append((None, rank == 1))  # the clock of another worker does not count
     stored["stops"] = [agree_on_stop(r, is_over=over, device=CPU) for r, over in asked]
-    torch.save(stored, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return stored
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-    """What each of two workers stored."""
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    """What each of two workers found."""
+    return two_processes.run(_steps, tmp_path_factory.mktemp("workers"))
 
 
 def after_steps(steps, **overrides):
