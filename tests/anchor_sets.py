@@ -1,12 +1,13 @@
 """Small prepared sets and configs whose anchors can be worked out by hand."""
 
 import numpy as np
+import tiny_sets
 from builders import small_config
+from tiny_sets import make_record
 
 from retina_ray.config import AnchorConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import Category, Record
-from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.data.prepared.schema import Category
 
 CATEGORIES = [Category(1, "cat"), Category(2, "dog"), Category(3, "newt")]
 
@@ -37,27 +38,23 @@ def write_set(folder, images, *, size=(64, 64)) -> PreparedDataset:
             (x0, y0, x1, y1, label, iscrowd).
         size: (height, width) of all.
     """
-    next_id = 1
-    with ShardWriter(folder, name="drawn", split="train", categories=CATEGORIES) as writer:
-        for number, rows in enumerate(images):
-            full = [(*row, *(0, 0)[len(row) - 4 :]) for row in rows]
-            boxes = np.array([row[:4] for row in full], np.float32).reshape(-1, 4)
-            writer.add(
-                Record(
-                    image=b"no pixels",
-                    file_name=f"{number}.jpg",
-                    image_id=number + 1,
-                    height=size[0],
-                    width=size[1],
-                    boxes=boxes,
-                    labels=np.array([row[4] for row in full], np.int32),
-                    iscrowd=np.array([bool(row[5]) for row in full], bool),
-                    area=(boxes[:, 2:] - boxes[:, :2]).prod(1).astype(np.float64),
-                    annotation_id=np.arange(next_id, next_id + len(full)),
-                )
+    records = []
+    for number, rows in enumerate(images):
+        full = [(*row, *(0, 0)[len(row) - 4 :]) for row in rows]
+        boxes = np.array([row[:4] for row in full], np.float32).reshape(-1, 4)
+        records.append(
+            make_record(
+                number,
+                boxes,
+                height=size[0],
+                width=size[1],
+                labels=np.array([row[4] for row in full], np.int32),
+                iscrowd=np.array([bool(row[5]) for row in full], bool),
+                area=(boxes[:, 2:] - boxes[:, :2]).prod(1).astype(np.float64),
+                annotation_id=1000 * number + 1 + np.arange(len(full)),
             )
-            next_id += len(full)
-    return PreparedDataset.open(folder)
+        )
+    return tiny_sets.write_set(folder, records, name="drawn", categories=CATEGORIES)
 
 
 def squares(side, count, *, size=(256, 256), label=0, seed=0, height=None):

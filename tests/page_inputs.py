@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import cv2
 import numpy as np
+import tiny_sets
+from tiny_sets import make_record
 
 from retina_ray.config import ExperimentConfig, with_overrides
-from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import Category, Record
-from retina_ray.data.prepared.writer import ShardWriter
+from retina_ray.data.prepared.schema import Category
 from retina_ray.evaluation.predictions_file import (
     PREDICTIONS_FILE,
     PredictionsOrigin,
@@ -26,26 +26,27 @@ def write_set(folder, truth, names, *, size=(48, 32), images=None, file_names=No
     """
     classes = [Category(id=10 * (i + 1), name=name) for i, name in enumerate(names)]
     width, height = size
-    options = {"name": "tiny", "split": folder.name, "rows_per_group": 2, **options}
-    with ShardWriter(folder, categories=classes, **options) as writer:
-        for i, rows in enumerate(truth):
-            boxes = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4)
-            pixels = np.full((height, width, 3), 40 + i, np.uint8)
-            writer.add(
-                Record(
-                    image=(images or {}).get(i, cv2.imencode(".png", pixels)[1].tobytes()),
-                    file_name=(file_names or {}).get(i, f"{i:03}.png"),
-                    image_id=500 + i,
-                    height=height,
-                    width=width,
-                    boxes=boxes,
-                    labels=np.array([row[4] for row in rows], np.int32),
-                    iscrowd=np.array([row[5] for row in rows], bool),
-                    area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-                    annotation_id=100 * i + np.arange(1, len(rows) + 1),
-                )
+    options = {"split": folder.name, "rows_per_group": 2, "categories": classes, **options}
+    records = []
+    for i, rows in enumerate(truth):
+        boxes = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4)
+        pixels = np.full((height, width, 3), 40 + i, np.uint8)
+        records.append(
+            make_record(
+                i,
+                boxes,
+                image=(images or {}).get(i, cv2.imencode(".png", pixels)[1].tobytes()),
+                file_name=(file_names or {}).get(i, f"{i:03}.png"),
+                image_id=500 + i,
+                height=height,
+                width=width,
+                labels=np.array([row[4] for row in rows], np.int32),
+                iscrowd=np.array([row[5] for row in rows], bool),
+                area=(boxes[:, 2:] - boxes[:, :2]).prod(1),
+                annotation_id=100 * i + np.arange(1, len(rows) + 1),
             )
-    return PreparedDataset.open(folder)
+        )
+    return tiny_sets.write_set(folder, records, **options)
 
 
 def found(image, category, box, score):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from builders import SHARED_DATA as SHARED
+from tiny_sets import make_record, write_set
 from typer.testing import CliRunner
 
 from retina_ray.cli.data import data_app
@@ -15,8 +16,6 @@ from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import Category, Record
-from retina_ray.data.prepared.writer import ShardWriter
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.errors import DataError
 
@@ -124,36 +123,24 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def record(i: int, name: str) -> Record:
-    return Record(
-        image=f"picture {i}".encode(),
-        file_name=name,
-        image_id=i,
-        height=9,
-        width=9,
-        boxes=np.array([[1, 1, 2, 2]], np.float32),
-        labels=np.array([0]),
-        iscrowd=np.array([False]),
-        area=np.array([1.0]),
-        annotation_id=np.array([i + 1]),
-    )
+def write(folder: Path, names, **options) -> PreparedDataset:
+    """Images of these names, of a text each."""
+    records = (make_record(i, image=b"picture %d" % i, file_name=n) for i, n in enumerate(names))
+    return write_set(folder, records, **options)
 
 
 def test_names_that_leave_the_folder_are_not_written(tmp_path):
-    with ShardWriter(tmp_path / "a", name="n", split="s", categories=[Category(1, "c")]) as writer:
-        for i, name in enumerate(["../x.jpg", "/tmp/x.jpg", "same.jpg", "same.jpg", "fine.jpg"]):
-            writer.add(record(i, name))
+    names = ["../x.jpg", "/tmp/x.jpg", "same.jpg", "same.jpg", "fine.jpg"]
+    dataset = write(tmp_path / "a", names)
     with pytest.raises(DataError) as caught:
-        export_coco(
-            PreparedDataset.open(tmp_path / "a"), tmp_path / "a.json", images_dir=tmp_path / "img"
-        )
+        export_coco(dataset, tmp_path / "a.json", images_dir=tmp_path / "img")
     assert [(f.kind, f.file) for f in caught.value.faults] == [
         ("file name twice", "same.jpg"),
         ("file name leaves the folder", "../x.jpg"),
         ("file name leaves the folder", "/tmp/x.jpg"),
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
-    done = export_coco(PreparedDataset.open(tmp_path / "a"), tmp_path / "a.json")
+    done = export_coco(dataset, tmp_path / "a.json")
     assert done == Exported(num_annotations=5, num_written=0, num_kept=0)
 
 
@@ -162,17 +149,8 @@ NUM_IMAGES = 90  # more than are written at once
 
 @pytest.fixture
 def many(tmp_path) -> PreparedDataset:
-    with ShardWriter(
-        tmp_path / "a",
-        name="n",
-        split="s",
-        categories=[Category(1, "c")],
-        rows_per_group=7,
-        rows_per_shard=40,
-    ) as writer:
-        for i in range(NUM_IMAGES):
-            writer.add(record(i, f"{i % 3}/{i}.jpg"))
-    return PreparedDataset.open(tmp_path / "a")
+    names = (f"{i % 3}/{i}.jpg" for i in range(NUM_IMAGES))
+    return write(tmp_path / "a", names, rows_per_group=7, rows_per_shard=40)
 
 
 def failing_writer(num_good: int, error: BaseException):
