@@ -150,7 +150,7 @@ def measure_planning(page: Page, sizes: tuple[int, ...], rounds: int) -> dict[in
         spread = Spread.of(times)
         medians[num_images] = spread.median
         peak = peak_mib(planning, "cpu", num_images, threads=1)
-        table = fresh.segment(0)
+        table = plan.segment(0)
         rows.append(
             [
                 f"{num_images:,}",

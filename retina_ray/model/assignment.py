@@ -6,7 +6,8 @@ Shapes: N images, M boxes, R anchors in all, K classes; D numbers make a box, 4 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class Assigner(Protocol):
         ...
 
 
-class Assignment(NamedTuple):
+@dataclass(frozen=True)
+class Assignment:
     """What each anchor is to learn.
 
     Attributes:

@@ -116,7 +116,11 @@ class BestAnchorMatcher:
         else:
             groups = [boxes]
         parts = [self._match(group, flat_anchors) for group in groups]
-        return MatchResult(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return MatchResult(
+            torch.cat([part.index for part in parts]),
+            torch.cat([part.positive for part in parts]),
+            torch.cat([part.ignored for part in parts]),
+        )
 
     def _match(self, boxes: Tensor, anchors: Tensor) -> MatchResult:
         """Match boxes (n, m, 4) with anchors (R, 4)."""

@@ -123,19 +123,23 @@ class _PyramidLoss(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs):
-        labels, quality, *logits = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:  # a second pass through a retained graph
-            with room_for_variants(ctx.terms):
-                _, gradients = _value_and_gradients(logits, labels, quality, ctx.terms, True)
-        # In place: the gradient is the one tensor of this size, and nobody else holds it.
-        scaled = [
-            gradient.mul_(grad_outputs[0]).to(level.dtype)
-            for gradient, level in zip(gradients, logits, strict=True)
-        ]
-        return None, None, None, None, *scaled
+        return _scaled_gradients(ctx, *grad_outputs)
+
+
+@once_differentiable
+def _scaled_gradients(ctx, *grad_outputs):
+    labels, quality, *logits = ctx.saved_tensors
+    gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None:  # a second pass through a retained graph
+        with room_for_variants(ctx.terms):
+            _, gradients = _value_and_gradients(logits, labels, quality, ctx.terms, True)
+    # In place: the gradient is the one tensor of this size, and nobody else holds it.
+    scaled = [
+        gradient.mul_(grad_outputs[0]).to(level.dtype)
+        for gradient, level in zip(gradients, logits, strict=True)
+    ]
+    return None, None, None, None, *scaled
 
 
 def _value_and_gradients(

@@ -6,7 +6,7 @@ Shapes: N images, M boxes, R anchors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ _BLOCK_CPU = 2**20
 _BLOCK_GPU = 2**24
 
 
-class MatchResult(NamedTuple):
+@dataclass(frozen=True)
+class MatchResult:
     """What an anchor is to learn; anchors neither positive nor ignored are background.
 
     Attributes:

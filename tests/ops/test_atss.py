@@ -165,7 +165,7 @@ def test_blocks_of_boxes_change_nothing(monkeypatch):
     for block in (1, 200, 5000):
         monkeypatch.setattr(atss_module, "_BLOCK_CPU", block)
         match = AtssMatcher().match_grid(boxes, anchors, grids)
-        for ours, expected in zip(match, whole, strict=True):
+        for ours, expected in zip(vars(match).values(), vars(whole).values(), strict=True):
             assert torch.equal(ours, expected)
     assert whole.positive.any(1).all()
     assert (whole.index[0][whole.positive[0]] < 10).all()
@@ -180,7 +180,7 @@ def test_boxes_without_extent_or_with_a_nan_match_nothing_and_disturb_nobody():
     alone = AtssMatcher().match_grid(boxes, anchors, grids)
     mixed = AtssMatcher().match_grid(torch.cat((boxes, bad), 1), anchors, grids)
     assert alone.positive.any()
-    for a, b in zip(alone, mixed, strict=True):
+    for a, b in zip(vars(alone).values(), vars(mixed).values(), strict=True):
         assert torch.equal(a, b)
     assert not AtssMatcher().match_grid(bad, anchors, grids).positive.any()
     outside = torch.tensor([[[500.0, 500, 540, 540]]])
@@ -205,7 +205,7 @@ def test_no_images_or_no_boxes(n, m):
     anchors, grids = make_anchors(64, 96)
     num_anchors = sum(len(level) for level in anchors)
     match = AtssMatcher().match_grid(torch.zeros(n, m, 4), anchors, grids)
-    for tensor in match:
+    for tensor in vars(match).values():
         assert tensor.shape == (n, num_anchors)
         assert not tensor.any()
     assert (match.index.dtype, match.positive.dtype) == (torch.int64, torch.bool)
@@ -230,7 +230,7 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(m):
     grids = [(6, 7), (3, 4)]
     anchors = [torch.zeros(h * w * 3, 4, device="meta") for h, w in grids]
     match = AtssMatcher().match_grid(torch.zeros(2, m, 4, device="meta"), anchors, grids)
-    assert all(tensor.shape == (2, 162) for tensor in match)
+    assert all(tensor.shape == (2, 162) for tensor in vars(match).values())
     assert match.positive.device.type == "meta"
 
 

@@ -18,7 +18,7 @@ def match_one(boxes, anchors=ANCHORS, ignore_iou=0.5):
     match = BestAnchorMatcher(ignore_iou).match_grid(
         torch.tensor(boxes)[None], [anchors], [(1, len(anchors))]
     )
-    return [tensor[0].tolist() for tensor in match]
+    return [tensor[0].tolist() for tensor in vars(match).values()]
 
 
 def algorithm(boxes, anchors, ignore_iou):
@@ -101,7 +101,7 @@ def test_blocks_and_padding_change_nothing(monkeypatch):
         # What a GPU does: several images at once, without looking at the padding.
         together = matcher._match(boxes, anchors)
         for match in (matcher.match_grid(boxes, [anchors], [(6, 10)]), together):
-            for ours, expected in zip(match, whole, strict=True):
+            for ours, expected in zip(vars(match).values(), vars(whole).values(), strict=True):
                 assert torch.equal(ours, expected)
     assert whole.positive[0].sum() == 4
     assert not whole.positive[1].any()
@@ -120,7 +120,7 @@ def test_a_nan_or_a_box_without_extent_matches_nothing():
 @pytest.mark.parametrize(("n", "m", "r"), [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
 def test_nothing_to_match(n, m, r):
     match = BestAnchorMatcher().match_grid(torch.rand(n, m, 4), [torch.rand(r, 4)], [(1, r)])
-    for tensor in match:
+    for tensor in vars(match).values():
         assert tensor.shape == (n, r)
         assert not tensor.any()
     assert (match.index.dtype, match.positive.dtype) == (torch.int64, torch.bool)
@@ -132,7 +132,7 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(m):
     boxes = torch.zeros(3, m, 4, device="meta")
     anchors = [torch.zeros(r, 4, device="meta") for r in (48, 12)]
     match = BestAnchorMatcher().match_grid(boxes, anchors, [(4, 4), (2, 2)])
-    assert all(tensor.shape == (3, 60) for tensor in match)
+    assert all(tensor.shape == (3, 60) for tensor in vars(match).values())
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -53,7 +52,8 @@ _SUMS = (
 )
 
 
-class ErrorBar(NamedTuple):
+@dataclass(frozen=True)
+class ErrorBar:
     """What errors of a kind cost.
 
     `gain`: the AP at IoU 0.5 that mending them alone would give, NaN where there is no AP;
