@@ -2,12 +2,9 @@
 
 import copy
 import importlib.util
-import json
 import math
 
-import numpy as np
 import pytest
-from builders import COCO_TINY as TINY
 from evaluation_scenes import random_case
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
@@ -15,7 +12,6 @@ from retina_ray.evaluation import backends
 from retina_ray.evaluation.backends import require_backend, resolve_backend
 from retina_ray.evaluation.coco import evaluate_coco
 
-COCO_TINY = TINY / "annotations"
 needs_fast = pytest.mark.skipif(
     importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is missing"
 )
@@ -35,7 +31,7 @@ def assert_same(ground_truth, results, max_detections=100):
 
 @needs_fast
 def test_all_metrics_agree_on_random_detections(capfd):
-    for seed in range(3):
+    for seed in range(4):
         ground_truth, results = random_case(seed)
         before = copy.deepcopy((ground_truth, results))
         for max_detections in LIMITS:
@@ -45,27 +41,6 @@ def test_all_metrics_agree_on_random_detections(capfd):
     assert assert_same(ground_truth, [])["val/AP"] == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
-
-
-@needs_fast
-def test_all_metrics_agree_on_real_coco():
-    path = COCO_TINY / "instances_val2017.json"
-    if not path.exists():
-        pytest.skip("shared/data/coco_tiny is not there")
-    ground_truth = json.loads(path.read_text())
-    rng = np.random.default_rng(0)
-    results = [
-        {
-            "image_id": a["image_id"],
-            "category_id": a["category_id"],
-            "bbox": (np.array(a["bbox"]) * rng.uniform(0.9, 1.1, 4)).tolist(),
-            "score": round(float(rng.random()), 2),
-        }
-        for a in ground_truth["annotations"]
-        for _ in range(2)
-    ]
-    metrics = assert_same(ground_truth, results)
-    assert 0.05 < metrics["val/AP"] < 0.95
 
 
 # Which one is taken

@@ -50,7 +50,7 @@ def test_no_predictions():
 
 
 def test_the_file_is_small():
-    assert len(predictions_to_parquet(results_of(20_000))) < 50 * 20_000
+    assert len(predictions_to_parquet(results_of(5000))) < 50 * 5000
 
 
 def test_results_that_are_none_are_refused():
