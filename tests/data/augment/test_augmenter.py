@@ -37,17 +37,6 @@ EVERYTHING = Augmenter(
 )
 
 
-class Coins:
-    """A generator whose draws are given: below 0.5 flips (horizontally, vertically)."""
-
-    def __init__(self, horizontal: bool, vertical: bool) -> None:
-        self.draws = np.array([0.1 if flips else 0.9 for flips in (horizontal, vertical)])
-
-    def random(self, n: int) -> np.ndarray:
-        assert n == 2
-        return self.draws
-
-
 def source(image: np.ndarray, boxes=(), labels=None) -> LazyImage:
     boxes = np.array(boxes, np.float32)
     boxes = boxes if boxes.size else boxes.reshape(-1, 4)
@@ -158,21 +147,6 @@ def test_a_given_place_gets_the_same_bytes_and_nothing_beside_it(
     assert (room[:, target[1] :] == 9).all()
     if target != (height, width) and not (turn or everything):
         assert np.may_share_memory(found.image, place)
-
-
-@pytest.mark.parametrize("flip", FLIPS)
-@pytest.mark.parametrize("coins", [(False, False), (True, False), (False, True), (True, True)])
-def test_flips_move_the_pixels(flip, coins):
-    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    sample = run(Augmenter(flip=flip), source(image), rng=Coins(*coins))
-    expected = image
-    if coins[0] and flip in ("horizontal", "both"):
-        expected = expected[:, ::-1]
-    if coins[1] and flip in ("vertical", "both"):
-        expected = expected[::-1]
-    np.testing.assert_array_equal(sample.image, expected)
-    assert sample.boxes.shape == (0, 4)
-    assert sample.labels.shape == (0,)
 
 
 def test_small_flat_and_nan_boxes_are_dropped():

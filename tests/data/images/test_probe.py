@@ -5,7 +5,6 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from builders import SHARED_DATA as DATA
 from PIL import Image
 
 from retina_ray.data.images.files import load_image
@@ -18,9 +17,6 @@ from retina_ray.data.images.perceptual_hash import (
 )
 from retina_ray.data.images.probe import probe_image
 from retina_ray.errors import SourceFileError
-
-BCCD = DATA / "bccd" / "JPEGImages"
-needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is absent")
 
 
 def picture(height=48, width=64, seed=0) -> np.ndarray:
@@ -371,18 +367,3 @@ def test_altered_copies_are_near_and_others_far():
         bits, distance = compare(grey(original), grey(other))
         assert bits > MAX_HASH_BITS
         assert distance > MAX_THUMBNAIL_DISTANCE
-
-
-@needs_bccd
-def test_pictures_of_cells_are_told_apart():
-    files = sorted(BCCD.glob("*.jpg"))[:80]
-    hashes = [probe_image(file.read_bytes()).perceptual_hash for file in files]
-    near = []
-    for i in range(len(hashes)):
-        for j in range(i):
-            a, b = hashes[i], hashes[j]
-            assert a is not None
-            assert b is not None
-            if (a.bits ^ b.bits).bit_count() <= MAX_HASH_BITS:
-                near.append((files[j].stem, files[i].stem))
-    assert near == [("BloodImage_00037", "BloodImage_00038")]

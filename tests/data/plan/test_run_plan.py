@@ -539,23 +539,6 @@ def test_micro_batches_are_dealt_out_in_turn_and_the_last_round_is_filled_up():
     assert plans[1].first_row(1) == 5
 
 
-def test_a_run_goes_on_with_another_number_of_workers():
-    wide = [i % 3 > 0 for i in range(50)]
-    options = {"batch_size": 4, "epochs": 3, "num_micro_batches": 4}
-    plans = {w: plan_of(wide, num_workers=w, **options) for w in (1, 2, 3, 4)}
-    whole = global_batches(plan_of(wide, num_workers=4, batch_size=4, epochs=3))
-    # So many workers from this step on; the images of all steps, one after the other.
-    for resizes in ({0: 2, 5: 1, 13: 3, 14: 4}, {0: 4, 13: 1, 26: 2, 38: 1}, {0: 3, 1: 1}):
-        seen: list[list[int]] = []
-        ends = [*list(resizes)[1:], 39]
-        for (start, workers), end in zip(resizes.items(), ends, strict=True):
-            steps = of_steps(plans[workers], start)
-            for step in range(start, end):
-                turns = zip(*steps[step], strict=True)
-                seen.append([i for turn in turns for row in turn for i in row["images"]])
-        assert seen == whole
-
-
 def test_from_config_the_micro_batches_are_those_of_all_workers_that_may_be():
     config = ExperimentConfig(
         train=TrainConfig(epochs=2, batch_size=24, num_workers=3, min_workers=1, accumulate=2)
