@@ -1,14 +1,6 @@
-"""The order of the suite: what starts Ray first, each of its modules on one process; fixtures."""
+"""Fixtures of all tests."""
 
 import pytest
-
-
-def pytest_collection_modifyitems(items):
-    """Put Ray's modules first: they wait a lot, and what needs the CPUs alone fills the gaps."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
