@@ -134,9 +134,10 @@ def run_here(spec, *, num_workers=None, stop_after_rows=None, on_row=None, repor
 
 
 def save_checkpoint(store, checkpoint, *, metric=None):
-    """Write a checkpoint at once, without a lease."""
+    """Write a checkpoint at once, without a lease; its URI."""
     entry = store.index.new_entry(checkpoint.meta.step, metric)
     store.add(entry, checkpoint, store.index)
+    return store.uri_of(entry.name)
 
 
 class Killed(Exception):  # noqa: N818 - not an error, the end of a process

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import save_checkpoint
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.train.checkpoint.async_saver import CheckpointError, CheckpointSaver, host_copy
@@ -46,13 +47,6 @@ def make(step, value=0.0, *, numbers=6):
     )
 
 
-def save(store, checkpoint, *, metric=None):
-    """Write a checkpoint at once, without a lease; its URI."""
-    entry = store.index.new_entry(checkpoint.meta.step, metric)
-    store.add(entry, checkpoint, store.index)
-    return store.uri_of(entry.name)
-
-
 def assert_value(checkpoint, value):
     """All of it was written together."""
     assert (checkpoint.model["weight"] == value).all()
@@ -78,76 +72,49 @@ def folders(store):
 def test_what_is_saved_is_loaded(store):
     saved = make(5, 0.5)
     saved = replace(saved, meta=replace(saved.meta, metrics={"val/AP": 0.25}, metrics_step=4))
-    loaded = load_checkpoint(save(store, saved, metric=0.1))
+    loaded = load_checkpoint(save_checkpoint(store, saved, metric=0.1))
     assert_value(loaded, 0.5)
     assert torch.equal(loaded.state["rng"], saved.state["rng"])
     assert loaded.config == saved.config
     assert loaded.meta == saved.meta
+    os.unlink(f"{store.last}/state.pt")
     assert load_checkpoint(store.last, weights_only=True).state is None
     assert load_meta(store.uri) == saved.meta
 
 
-def test_the_average_is_what_counts_where_there_is_one(store):
-    with_average = load_checkpoint(save(store, make(1, 3.0)))
-    assert (with_average.weights["weight"] == 4.0).all()
-    without = load_checkpoint(save(store, replace(make(2, 3.0), ema=None)))
-    assert without.ema is None
-    assert (without.weights["weight"] == 3.0).all()
-
-
-def test_the_best_and_the_last_are_kept(store):
-    assert store.last is None
-    assert store.last_step == 0
-    assert store.best is None
-    save(store, make(0), metric=float("nan"))
+@pytest.mark.parametrize(("keep", "kept"), [(1, [2, 5]), (3, [2, 3, 4, 5])])
+def test_the_best_and_so_many_of_the_last_are_kept(tmp_path, keep, kept):
+    store = CheckpointStore(f"{tmp_path}/checkpoints", keep=keep)
+    assert (store.last, store.last_step, store.best) == (None, 0, None)
+    save_checkpoint(store, make(0), metric=float("nan"))
     assert (store.best, store.index.best) == (store.last, None), "NaN is never the best"
     for step, metric in ((1, 0.2), (2, 0.5), (3, 0.4), (4, None), (5, float("nan"))):
-        save(store, make(step), metric=metric)
-    assert store.last.endswith("step-00000005")
-    assert store.last_step == 5
-    assert store.best.endswith("step-00000002")
-    assert store.index.best.metric == 0.5
-    assert folders(store) == ["step-00000002", "step-00000005"]
-
-
-def test_so_many_of_the_last_are_kept(tmp_path):
-    store = CheckpointStore(str(tmp_path), keep=3)
-    for step, metric in ((1, 0.5), (2, None), (3, 0.4), (4, None), (5, 0.5)):
-        save(store, make(step, step), metric=metric)
-    assert folders(store) == [f"step-0000000{step}" for step in (1, 3, 4, 5)]
-    loaded = [load_checkpoint(f"{tmp_path}/{name}").meta.step for name in folders(store)]
-    assert loaded == [1, 3, 4, 5]
+        save_checkpoint(store, make(step, step), metric=metric)
+    assert (store.last, store.last_step) == (store.uri_of("step-00000005"), 5)
+    assert (store.best, store.index.best.metric) == (store.uri_of("step-00000002"), 0.5)
+    assert folders(store) == [f"step-0000000{step}" for step in kept]
+    for step in kept:
+        assert_value(load_checkpoint(store.uri_of(f"step-0000000{step}")), step)
 
 
 def test_the_same_step_again_leaves_a_loadable_checkpoint(store):
     for value in (1.0, 2.0, 3.0, 2.5):
-        save(store, make(3, value), metric=value / 10)
+        save_checkpoint(store, make(3, value), metric=value / 10)
         assert_value(load_checkpoint(store.last), value)
     assert_value(load_checkpoint(store.best), 3.0)
     assert len(folders(store)) == 2
 
 
-def test_a_run_that_goes_back_before_its_best_keeps_it(tmp_path):
-    store = CheckpointStore(str(tmp_path), keep=2)
-    for step, metric in ((10, 0.3), (20, 0.2), (30, 0.6)):
-        save(store, make(step, step), metric=metric)
-    damage(store.uri_of("step-00000030/state.pt"))
-    store.go_back_to_whole()
-    assert store.last_step == 20
-    assert store.index.best.metric == 0.2, "the best one is gone, and the first is no longer kept"
-    save(store, make(25, 25), metric=0.9)
-    damage(store.uri_of("step-00000020/state.pt"))
-    save(store, make(30, 30), metric=0.1)
-    damage(store.uri_of("step-00000030/state.pt"))
-    assert store.go_back_to_whole().meta.step == 25
-    # From here on as if the run had been resumed from before its best one.
-    index = store.index
-    early = index.gone_back(index.new_entry(22, None), damaged=())
+def test_a_run_that_goes_back_before_its_best_keeps_it():
+    index = CheckpointIndex()
+    for step, metric in ((10, 0.3), (20, 0.2), (25, 0.9), (30, 0.6)):
+        index = index.with_entry(index.new_entry(step, metric), keep=2)
+    index = index.gone_back(index.new_entry(22, None), damaged={"step-00000030"})
     for step in (23, 24, 26, 27, 28):
-        early = early.with_entry(early.new_entry(step, 0.5), keep=2)
-    assert [entry.step for entry in early.recent] == [27, 28]
-    assert early.best.step == 25
-    assert early.names == {"step-00000025", "step-00000027", "step-00000028"}
+        index = index.with_entry(index.new_entry(step, 0.5), keep=2)
+    assert [entry.step for entry in index.recent] == [27, 28]
+    assert index.best.step == 25
+    assert index.names == {"step-00000025", "step-00000027", "step-00000028"}
 
 
 def test_what_a_run_does_again_counts_once():
@@ -160,16 +127,13 @@ def test_what_a_run_does_again_counts_once():
 
 
 def test_a_runs_folder_and_its_checkpoints_folder_mean_the_last_one(store, tmp_path):
-    save(store, make(1, 1.0), metric=0.9)
-    save(store, make(2, 2.0), metric=0.1)
+    with pytest.raises(ConfigError, match="no checkpoint there"):
+        load_checkpoint(str(tmp_path))
+    for step, metric in ((1, 0.9), (2, 0.1)):
+        save_checkpoint(store, make(step), metric=metric)
     for uri in (str(tmp_path), str(tmp_path / "checkpoints"), store.last):
         assert load_checkpoint(uri).meta.step == 2
     assert load_checkpoint(store.best).meta.step == 1
-
-
-def test_nothing_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no checkpoint there"):
-        load_checkpoint(str(tmp_path / "nowhere"))
 
 
 # Files that are not what was written
@@ -194,7 +158,7 @@ FILES = ["model.safetensors", "ema.safetensors", "state.pt", "config.json", "met
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("harm", [cut, damage, os.unlink])
 def test_a_file_that_was_cut_short_or_changed_is_named(store, file, harm):
-    uri = save(store, make(1), metric=0.1)
+    uri = save_checkpoint(store, make(1), metric=0.1)
     harm(f"{uri}/{file}")
     with pytest.raises(DamagedCheckpointError) as caught:
         load_checkpoint(uri)
@@ -207,33 +171,19 @@ def test_a_file_that_was_cut_short_or_changed_is_named(store, file, harm):
             load_meta(uri)
 
 
-def test_what_is_not_read_may_be_missing(store):
-    uri = save(store, make(1, 1.0), metric=0.1)
-    os.unlink(f"{uri}/state.pt")
-    assert (load_checkpoint(uri, weights_only=True).model["weight"] == 1.0).all()
-
-
-def test_the_error_names_one_that_can_be_read(tmp_path):
-    store = CheckpointStore(str(tmp_path), keep=3)
-    for step in (1, 2, 3):
-        save(store, make(step))
-    damage(f"{store.last}/state.pt")
-    damage(store.uri_of("step-00000002/model.safetensors"))
-    with pytest.raises(ConfigError, match=r"step-00000001 of the same run can be read"):
-        load_checkpoint(store.last)
-
-
 def test_a_run_goes_back_to_the_newest_that_can_be_read(tmp_path, caplog):
-    store = CheckpointStore(str(tmp_path), keep=3)
-    for step, metric in ((1, 0.3), (2, 0.2), (3, 0.4)):
-        save(store, make(step, step), metric=metric)
-    assert_value(store.go_back_to_whole(), 3)
+    store = CheckpointStore(str(tmp_path), keep=4)
+    for step, metric in ((1, 0.3), (2, 0.2), (3, 0.4), (4, 0.1)):
+        save_checkpoint(store, make(step, step), metric=metric)
+    assert_value(store.go_back_to_whole(), 4)
     assert caplog.messages == []
     cut(f"{store.last}/model.safetensors")
+    damage(store.uri_of("step-00000003/state.pt"))
+    with pytest.raises(ConfigError, match=r"step-00000002 of the same run can be read"):
+        load_checkpoint(store.last)
     assert_value(store.go_back_to_whole(), 2)
     (message,) = caplog.messages
-    assert "step-00000003: this checkpoint cannot be read (model.safetensors has" in message
-    assert "goes on from" in message
+    assert "step-00000004: this checkpoint cannot be read (model.safetensors has" in message
     assert "step-00000002 instead" in message
     assert store.last_step == 2
     assert store.index.best.metric == 0.3, "the damaged one is no longer the best"
@@ -245,8 +195,8 @@ def test_a_run_goes_back_to_the_newest_that_can_be_read(tmp_path, caplog):
 
 
 def test_a_disk_that_fails_is_not_taken_for_a_damaged_checkpoint(store):
-    save(store, make(1), metric=0.5)
-    folder = save(store, make(2), metric=0.1)
+    save_checkpoint(store, make(1), metric=0.5)
+    folder = save_checkpoint(store, make(2), metric=0.1)
     os.truncate(f"{folder}/config.json", 0)
     restamp(folder)  # of the size that the next one has
     os.unlink(f"{folder}/config.json")
@@ -300,7 +250,7 @@ def bare(bomb, path):
 )
 def test_a_pickle_that_would_run_code_is_not_executed(store, tmp_path, write, said):
     marker = tmp_path / "executed"
-    uri = save(store, make(1), metric=0.1)
+    uri = save_checkpoint(store, make(1), metric=0.1)
     write(Bomb(str(marker)), f"{uri}/state.pt")
     with pytest.raises(ConfigError, match=r"state\.pt (has|was)"):
         load_checkpoint(uri)
@@ -323,7 +273,7 @@ def test_a_pickle_that_would_run_code_is_not_executed(store, tmp_path, write, sa
     ],
 )
 def test_another_format_is_refused(store, version, said):
-    uri = save(store, make(1), metric=0.1)
+    uri = save_checkpoint(store, make(1), metric=0.1)
     restamp(uri, version=version)
     with pytest.raises(CheckpointFormatError, match=said):
         load_checkpoint(uri)
@@ -333,7 +283,7 @@ def test_another_format_is_refused(store, version, said):
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"last": "x"}', b'{"recent": [1]}'])
 def test_an_index_that_is_none_is_named(store, content):
-    save(store, make(1), metric=0.1)
+    save_checkpoint(store, make(1), metric=0.1)
     with open(store.uri_of("index.json"), "wb") as file:
         file.write(content)
     with pytest.raises(ConfigError, match=r"index\.json: not an index of checkpoints"):
@@ -381,7 +331,7 @@ def test_the_copy_of_a_gpu_is_of_its_moment_and_waits_for_nothing():
 
 
 def test_a_checkpoint_counts_when_it_is_written_and_training_does_not_wait(store):
-    save(store, make(1, 1.0), metric=0.1)
+    save_checkpoint(store, make(1, 1.0), metric=0.1)
     saver, go, order = CheckpointSaver(store), threading.Event(), []
 
     def record():
@@ -419,12 +369,13 @@ def test_an_error_in_the_background_is_raised_with_the_next_checkpoint(store, ca
     saver.save(make(2, 2.0), metric=0.2, before_switch=fail)
     with pytest.raises(CheckpointError) as caught:
         saver.save(make(3, 3.0), metric=0.3)
-    message = str(caught.value)
-    assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
-    assert "Input/output error: '/disk/metrics.jsonl'" in message
-    assert f"MiB are free in {store.uri}" in message
-    assert f"kept is {store.uri}/step-00000001 (step 1)" in message
-    assert "--resume" in message
+    for part in (
+        f"step 2 could not be written to {store.uri}: ",
+        "Input/output error: '/disk/metrics.jsonl'",
+        f"MiB are free in {store.uri}",
+        f"kept is {store.uri}/step-00000001 (step 1)",
+    ):
+        assert part in str(caught.value)
     assert folders(store) == ["step-00000001"]
     assert not saver.is_better(0.05), "the failed one is not the best: the first still is"
     assert saver.is_better(0.15)
@@ -475,7 +426,7 @@ def test_no_room_on_the_disk(tmp_path):
             CheckpointStore(str(disk / "checkpoints")),
             reason="No space left on device",
             room="2 of 2 MiB are free",
-            remedy="beside those that are kept: free some space",
+            remedy="beside those that are kept",
         )
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -489,7 +440,7 @@ def test_no_room_for_a_file(store):
             store,
             reason="File too large",
             room="MiB are free",
-            remedy="so a quota or a limit to the size of files is in the way: raise it",
+            remedy="so a quota or a limit to the size of files",
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -506,12 +457,8 @@ def run_out_of_room(store, *, reason, room, remedy):
         saver.save(large, metric=0.2)
         with pytest.raises(DiskFullError, match=reason) as caught:
             saver.wait()
-        message = str(caught.value)
-        assert message.startswith(f"the checkpoint of step 2 could not be written to {store.uri}: ")
-        assert f"{room} in {store.uri}" in message
-        assert "step-00000001 (step 1)" in message
-        assert f"takes {num_mib} MiB, {remedy}, then --resume" in message
-        assert os.listdir(store.uri) != []
+        for part in (f"{room} in {store.uri}", f"takes {num_mib} MiB, {remedy}"):
+            assert part in str(caught.value)
         assert sorted(os.listdir(store.uri)) == ["index.json", "step-00000001"], "no leavings"
         assert_value(load_checkpoint(store.last), 1.0)
     saver.save(make(3, 3.0), metric=0.3)
@@ -523,19 +470,11 @@ def run_out_of_room(store, *, reason, room, remedy):
 
 
 def test_the_index_is_never_seen_half_written(store):
-    save(store, make(1), metric=0.1)
-    done = threading.Event()
-
-    def write():
-        for _ in range(50):
-            store.acquire_lease()
-        done.set()
-
-    writer = threading.Thread(target=write)
+    save_checkpoint(store, make(1), metric=0.1)
+    writer = threading.Thread(target=lambda: [store.acquire_lease() for _ in range(50)])
     writer.start()
-    while not done.is_set():
+    while writer.is_alive():
         assert store.last_step == 1
-    writer.join()
 
 
 def save_and_die(uri, step, at_operation):
@@ -555,42 +494,18 @@ def save_and_die(uri, step, at_operation):
     saver.close(has_failed=False)
 
 
-def save_without_end(uri, one_is_there):
-    """Save one after the other."""
-    store = CheckpointStore(uri, keep=2)
-    saver, step = CheckpointSaver(store), store.last_step
-    while True:
-        for _ in range(2):
-            step += 1
-            saver.save(make(step, float(step), numbers=2**18), metric=-step)
-        one_is_there.set()
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Makes processes that have imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "retina_ray.train.checkpoint.async_saver"])
-    return context
-
-
-def assert_whole(store, steps):
-    """The last one, and all that the index names, are as they were saved."""
-    assert store.last_step in steps
-    assert_value(load_checkpoint(store.last), store.last_step)
-    for entry in store.index.entries:
-        assert_value(load_checkpoint(store.uri_of(entry.name)), entry.step)
-
-
-def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, processes):
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path):
     store, outcomes = CheckpointStore(str(tmp_path), keep=2), []
-    save(store, make(1, 1.0), metric=0.1)
+    save_checkpoint(store, make(1, 1.0), metric=0.1)
+    context = multiprocessing.get_context("fork")
     for operation in range(1, 100):
         before, step = store.last_step, 10 * operation
-        process = processes.Process(target=save_and_die, args=(store.uri, step, operation))
+        process = context.Process(target=save_and_die, args=(store.uri, step, operation))
         process.start()
         process.join(60)
-        assert_whole(store, {before, step})
+        assert store.last_step in (before, step)
+        for entry in store.index.entries:
+            assert_value(load_checkpoint(store.uri_of(entry.name)), entry.step)
         outcomes.append(store.last_step == step)
         if process.exitcode == 0:
             break
@@ -599,21 +514,4 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, proces
     assert outcomes == sorted(outcomes), "the old one until the index is switched, then the new one"
     assert outcomes.count(True) > 1, "one died after the switch"
     assert outcomes.count(False) > 10
-
-
-def test_a_kill_at_any_time_leaves_a_whole_checkpoint(tmp_path, processes):
-    store, seen = CheckpointStore(str(tmp_path)), 0
-    for milliseconds in range(0, 100, 17):
-        one_is_there = processes.Event()
-        process = processes.Process(target=save_without_end, args=(store.uri, one_is_there))
-        process.start()
-        assert one_is_there.wait(60)
-        process.join(milliseconds / 1000)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        assert_whole(store, range(seen + 1, 10**6))
-        assert load_checkpoint(store.best).meta.step == 1
-        seen = store.last_step
-    CheckpointSaver(store).close(has_failed=False)
     assert set(folders(store)) == store.index.names, "the next one clears what was left half done"

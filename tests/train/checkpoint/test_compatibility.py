@@ -1,6 +1,5 @@
 """Which checkpoints a run goes on from or starts from, and which it refuses before it starts."""
 
-import json
 import logging
 import os
 import re
@@ -8,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import small_config
-from test_checkpoints import save
+from builders import save_checkpoint, small_config
 
 from retina_ray.config import ConfigError, DataConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -72,14 +70,14 @@ def config(eight_images):
     return small_config(**{"model.freeze_stages": 0}).model_copy(update={"data": data})
 
 
-def checkpoint_of(spec, step, *, weights=None, **meta):
+def checkpoint_of(spec, step, **meta):
     info = PreparedDataset.open(spec.train_uri).info
     fields = {
         "categories": [(c.id, c.name) for c in info.categories],
         "dataset_fingerprint": info.fingerprint,
     }
     return Checkpoint(
-        model=weights or {"weight": torch.full((3,), float(step))},
+        model={"weight": torch.full((3,), float(step))},
         state={},
         config=spec.config,
         meta=CheckpointMeta(step=step, epoch=1, **{**fields, **meta}),
@@ -91,7 +89,7 @@ def spec(config, tmp_path):
     config = with_overrides(config, {"train.keep_checkpoints": 3})
     spec = prepare_run(config, name="run", storage=str(tmp_path))
     for step in (2, 4):
-        save(spec.checkpoints, checkpoint_of(spec, step))
+        save_checkpoint(spec.checkpoints, checkpoint_of(spec, step))
     return spec
 
 
@@ -100,17 +98,10 @@ def test_a_run_is_carried_on_as_it_was(spec):
     assert spec.start_step() == 4
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(spec, caplog):
+def test_a_run_is_carried_on_before_a_damaged_checkpoint(spec, caplog):
     os.truncate(f"{spec.checkpoints.last}/model.safetensors", 20)
     assert resume_run(spec.run_uri).start_step() == 2
-    (message,) = caplog.messages
-    assert (
-        "step-00000004: this checkpoint cannot be read (model.safetensors has 20 bytes" in message
-    )
-    assert "step-00000002 instead" in message
-    os.truncate(f"{spec.checkpoints.last}/model.safetensors", 20)
-    with pytest.raises(ConfigError, match="no checkpoint of this run can be read"):
-        resume_run(spec.run_uri)
+    assert "step-00000002 instead" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -125,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(spec, caplog)
     ],
 )
 def test_a_checkpoint_of_other_data_or_classes_is_refused(spec, meta, said):
-    uri = save(spec.checkpoints, checkpoint_of(spec, 6, **meta))
+    uri = save_checkpoint(spec.checkpoints, checkpoint_of(spec, 6, **meta))
     with pytest.raises(ConfigError, match=said) as caught:
         resume_run(spec.run_uri)
     assert str(caught.value).startswith(f"{uri}: this checkpoint is not of this run: ")
@@ -136,7 +127,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_all_that_differs(spec):
     other = with_overrides(spec.config, {"model.fpn_channels": 64, "model.anchors.offset": 0.0})
     other = with_overrides(other, {"model.backbone_weights": "elsewhere.pt", "optimizer.lr": 0.5})
     saved = replace(checkpoint_of(spec, 6), config=other)
-    save(spec.checkpoints, saved)
+    save_checkpoint(spec.checkpoints, saved)
     with pytest.raises(ConfigError) as caught:
         resume_run(spec.run_uri)
     message = str(caught.value)
@@ -149,8 +140,9 @@ def test_what_a_run_does_not_take_over_is_named_before_it_starts(config, spec, t
     weights = RetinaNet.from_config(spec.config.model).state_dict()
     start = f"{tmp_path}/start"
     names = [(1, "disc"), (2, "bar"), (3, "ring")]
-    other = checkpoint_of(spec, 8, weights=weights, categories=names)
-    save(CheckpointStore(start), other)
+    # Its average counts: the weights themselves fit nowhere.
+    other = replace(checkpoint_of(spec, 8, categories=names), ema=weights)
+    save_checkpoint(CheckpointStore(start), other)
     caplog.set_level(logging.WARNING, logger="retina_ray.train")
     prepare_run(config, name="same", storage=str(tmp_path), init_from=start)
     (message,) = caplog.messages
@@ -162,14 +154,3 @@ def test_what_a_run_does_not_take_over_is_named_before_it_starts(config, spec, t
     with pytest.raises(ConfigError, match="no weight of that checkpoint fits"):
         prepare_run(config, name="none", storage=str(tmp_path), init_from=spec.run_uri)
     assert not os.path.exists(tmp_path / "none")
-
-
-def test_a_checkpoint_without_averaged_weights_starts_a_run_like_one_with_them(
-    config, spec, tmp_path
-):
-    weights = RetinaNet.from_config(spec.config.model).state_dict()
-    start = f"{tmp_path}/start"
-    saved = replace(checkpoint_of(spec, 8), ema=weights)
-    save(CheckpointStore(start), saved)
-    prepare_run(config, name="average", storage=str(tmp_path), init_from=start)
-    assert json.loads((tmp_path / "average" / "run.json").read_text())["init_from"] == start

@@ -4,8 +4,9 @@ import json
 import time
 
 import pytest
+from builders import save_checkpoint
 from s3_server import BUCKET, S3Server
-from test_checkpoints import assert_value, make, save
+from test_checkpoints import assert_value, make
 
 from retina_ray.errors import StorageError
 from retina_ray.storage.retry import RETRY_VARIABLE
@@ -30,7 +31,7 @@ def folders(server, run):
 def test_a_bucket_keeps_what_a_disk_keeps(server):
     store = CheckpointStore(server.uri("kept/checkpoints"))
     for step, metric in ((1, 0.3), (2, 0.1), (3, None)):
-        save(store, make(step, step), metric=metric)
+        save_checkpoint(store, make(step, step), metric=metric)
     assert folders(server, "kept") == {"index.json", "step-00000001", "step-00000003"}
     assert_value(load_checkpoint(server.uri("kept")), 3)
     assert_value(load_checkpoint(store.best), 1)
@@ -71,10 +72,10 @@ def test_a_checkpoint_that_was_sent_in_part_does_not_count(server, monkeypatch):
     """Cut off after its first file; the process is gone, and another one goes on."""
     monkeypatch.setenv(RETRY_VARIABLE, "0")
     store = CheckpointStore(server.uri("part/checkpoints"))
-    save(store, make(1, 1.0), metric=0.1)
+    save_checkpoint(store, make(1, 1.0), metric=0.1)
     end = server.cut_at(r"PUT /bucket/part/checkpoints/step-00000002/", 1, "refused")
     with pytest.raises((StorageError, OSError)):
-        save(store, make(2, 2.0), metric=0.2)
+        save_checkpoint(store, make(2, 2.0), metric=0.2)
     end.join()
     assert_value(load_checkpoint(store.last), 1.0)
     CheckpointSaver(store)

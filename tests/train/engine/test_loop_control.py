@@ -254,28 +254,19 @@ def test_no_checkpoint_holds_what_is_not_finite(bench):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "step", "is_due"), [(0, 0, False), (3, 3, False), (4, 4, True)]
+    ("stop_at", "step", "is_due"),
+    [(0, 0, False), (3, 3, False), (4, 4, True), (5, 4, True)],
+    ids=["at the start", "in an epoch", "before a validation", "during a validation"],
 )
-def test_a_stop_keeps_a_checkpoint_first(bench, stop_at, step, is_due):
+def test_a_stop_keeps_a_checkpoint_and_does_not_wait_for_a_validation(bench, stop_at, step, is_due):
     callbacks = MemoryCallbacks(stop_at=stop_at)
-    loop = bench.loop(callbacks)
+    loop = bench.loop(callbacks, **{"train.eval_batch_size": 2})
     with pytest.raises(RunStoppedError, match="told so") as caught:
         loop.run(loop.rows)
     assert caught.value.reason == "told so"
     assert loop.step == step
     assert sorted(callbacks.kept) == ([step] if step else [])
     assert loop.validation_is_due == is_due
-
-
-def test_a_stop_during_a_validation_does_not_wait_for_its_end(bench):
-    callbacks = MemoryCallbacks(
-        stop_at=5
-    )  # asked at the start, after four steps, after a row of the round
-    loop = bench.loop(callbacks, **{"train.eval_batch_size": 2})
-    with pytest.raises(RunStoppedError):
-        loop.run(loop.rows)
-    assert loop.validation_is_due
-    assert sorted(callbacks.kept) == [4]
     assert callbacks.found == []
 
 

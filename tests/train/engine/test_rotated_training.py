@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from builders import BY_HEART, ONE_EPOCH, Harness, Killed, assert_same_weights, small_config
+from builders import BY_HEART, ONE_EPOCH, Harness, small_config
 
-from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.evaluation.coco import evaluate_coco
@@ -13,7 +12,6 @@ from retina_ray.inference.predict import Predictor
 from retina_ray.ops.rotated.boxes import paired_rotated_iou
 from retina_ray.structures import Detections
 from retina_ray.train.engine.validation import Sample
-from retina_ray.train.run.resolve import resolve
 from retina_ray.train.tracking.samples import to_pictures
 
 
@@ -58,28 +56,6 @@ def test_a_model_of_aligned_boxes_trains_on_a_set_of_rotated_ones(rotated):
     data = PreparedDataset.open(rotated.data)
     found = Predictor.from_checkpoint(uri, device="cpu").over_dataset(data).results
     assert {len(one["bbox"]) for one in found} <= {4}
-
-
-def test_a_set_without_rotated_boxes_is_refused(rotated, eight_images):
-    data = {"data.train": eight_images, "data.val": rotated.data}
-    config = rotated_config(**data, **{"model.num_classes": None})
-    with pytest.raises(ConfigError) as caught:
-        resolve(config, str(rotated.root))
-    faults = dict(caught.value.faults)
-    assert f"{eight_images} has no rotated boxes" in faults["data.train"]
-    assert 'set model.box_type to "aligned"' in faults["data.train"]
-    assert "rotated" not in faults["data.val"]  # only that its classes differ
-
-
-def test_a_killed_run_ends_where_the_uninterrupted_one_ends(rotated):
-    config = rotated_config(**{"train.checkpoint_every_steps": 1, **ONE_EPOCH})
-    whole, broken = rotated.spec(config, "whole"), rotated.spec(config, "broken")
-    rotated.run(whole)
-    with pytest.raises(Killed):
-        rotated.run(broken, stop_after_rows=1)
-    assert broken.start_step() == 1
-    rotated.run(broken)
-    assert_same_weights(broken, whole)
 
 
 def sample(image_id=1):

@@ -64,38 +64,6 @@ def test_every_step_of_both_schedules_with_both_warmups(length, factor):
         assert rates == [pytest.approx([e, 2 * e], rel=1e-12) for e in expected]
 
 
-def _composed(step, *, warmup, length, factor, after):
-    """detectron2's WarmupParamScheduler: a line from factor to what comes after, or a constant."""
-    if step >= length:
-        return after(step)
-    if warmup == "constant":
-        return factor * after(0)
-    return factor * after(0) * (1 - step / length) + after(length) * step / length
-
-
-@pytest.mark.parametrize("warmup", ["linear", "constant"])
-def test_detectron2s_newer_warmup_is_the_same_up_to_the_first_milestone(warmup):
-    config = ScheduleConfig(milestones=(0.25, 0.75), warmup=warmup, warmup_steps=10)
-
-    def steps(s):
-        return 0.1 ** ((s >= 10) + (s >= 30))
-
-    for length in (0, 1, 9):
-        shorter = config.model_copy(update={"warmup_steps": length})
-        options = {"warmup": warmup, "length": length, "factor": 0.001, "after": steps}
-        expected = [_composed(s, **options) for s in range(40)]
-        assert [lr_factor(s, 40, shorter) for s in range(40)] == pytest.approx(expected, rel=1e-12)
-
-    def cosine(s):
-        return (1 + math.cos(math.pi * s / 1000)) / 2
-
-    curved = ScheduleConfig(name="cosine", warmup="linear", warmup_steps=50)
-    options = {"warmup": "linear", "length": 50, "factor": 0.001, "after": cosine}
-    apart = [lr_factor(s, 1000, curved) - _composed(s, **options) for s in range(1000)]
-    assert min(apart) > -1e-12
-    assert 0.002 < max(apart) < 0.0024
-
-
 def test_milestones_are_rounded_to_steps():
     config = ScheduleConfig(milestones=(0.25, 0.74), gamma=0.5, warmup_steps=0)
     # 0.25 * 7 = 1.75 -> 2, 0.74 * 7 = 5.18 -> 5
