@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import Category, Record
+from retina_ray.data.prepared.schema import Category, ImageClasses, Record
 from retina_ray.data.prepared.writer import ShardWriter
 
 CATEGORIES = [Category(3, "cat"), Category(90, "dog")]
@@ -37,3 +37,10 @@ def write_set(uri, records: Iterable[Record], **options) -> PreparedDataset:
         for record in records:
             writer.add(record)
     return PreparedDataset.open(uri)
+
+
+def image_classes(labels: list[set[int]], num_classes: int) -> ImageClasses:
+    """The classes of each image."""
+    pairs = [(i, label) for i, own in enumerate(labels) for label in sorted(own)]
+    image, label = (np.array([p[k] for p in pairs], np.int32) for k in (0, 1))
+    return ImageClasses(image, label, len(labels), num_classes)

@@ -106,7 +106,7 @@ def test_the_same_bytes_whoever_decodes_and_after_a_resume(small_ray, dataset, t
     assert streamed(plan, loader, tasks=1) == [expected]
     assert streamed(plan, loader, tasks=4) == [expected]
     for step in (2, plan.steps_per_epoch, 5):
-        first = plan.first_row(step)
+        first = plan.layout.worker_rows(0, step)[0]
         assert streamed(plan, loader, start_step=step) == [expected[first:]]
 
 
@@ -115,7 +115,7 @@ def test_each_worker_gets_its_rows_in_their_order(small_ray, dataset, tiny_confi
     plan, loader = make(config, dataset)
     whole = dict(digest(p) for p in iterate(plan.table, loader))
     for start_step in (0, 7):
-        first = plan.first_row(start_step)
+        first = plan.layout.worker_rows(0, start_step)[0]
         for rank, got in enumerate(streamed(plan, loader, start_step=start_step)):
             assert [index for index, _ in got] == list(range(first + rank, len(plan), 2))
             assert all(whole[index] == content for index, content in got)

@@ -185,11 +185,6 @@ class RunPlan:
         """
         return self.take(self.layout.worker_rows(rank, start_step, validate_first=validate_first))
 
-    def first_row(self, start_step: int = 0, *, validate_first: bool = False) -> int:
-        """The plan index from which on all rows are still to do, see `RunLayout.first_round`."""
-        first = self.layout.first_round(start_step, validate_first=validate_first)
-        return first * self.num_workers
-
 
 def build_run_plan(
     train_index: pa.Table,
