@@ -18,7 +18,8 @@ from retina_ray.storage.uris import is_uri
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, a limit to the size of files."""
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors says so, in an error that is no OSError
+_OS_ERROR = re.compile(r"(?:\(os error |Os { code: )(\d+)")
+"""Of an error of safetensors, which is no OSError: its words, and those before version 0.8."""
 
 
 @dataclass(frozen=True)

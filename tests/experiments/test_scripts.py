@@ -42,7 +42,7 @@ def refused(script, *options):
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert not ray.is_initialized()
-    assert result.stdout == ""
+    assert result.stdout.strip() == ""  # rich before 14.3 ends a progress bar with an empty line
     return " ".join(result.stderr.split())
 
 

@@ -93,11 +93,12 @@ def submit(command, patience_s=120):
         time.sleep(2)
 
 
-def test_a_submitted_sweep_runs_on_the_cluster(head, tmp_path):
+def test_a_submitted_sweep_of_two_workers_runs_on_the_cluster(head, tmp_path):
     command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--"]
     command += ["python", "experiments/sweep.py", "--storage", str(tmp_path), "--name", "job"]
-    command += ["--space", "losses", "--num-samples", "2", "--grace-epochs", "1"]
+    command += ["--space", "losses", "--num-samples", "1", "--grace-epochs", "1"]
     settings = {
+        "train.num_workers": 2,
         "train.epochs": 1,
         "data.synthetic.num_train": 16,
         "data.synthetic.num_val": 8,
@@ -109,9 +110,13 @@ def test_a_submitted_sweep_runs_on_the_cluster(head, tmp_path):
     done = submit(command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best checkpoint:" in done.stdout
-    rows = read_results(tmp_path / "job" / "results.json")
-    assert [row.status for row in rows] == ["finished", "finished"]
-    for row in rows:
-        config = json.loads((tmp_path / "job/trials" / row.trial_id / "config.json").read_text())
-        assert config["loss"]["focal_gamma"] == row.params["loss.focal_gamma"]
-        assert config["loss"]["box_loss"] == row.params["loss.box_loss"]
+    (row,) = read_results(tmp_path / "job" / "results.json")
+    assert (row.status, row.reason) == ("finished", "")
+    assert row.time_s > 0  # Tune's own clock: it heard of the evaluation
+    assert (row.epochs_run, len(row.history)) == (1, 1)
+    assert row.metrics["AP"] >= 0
+    assert row.checkpoint is not None
+    config = json.loads((tmp_path / "job/trials" / row.trial_id / "config.json").read_text())
+    assert config["train"]["num_workers"] == 2
+    assert config["loss"]["focal_gamma"] == row.params["loss.focal_gamma"]
+    assert config["loss"]["box_loss"] == row.params["loss.box_loss"]

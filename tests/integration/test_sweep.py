@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from builders import ROOT
 from rich.console import Console
-from script_process import Script, small_run_options
+from script_process import Script, run_script, small_run_options
 from wandb_file import finished_records, history
 
 from retina_ray.config import ExperimentConfig, from_json
@@ -190,28 +192,6 @@ def test_every_trial_is_one_wandb_run_of_the_sweeps_group(four):
     assert len(ids) == len(rows)
 
 
-def test_a_trial_of_two_workers_reports_to_tune(local_ray, pictures, tiny_config, tmp_path):
-    config = tiny_config(
-        **{
-            "data.train": pictures,
-            "data.val": pictures,
-            "train.num_workers": 2,
-            "train.epochs": 1,
-            "optimizer.lr": 1e-3,
-        }
-    )
-    space = {"loss.focal_gamma": Choice(2.0, 1.0)}
-    _, (row,), _ = sweep_with(
-        config, space, tmp_path, name="nested", num_samples=1, scheduler="fifo"
-    )
-    assert (row.status, row.reason) == ("finished", "")
-    assert row.params == {"loss.focal_gamma": 2.0}
-    assert row.time_s > 0  # Tune's own clock: it heard of the evaluation
-    assert (row.epochs_run, len(row.history)) == (1, 1)
-    assert row.metrics["AP"] >= 0
-    assert row.checkpoint is not None
-
-
 def resume_command_of(script):
     """The words of the command that a stopped sweep shows, without `python`."""
     (hint,) = [line for line in script.lines if "resume with: " in line]
@@ -221,7 +201,9 @@ def resume_command_of(script):
     return words[1:]
 
 
-def test_stopped_sweeps_leave_a_table_and_can_be_resumed(pictures, tmp_path):
+def test_stopped_sweeps_leave_a_table_and_can_be_resumed(
+    local_ray, pictures, tmp_path, monkeypatch
+):
     options = small_run_options(
         pictures, tmp_path, "stopped", **{"train.epochs": 2, "train.batch_size": 5}
     )
@@ -258,16 +240,17 @@ def test_stopped_sweeps_leave_a_table_and_can_be_resumed(pictures, tmp_path):
     assert statuses.pop("trial_02", "pending") == "pending"
     assert statuses == {"trial_00": "finished", "trial_01": "finished"}
 
-    third = Script(*resume_command_of(second))
-    assert third.end(300) == 0, third.output
-    assert not any(line.startswith(("trial_00  ", "trial_01  ")) for line in third.lines)
+    script, *words = resume_command_of(second)
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    third = run_script(Path(script).stem, *words)
+    assert third.exit_code == 0, third.output
+    assert not re.search("^trial_0[01]  ", third.output, re.MULTILINE)
     assert (trials / "trial_00" / "metrics.jsonl").read_bytes() == finished
     rows = read_results(folder / "results.json")
     assert {row.trial_id: (row.status, row.epochs_run) for row in rows} == {
         f"trial_{n:02d}": ("finished", 2) for n in range(3)
     }
     assert "resume with" not in third.output
-    assert third.left_behind() == []
     shown = first.output + second.output + third.output
     for text in (
         "max_concurrent_trials",

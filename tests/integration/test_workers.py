@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from builders import ROOT, damaged_copy, logged, make_spec, run_here
 from faulty_runs import TWO
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from script_process import run_script, small_run_options
+from script_process import Script, run_script, small_run_options
 
 from retina_ray.config import with_overrides
 from retina_ray.data.loading.ray_stream import task_cpus
@@ -160,6 +161,35 @@ def test_validation_beside_the_training_survives_kills_of_both(
     texts = [path.read_text() for path in logs.glob("*controller*.log")]
     assert any("Started training worker group" in text for text in texts)
     assert not any("Failed to stop PlacementGroupCleaner" in text for text in texts)
+
+
+def test_ctrl_c_and_resume(local_ray, pictures, tmp_path, monkeypatch):
+    first = Script("experiments/train.py", *small_run_options(pictures, tmp_path, "run"))
+    first.wait_for("epoch 2.0/4 .* AP ")  # so the checkpoint of the first one is kept
+    first.interrupt()
+    assert first.end(60) == 130, first.output
+    assert "Traceback" not in first.output
+    assert first.left_behind() == []
+    (hint,) = [line for line in first.lines if line.startswith("resume with: python ")]
+    words = shlex.split(hint.removeprefix("resume with: python "))
+    assert words[0] == "experiments/train.py"
+    assert words[1:] == ["--name", "run", "--storage", str(tmp_path), "--resume"]
+    run = tmp_path / "run"
+    stopped_at = load_checkpoint(str(run)).meta.step
+    assert 5 <= stopped_at < 20
+    before = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] <= stopped_at]
+
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    second = run_script("train", *words[1:])
+    assert second.exit_code == 0, second.output
+    assert load_checkpoint(str(run)).meta.step == 20  # 4 epochs of 10 pictures, 2 a step
+    records = read_metrics(run / "metrics.jsonl")
+    assert records[: len(before)] == before
+    steps = [r["step"] for r in records if "train/loss" in r["metrics"]]
+    assert steps == list(range(1, 21))  # none twice, none left out
+    assert records[-1]["status"] == "finished"
+    assert "best checkpoint: " in second.output
+    assert "resume with" not in second.output
 
 
 def test_a_diverging_run_says_why_and_is_not_tried_again(
