@@ -19,11 +19,10 @@ from retina_ray.data.augment.transforms import (
     flip_boxes,
     place_boxes,
     resize_image,
-    rotate90_boxes,
     shortest_edge_size,
 )
 from retina_ray.data.augment.views import LazyImage
-from retina_ray.data.images.decoding import DecodeError, decode_image
+from retina_ray.data.images.decoding import decode_image
 from retina_ray.data.random_streams import image_stream, random_stream
 from retina_ray.data.rotated_boxes import rotate90_rotated
 
@@ -178,37 +177,17 @@ def test_one_pixel():
     assert sample.boxes.tolist() == [[0, 0, 5, 5]]
 
 
-def test_flips_happen_half_the_time_and_independently():
-    coins = np.array([image_stream(5, 0, i).random(2) < 0.5 for i in range(2000)])
-    np.testing.assert_allclose(coins.mean(axis=0), 0.5, atol=0.05)
-    np.testing.assert_allclose((coins[:, 0] & coins[:, 1]).mean(), 0.25, atol=0.04)
-    assert image_stream(5, 0, 3).random() != image_stream(5, 1, 3).random()
-    assert image_stream(5, 0, 3).random() != image_stream(6, 0, 3).random()
-
-
-# Rotations
-
-
-def test_rotations_by_hand():
-    boxes = np.array([[1, 2, 4, 8]])  # in a picture 10 high and 20 wide
-    turned = [rotate90_boxes(boxes, 10, 20, k).tolist() for k in range(-1, 5)]
-    quarter = [[2, 16, 8, 19]]  # the right border is on top: y becomes x, and 20 - x is y
-    assert turned == [
-        [[10 - 8, 1, 10 - 2, 4]],
-        [[1, 2, 4, 8]],
-        quarter,
-        [[16, 2, 19, 8]],
-        [[2, 1, 8, 4]],
-        [[1, 2, 4, 8]],
-    ]
-    assert rotate90_boxes(np.zeros((0, 4)), 10, 20, 1).shape == (0, 4)
-    # A quarter moves the centre (5, 3) to (3, 15); the width points up instead of right.
-    for k, angle, expected in [
-        (1, 30, [3, 15, 8, 2, 120]),
+@pytest.mark.parametrize(
+    ("k", "angle", "expected"),
+    [
+        (1, 30, [3, 15, 8, 2, 120]),  # the width points up instead of right
         (1, 120, [3, 15, 8, 2, -150]),
         (0, 200, [5, 3, 8, 2, 200]),
-    ]:
-        assert rotate90_rotated(np.array([[5, 3, 8, 2, angle]]), 10, 20, k).tolist() == [expected]
+    ],
+)
+def test_a_quarter_turn_of_a_rotated_box(k, angle, expected):
+    """In a picture 10 high and 20 wide."""
+    assert rotate90_rotated(np.array([[5, 3, 8, 2, angle]]), 10, 20, k).tolist() == [expected]
 
 
 def test_each_rotation_comes_a_quarter_of_the_time_and_rotates_the_target():
@@ -253,40 +232,20 @@ def test_smaller_jitter_pads_with_grey():
     assert (sample.image[:20, :30] == 7).all()
     assert (sample.image[20:] == FILL).all()
     assert (sample.image[:, 30:] == FILL).all()
-    # Flips come after: the grey moves with them.
-    flipped = run(Augmenter(flip="both", scale_jitter=(0.5, 0.5)), main, rng=FlippedBoth(0))
-    assert flipped.boxes.tolist() == [[30, 20, 60, 40]]
-    np.testing.assert_array_equal(flipped.image, sample.image[::-1, ::-1])
-
-
-class FlippedBoth:
-    """A generator that flips both ways and then seeds like another."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = image_stream(seed, 0, 0)
-
-    def random(self, n: int) -> np.ndarray:
-        return self.rng.random(n) * 0
-
-    def integers(self, *args):
-        return self.rng.integers(*args)
 
 
 def test_larger_jitter_shows_a_window_anywhere():
     height, width = 40, 60
     main = source(flat(height, width, 7), [[0, 0, width, height], [10, 10, 20, 20]])
-    places = []
+    places = set()
     for seed in range(200):
-        sample = run(Augmenter(scale_jitter=(2.0, 2.0), min_visible=0.2), main, seed=seed)
+        sample = run(Augmenter(scale_jitter=(2.0, 2.0)), main, seed=seed)
         assert sample.image.shape == (height, width, 3)
         assert (sample.image == 7).all()
         assert sample.boxes[0].tolist() == [0, 0, width, height]
-        places += [box for box, label in zip(sample.boxes, sample.labels, strict=True) if label]
-    # The second box is 20 x 20 there, where all of it shows.
-    sides = np.array([box[2:] - box[:2] for box in places])
-    assert sides.max() == 20
-    assert sides.prod(axis=1).min() >= 0.2 * 400 - 1e-3
-    assert len({tuple(box) for box in places}) > 50
+        places |= {tuple(box) for box in sample.boxes[1:].tolist()}
+    assert max(x1 - x0 for x0, _, x1, _ in places) == 20
+    assert len(places) > 50
 
 
 def test_jitter_is_uniform_in_its_logarithm():
@@ -380,10 +339,9 @@ def test_mix_sources_must_be_as_many_as_are_mixed():
 
 
 def pictures(num: int = 5, size: int = 48) -> list[LazyImage]:
-    rng = np.random.default_rng(7)
-    images = rng.integers(0, 256, (num, size, size, 3), np.uint8)
-    return [source(image, [[4, 8, 30, 40], [20, 2, 44, 20]], [2 * i, 2 * i + 1])
-            for i, image in enumerate(images)]  # fmt: skip
+    images = np.random.default_rng(7).integers(0, 256, (num, size, size, 3), np.uint8)
+    boxes = [[4, 8, 30, 40], [20, 2, 44, 20]]
+    return [source(image, boxes, [2 * i, 2 * i + 1]) for i, image in enumerate(images)]
 
 
 def test_the_same_generator_gives_the_same_bytes():
@@ -398,16 +356,6 @@ def test_the_same_generator_gives_the_same_bytes():
             assert_same(sample, again)
             results.append(sample.image.tobytes())
     assert len(set(results)) == len(results)
-
-
-def test_colours_change_no_box_and_no_place():
-    main, *partners = pictures()
-    for seed in range(20):
-        with_colour = run(EVERYTHING, main, partners, mosaic=True, mixup=True, seed=seed)
-        without = Augmenter(**{**vars(EVERYTHING), "colour": ColourJitter()})
-        sample = run(without, main, partners, mosaic=True, mixup=True, seed=seed)
-        np.testing.assert_array_equal(sample.boxes, with_colour.boxes)
-        np.testing.assert_array_equal(sample.labels, with_colour.labels)
 
 
 def test_one_change_does_not_move_the_draws_of_another():
@@ -442,8 +390,6 @@ def test_no_stream_serves_two_purposes(monkeypatch):
     main, *partners = pictures()
     run(EVERYTHING, main, partners, mosaic=True, mixup=True)
     run(EVERYTHING, main, seed=1)
-    # Turns and crops of five pictures, flips of four, jitter of one; mosaic, mixup, colours.
-    assert len(streams) == (5 + 5 + 4 + 1 + 3) + (1 + 1 + 1 + 1)
     assert len(set(streams)) == len(streams)
 
 
@@ -525,26 +471,26 @@ def test_paint_is_found_after_reduced_decoding():
     assert {image.shape[0] for image in decoded} == {101, 201}
 
 
-def test_a_picture_that_cannot_be_decoded_is_told():
-    def decode(_: int) -> np.ndarray:
-        raise DecodeError("broken")
-
-    bad = LazyImage(decode, (9, 9), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
-    good = source(flat(9, 9, 0))
-    for main, partners in ((bad, []), (good, [bad])):
-        with pytest.raises(DecodeError, match="broken"):
-            run(Augmenter(), main, partners, mixup=bool(partners))
-
-
 # Rotated boxes
 
 
-def test_rotated_boxes_go_with_their_centres_and_are_not_cut():
-    box = [10, 10, 16, 4, 45]
-    main = source(flat(40, 60, 7), [box])
+def test_rotated_boxes_are_not_cut_and_small_ones_are_dropped():
+    boxes = [
+        [-10, 50, 60, 20, 30],  # its centre is outside
+        [120, 90, 80, 60, -45],  # sticks out
+        [50, 50, 40, 1.9, 10],  # 0.95 px high after halving
+        [50, 50, 40, 2.0, 10],
+        [50, 50, 0, 20, 10],
+        [50, 50, 20, 20, np.nan],
+        [np.inf, 50, 20, 20, 0],
+    ]
+    sample = run(Augmenter(), source(flat(96, 128, 0), boxes), size_px=48)
+    assert sample.labels.tolist() == [0, 1, 3]
+    halved = np.float32([boxes[i] for i in (0, 1, 3)]) * np.float32([0.5] * 4 + [1])
+    np.testing.assert_array_equal(sample.boxes, halved)
+    larger = Augmenter(scale_jitter=(2.0, 2.0), min_visible=0.5)
     for seed in range(100):
-        sample = run(Augmenter(scale_jitter=(2.0, 2.0), min_visible=0.5), main, seed=seed)
-        assert sample.boxes.shape[1] == 5
+        sample = run(larger, source(flat(40, 60, 7), [[10, 10, 16, 4, 45]]), seed=seed)
         for x, y, *rest in sample.boxes.tolist():
             assert rest == [32, 8, 45]
             assert 0 <= x <= 20

@@ -90,26 +90,25 @@ def test_rotated_boxes_count_by_the_rectangle_around_them():
     assert found == [draw(seed, (100, 100), [[10, 10, 90, 90]]) for seed in range(20)]
 
 
-def test_visible_by_hand():
-    size, rectangle = (100, 100), np.array([20, 0, 60, 100])
-    boxes = np.array([[10, 0, 30, 9], [0, 0, 21, 9], [0, 0, 20, 9], [30, 5, 40, 9.0]])
-    assert are_visible(boxes, size, rectangle, 0.5).tolist() == [True, False, False, True]
-    assert are_visible(boxes, size, rectangle, 0.51).tolist() == [False, False, False, True]
-    assert are_visible(boxes, size, rectangle, 0).tolist() == [True, True, False, True]
-    assert are_visible(boxes, size, rectangle, 1).tolist() == [False, False, False, True]
-    assert are_visible(boxes[:0], size, rectangle, 0.5).tolist() == []
+BOXES = [[10, 0, 30, 9], [0, 0, 21, 9], [0, 0, 20, 9], [30, 5, 40, 9]]
+TURNED = [[x, y, 30, 8, 0] for x, y in ((20, 20), (19, 20), (80, 90), (80, 91))]
 
 
-def test_what_lies_outside_the_picture_does_not_count():
-    boxes = np.array([[-50, 0, 50, 10.0]])
-    assert are_visible(boxes, (100, 100), np.array([0, 0, 50, 100]), 1.0).tolist() == [True]
-
-
-def test_rotated_boxes_are_visible_where_their_centres_are():
-    boxes = np.array([[x, y, 30, 8, 0.0] for x, y in ((20, 20), (19, 20), (80, 90), (80, 91))])
-    rectangle = np.array([20, 0, 90, 90])
-    assert are_visible(boxes, (100, 100), rectangle, 0.1).tolist() == [True, False, True, False]
-    assert are_visible(boxes, (100, 100), rectangle, 0.6).tolist() == [False] * 4
+@pytest.mark.parametrize(
+    ("boxes", "rectangle", "least", "expected"),
+    [
+        (BOXES, [20, 0, 60, 100], 0.5, [True, False, False, True]),
+        (BOXES, [20, 0, 60, 100], 0.51, [False, False, False, True]),
+        (BOXES, [20, 0, 60, 100], 0, [True, True, False, True]),
+        (BOXES, [20, 0, 60, 100], 1, [False, False, False, True]),
+        ([[-50, 0, 50, 10]], [0, 0, 50, 100], 1, [True]),  # the part outside does not count
+        (TURNED, [20, 0, 90, 90], 0.1, [True, False, True, False]),  # where their centres are
+        (TURNED, [20, 0, 90, 90], 0.6, [False] * 4),
+    ],
+)
+def test_visible_by_hand(boxes, rectangle, least, expected):
+    found = are_visible(np.array(boxes, float), (100, 100), np.array(rectangle), least)
+    assert found.tolist() == expected
 
 
 @given(

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import resize
 
 from retina_ray.data.augment.transforms import (
-    flip_boxes,
     place_boxes,
     resize_image,
     shortest_edge_size,
@@ -51,16 +50,6 @@ def test_shortest_edge_size_in_fractions(height, width, size, extra):
             assert side == max(1, math.floor(value + Fraction(1, 2)))
         else:
             assert side in (value - Fraction(1, 2), value + Fraction(1, 2), 1)
-
-
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1200), st.integers(0, 800))
-def test_shortest_edge_size_keeps_limits(height, width, size, extra):
-    longest = size + extra
-    new_height, new_width = shortest_edge_size(height, width, size, longest)
-    assert 1 <= min(new_height, new_width) <= size
-    assert max(new_height, new_width) <= longest
-    assert min(new_height, new_width) == size or max(new_height, new_width) == longest
-    assert (new_height <= new_width) if height <= width else (new_height >= new_width)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -109,17 +98,6 @@ def test_a_flat_picture_stays_flat(size):
     for source in ((1, 1), (1, 60), (9, 1), (9, 60)):
         flat = np.full((*source, 3), 77, np.uint8)
         np.testing.assert_array_equal(resize_image(flat, *size), np.full((*size, 3), 77))
-
-
-def test_flip_boxes_by_hand():
-    boxes = np.array([[1, 2, 4, 8]], np.float32)
-    flip = lambda h, v: flip_boxes(boxes, 10, 20, horizontal=h, vertical=v).tolist()  # noqa: E731
-    assert flip(False, False) == [[1, 2, 4, 8]]
-    assert flip(True, False) == [[16, 2, 19, 8]]
-    assert flip(False, True) == [[1, 2, 4, 8]]  # 10 - 8 = 2, 10 - 2 = 8
-    assert flip(True, True) == [[16, 2, 19, 8]]
-    nothing = np.zeros((0, 4), np.float32)
-    assert flip_boxes(nothing, 10, 20, horizontal=True, vertical=True).shape == (0, 4)
 
 
 def test_place_boxes_by_hand():

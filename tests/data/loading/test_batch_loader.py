@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_sets
 import torch
+from planned_batches import batch_of, load, make_loader, train_row, val_row
 
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
 from retina_ray.data.augment.augmenter import Augmenter
@@ -67,22 +68,6 @@ def write_set(path: Path, records: list[Record]) -> PreparedDataset:
     return tiny_sets.write_set(path, records, **options)
 
 
-def load(loader: BatchLoader, row: dict) -> pa.Table:
-    """The batch of one plan row."""
-    return loader.load_table(pa.Table.from_pylist([row]))
-
-
-def make_loader(train=None, val=None, **changes) -> BatchLoader:
-    options = {"seed": 3, "augmenter": Augmenter(flip="both"), "size_divisibility_px": 16}
-    return BatchLoader(
-        train=train,
-        val=val,
-        train_index=train.index() if train else None,
-        val_index=val.index() if val else None,
-        **{**options, **changes},
-    )
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> tuple[PreparedDataset, PreparedDataset]:
     root = tmp_path_factory.mktemp("sets")
@@ -94,15 +79,6 @@ def sets(tmp_path_factory) -> tuple[PreparedDataset, PreparedDataset]:
 @pytest.fixture(scope="module")
 def plan(sets) -> RunPlan:
     return build_run_plan(sets[0].index(), sets[1].index(), **SETTINGS)
-
-
-def train_row(images: list[int], **changes) -> dict:
-    row = {"plan_index": 11, "kind": "train", "epoch": 1, "step": 5, "worker": 1, "num_fill": 1}
-    return {**row, "images": images, "mixed": False, "size_px": 24, "max_size_px": 64, **changes}
-
-
-def val_row(images: list[int], **changes) -> dict:
-    return train_row(images, kind="val", num_fill=0, **changes)
 
 
 def same_bytes(a: pa.Table, b: pa.Table) -> bool:
@@ -140,7 +116,7 @@ def test_training_batch_by_hand(sets):
 
 
 def test_pixels_are_channels_last_uint8_with_zero_padding(sets):
-    batch = unpack_batch(load(make_loader(sets[0]), train_row([1, 3, 0]))).batch
+    batch = batch_of(make_loader(sets[0]), train_row([1, 3, 0]))
     pixels = batch.images.pixels
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -212,7 +188,7 @@ def test_workers_do_not_change_the_images(sets):
 def test_batches_side_by_side_are_those_made_alone_with_columns_in_one_piece(sets):
     loader = make_loader(*sets)
     rows = [train_row([0, 1, 2]), val_row([3]), train_row([4, 5]), val_row([])]
-    table = loader.load_table(pa.Table.from_pylist(rows))
+    table = load(loader, *rows)
     assert same_bytes(table, pa.concat_tables([load(loader, row) for row in rows]))
     pieces = {name: table[name].num_chunks for name in table.schema.names}
     assert pieces.pop("pixels") == len(rows)  # in one they would be a copy
@@ -222,8 +198,8 @@ def test_batches_side_by_side_are_those_made_alone_with_columns_in_one_piece(set
 def test_a_batch_of_other_sizes_than_planned_holds_its_own_pictures(damaged):
     """Image 5 is left out, the largest of this row; 0 stands in, and moves to its place."""
     loader = make_loader(damaged, size_divisibility_px=1)
-    batch = unpack_batch(load(loader, train_row([4, 5, 0]))).batch
-    alone = {i: unpack_batch(load(loader, train_row([i]))).batch.images for i in (0, 4)}
+    batch = batch_of(loader, train_row([4, 5, 0]))
+    alone = {i: batch_of(loader, train_row([i])).images for i in (0, 4)}
     for place, i in enumerate((4, 0, 0)):
         height, width = alone[i].sizes[0].tolist()
         picture = batch.images.pixels[place, :, :height, :width]
@@ -238,7 +214,7 @@ def test_epochs_augment_differently(sets):
 
 def test_validation_batch_is_not_augmented_and_has_no_targets(sets):
     loader = make_loader(*sets)
-    a, b = (unpack_batch(load(loader, val_row([0, 1], epoch=e))).batch for e in (0, 1))
+    a, b = (batch_of(loader, val_row([0, 1], epoch=e)) for e in (0, 1))
     assert torch.equal(a.images.pixels, b.images.pixels)
     assert a.targets.boxes.shape == (2, 0, 4)
     assert a.image_ids == [600, 601]
@@ -246,7 +222,7 @@ def test_validation_batch_is_not_augmented_and_has_no_targets(sets):
 
 
 def test_empty_row_gives_an_empty_batch(sets):
-    batch = unpack_batch(load(make_loader(*sets), val_row([]))).batch
+    batch = batch_of(make_loader(*sets), val_row([]))
     assert len(batch.images) == len(batch.targets) == 0
     assert batch.images.pixels.shape == (0, 3, 16, 16)
     assert batch.images.sizes.shape == (0, 2)
@@ -270,7 +246,7 @@ def damaged(tmp_path_factory) -> PreparedDataset:
 
 def test_bad_training_images_are_replaced_by_the_next_good_one(damaged):
     loader = make_loader(damaged)
-    batch = unpack_batch(load(loader, train_row([0, 1, 2, 3, 5]))).batch
+    batch = batch_of(loader, train_row([0, 1, 2, 3, 5]))
     assert batch.image_ids == [500, 503, 503, 503, 500]
     assert [name for name, _ in batch.bad_images] == ["001.png", "002.png", "005.png"]
     assert "not an image" in batch.bad_images[0][1]
@@ -289,7 +265,7 @@ def test_bytes_that_changed_since_they_were_written_are_named_as_such(tmp_path):
     at = content.find(make_record(2).image)
     content[at + len(make_record(2).image) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    batch = unpack_batch(load(make_loader(dataset), train_row([1, 2]))).batch
+    batch = batch_of(make_loader(dataset), train_row([1, 2]))
     assert [name for name, _ in batch.bad_images] == [make_record(2).file_name]
     assert "are not those that were written (CRC-32)" in batch.bad_images[0][1]
     assert batch.image_ids == [make_record(1).image_id] * 2
@@ -297,10 +273,10 @@ def test_bytes_that_changed_since_they_were_written_are_named_as_such(tmp_path):
 
 def test_a_row_of_bad_images_takes_a_spare(damaged):
     loader = make_loader(damaged)
-    batch = unpack_batch(load(loader, train_row([1]))).batch  # 2 is bad too, 3 is good
+    batch = batch_of(loader, train_row([1]))  # 2 is bad too, 3 is good
     assert batch.image_ids == [503]
     assert [name for name, _ in batch.bad_images] == ["001.png"]
-    last = unpack_batch(load(loader, train_row([20, 22]))).batch  # the spare is 23
+    last = batch_of(loader, train_row([20, 22]))  # the spare is 23
     assert last.image_ids == [523, 523]
     assert len(last.bad_images) == 2
 
@@ -315,13 +291,13 @@ def test_when_no_spare_helps_the_images_are_named(damaged):
 
 def test_bad_validation_images_stay_as_black_pictures(damaged):
     loader = make_loader(val=damaged)
-    batch = unpack_batch(load(loader, val_row([0, 1, 5]))).batch
+    batch = batch_of(loader, val_row([0, 1, 5]))
     assert batch.image_ids == [500, 501, 505]
     assert [name for name, _ in batch.bad_images] == ["001.png", "005.png"]
     assert batch.images.sizes[2].tolist() == list(shortest_edge_size(44, 32, 24, 64))
     assert batch.images.pixels[0].any()
     assert not batch.images.pixels[1:].any()
-    only_bad = unpack_batch(load(loader, val_row([1]))).batch
+    only_bad = batch_of(loader, val_row([1]))
     assert only_bad.image_ids == [501]
 
 
@@ -331,7 +307,7 @@ def test_iterate_gives_the_plans_batches_in_order(sets, plan):
     for threads in (1, 4):
         batches = list(iterate(rows, loader, num_threads=threads))
         assert [b.batch.plan_index for b in batches] == rows["plan_index"].to_pylist()
-        expected = unpack_batch(load(loader, rows.slice(2, 1).to_pylist()[0])).batch
+        expected = batch_of(loader, rows.slice(2, 1).to_pylist()[0])
         assert torch.equal(batches[2].batch.images.pixels, expected.images.pixels)
 
 
@@ -370,7 +346,7 @@ def test_from_config_and_evaluation_alone(sets):
 
 
 def test_unpack_wants_one_row_and_copies_nothing_big(sets):
-    table = make_loader(sets[0]).load_table(pa.Table.from_pylist([train_row([0]), train_row([1])]))
+    table = load(make_loader(sets[0]), train_row([0]), train_row([1]))
     with pytest.raises(ValueError, match="2 rows"):
         unpack_batch(table)
     second = unpack_batch(table.slice(1, 1))
@@ -428,40 +404,40 @@ def test_bad_targets_of_a_damaged_shard_are_named_before_augmentation(
 
 def test_a_mixed_row_holds_the_boxes_of_all_its_images(sets):
     loader = make_loader(*sets, augmenter=Augmenter(mosaic_scale=(0.5, 0.5), min_visible=0.01))
-    alone = unpack_batch(load(loader, train_row([0, 4]))).batch
+    alone = batch_of(loader, train_row([0, 4]))
     row = train_row([0, 4]) | {"partners": [[1, 2, 3], [6]]}
-    mixed = unpack_batch(load(loader, row)).batch
+    mixed = batch_of(loader, row)
     assert mixed.image_ids == alone.image_ids
     assert mixed.images.sizes.tolist() == alone.images.sizes.tolist()
     assert not torch.equal(mixed.images.pixels[0], alone.images.pixels[0])
     assert not torch.equal(mixed.images.pixels[1], alone.images.pixels[1])
     counts = [(b.targets.labels >= 0).sum(1).tolist() for b in (alone, mixed)]
-    blended = unpack_batch(load(loader, train_row([6]))).batch
+    blended = batch_of(loader, train_row([6]))
     assert counts[1][1] == counts[0][1] + int((blended.targets.labels >= 0).sum())
-    again = unpack_batch(load(loader, row)).batch
+    again = batch_of(loader, row)
     assert torch.equal(again.images.pixels, mixed.images.pixels)
     assert torch.equal(again.targets.boxes, mixed.targets.boxes)
 
 
 def test_a_bad_image_is_left_out_of_the_one_that_it_was_to_be_mixed_into(damaged):
     loader = make_loader(damaged)
-    alone = unpack_batch(load(loader, train_row([0, 3]))).batch
+    alone = batch_of(loader, train_row([0, 3]))
     row = train_row([0, 3]) | {"partners": [[1], [4, 6, 2]]}
-    batch = unpack_batch(load(loader, row)).batch
+    batch = batch_of(loader, row)
     assert batch.image_ids == [500, 503]
     assert torch.equal(batch.images.pixels, alone.images.pixels)
     assert [name for name, _ in batch.bad_images] == ["001.png", "002.png"]
     # A bad image itself is replaced, whatever was to be mixed into it.
-    batch = unpack_batch(load(loader, train_row([0, 1]) | {"partners": [[], [3]]})).batch
+    batch = batch_of(loader, train_row([0, 1]) | {"partners": [[], [3]]})
     assert batch.image_ids == [500, 500]
 
 
 def test_repeats_of_an_image_are_changed_differently(sets):
     loader = make_loader(*sets, augmenter=Augmenter(scale_jitter=(0.5, 2)))
     row = train_row([0, 0, 0])
-    alike = unpack_batch(load(loader, row)).batch.images.pixels
+    alike = batch_of(loader, row).images.pixels
     assert torch.equal(alike[0], alike[1])
-    pixels = unpack_batch(load(loader, row | {"repeats": [0, 1, 2]})).batch.images.pixels
+    pixels = batch_of(loader, row | {"repeats": [0, 1, 2]}).images.pixels
     assert torch.equal(pixels[0], alike[0])
     assert not torch.equal(pixels[0], pixels[1])
     assert not torch.equal(pixels[1], pixels[2])
