@@ -10,6 +10,8 @@ VENV ?= .venv
 OLDEST_PYTHON ?= python3.11
 OLDEST ?= .venv-oldest
 ARGS ?=
+# Containers often set it. Without cached bytecode each process of Ray compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -22,8 +22,8 @@ def local_ray(tiny_config):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Folder of a prepared set of 10 drawn pictures of 64 px."""
+def shapes_set(tmp_path_factory):
+    """Folder of a prepared set of 10 drawn images of 64 px."""
     folder = tmp_path_factory.mktemp("shapes") / "train"
     make_shapes(str(folder), num_images=10, size_px=64, seed=3, split="train")
     return str(folder)

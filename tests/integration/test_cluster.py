@@ -102,8 +102,8 @@ def consume(plan, loader, *, after_rows=None):
 
 
 @pytest.fixture(scope="module")
-def dataset(pictures):
-    return PreparedDataset.open(pictures)
+def dataset(shapes_set):
+    return PreparedDataset.open(shapes_set)
 
 
 def plan_and_bytes(config, dataset):
@@ -164,15 +164,15 @@ def test_a_node_that_goes_in_mid_stream_changes_nothing(cluster, dataset, tiny_c
 
 
 def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
-    cluster, pictures, tiny_config, tmp_path, monkeypatch
+    cluster, shapes_set, tiny_config, tmp_path, monkeypatch
 ):
     """A worker reserves 1.5 CPUs: there is room for one on each node, and none left to decode."""
     wish = {"train.epochs": 9, "train.checkpoint_every_steps": 2, "train.eval_every_epochs": 3}
     wish |= {"train.ema_decay": 0.9, "optimizer.lr": 0.001}
-    whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), pictures, tmp_path, "whole")
+    whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), shapes_set, tmp_path, "whole")
     run_here(whole)
     wish |= {"train.num_workers": 2, "train.min_workers": 1, "train.cpus_per_worker": 1.5}
-    spec = make_spec(tiny_config(**wish), pictures, tmp_path, "elastic")
+    spec = make_spec(tiny_config(**wish), shapes_set, tmp_path, "elastic")
     request = ResourceRequest.of(spec.config, cluster_size())
     request.require(cluster_size())
     monkeypatch.setattr(elastic, "INTERVAL_S", 1.0)
@@ -207,15 +207,15 @@ def test_two_workers_then_one_then_two_end_as_one_undisturbed_worker(
 
 
 def test_two_workers_on_two_nodes_are_validated_beside_their_training(
-    cluster, pictures, tiny_config, tmp_path, monkeypatch
+    cluster, shapes_set, tiny_config, tmp_path, monkeypatch
 ):
     """One of the workers is killed while a round is under way."""
     wish = {"train.epochs": 4, "train.ema_decay": 0.9, "optimizer.lr": 0.001}
-    whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), pictures, tmp_path, "whole")
+    whole = make_spec(tiny_config(**wish, **{"train.accumulate": 2}), shapes_set, tmp_path, "whole")
     run_here(whole)
     wish |= {"train.num_workers": 2, "train.async_validation": True, "train.max_failures": 1}
     wish |= {"train.checkpoint_every_steps": 1}
-    spec = make_spec(tiny_config(**wish), pictures, tmp_path, "beside")
+    spec = make_spec(tiny_config(**wish), shapes_set, tmp_path, "beside")
     request = ResourceRequest.of(spec.config, cluster_size())
     request.require(cluster_size())
 

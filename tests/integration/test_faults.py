@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 FIVE_STEPS = {"train.batch_size": 2, "train.epochs": 3, "train.ema_decay": 0.9}
-"""An epoch of the 10 pictures, 15 in all."""
+"""An epoch of the 10 images, 15 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def config(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def whole(config, pictures, tmp_path_factory):
+def whole(config, shapes_set, tmp_path_factory):
     """The run that nothing happens to."""
-    spec = make_spec(config(), pictures, tmp_path_factory.mktemp("whole"))
+    spec = make_spec(config(), shapes_set, tmp_path_factory.mktemp("whole"))
     run_here(spec)
     return spec
 
@@ -58,9 +58,9 @@ def once(marker):
 
 
 def test_a_killed_worker_goes_on_in_the_middle_of_the_epoch(
-    local_ray, whole, config, pictures, tmp_path, monkeypatch
+    local_ray, whole, config, shapes_set, tmp_path, monkeypatch
 ):
-    spec = make_spec(config(**{"train.max_failures": 1}), pictures, tmp_path)
+    spec = make_spec(config(**{"train.max_failures": 1}), shapes_set, tmp_path)
 
     def die(loop, do_step):
         if loop.step == 8 and once(tmp_path / "died"):
@@ -76,11 +76,11 @@ def test_a_killed_worker_goes_on_in_the_middle_of_the_epoch(
 
 
 def test_sigterm_leaves_a_checkpoint_and_is_no_failure(
-    local_ray, whole, config, pictures, tmp_path, monkeypatch
+    local_ray, whole, config, shapes_set, tmp_path, monkeypatch
 ):
     spec = make_spec(
         config(**{"train.max_failures": 0, "train.checkpoint_every_steps": None}),
-        pictures,
+        shapes_set,
         tmp_path,
     )
 
@@ -97,9 +97,9 @@ def test_sigterm_leaves_a_checkpoint_and_is_no_failure(
 
 
 def test_a_loss_of_nan_is_rolled_back_and_left_out(
-    local_ray, config, pictures, tmp_path, monkeypatch
+    local_ray, config, shapes_set, tmp_path, monkeypatch
 ):
-    spec = make_spec(config(**{"train.max_failures": 0}), pictures, tmp_path)
+    spec = make_spec(config(**{"train.max_failures": 0}), shapes_set, tmp_path)
 
     def poison(loop, do_step):
         from retina_ray.model import RetinaNetCriterion
@@ -129,7 +129,7 @@ def test_a_loss_of_nan_is_rolled_back_and_left_out(
     assert len(shown["images"]) == 2
     assert all((folder / image["picture"]).stat().st_size for image in shown["images"])
 
-    twin = make_spec(spec.config, pictures, tmp_path, "twin")
+    twin = make_spec(spec.config, shapes_set, tmp_path, "twin")
     Rollbacks(twin.run_uri).add(rollback)
     run_here(twin)
     assert_same_end(spec, twin, without=(7,))
@@ -142,10 +142,10 @@ def test_a_loss_of_nan_is_rolled_back_and_left_out(
 
 
 def test_a_hung_worker_says_where_and_is_replaced(
-    local_ray, whole, config, pictures, tmp_path, monkeypatch
+    local_ray, whole, config, shapes_set, tmp_path, monkeypatch
 ):
     settings = {"train.stall_timeout_s": 6, "train.max_failures": 1, "train.num_workers": 2}
-    spec = make_spec(config(**settings), pictures, tmp_path)
+    spec = make_spec(config(**settings), shapes_set, tmp_path)
 
     def hang(loop, do_step):
         from retina_ray.train.engine import distributed
@@ -185,12 +185,12 @@ ROOM_MIB = 180
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
-    local_ray, whole, config, pictures, small_disk, tmp_path, monkeypatch
+    local_ray, whole, config, shapes_set, small_disk, tmp_path, monkeypatch
 ):
     """One worker meets it while the other one waits for it; no restart would mend it."""
     folder, enlarge = small_disk
     settings = {"train.max_failures": 3, "train.num_workers": 2}
-    spec = make_spec(config(**settings), pictures, folder)
+    spec = make_spec(config(**settings), shapes_set, folder)
     with (
         injected(monkeypatch, tmp_path, lambda loop, do_step: do_step()),
         pytest.raises(RunError, match="No space left on device") as caught,
@@ -210,10 +210,10 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
 
 @pytest.mark.parametrize("answer", ["refuse", "hang"])
 def test_an_unreachable_wandb_changes_nothing(
-    local_ray, whole, config, pictures, tmp_path, monkeypatch, answer
+    local_ray, whole, config, shapes_set, tmp_path, monkeypatch, answer
 ):
     settings = {"tracking.wandb": "online", "train.max_failures": 0}
-    spec = make_spec(config(**settings), pictures, tmp_path)
+    spec = make_spec(config(**settings), shapes_set, tmp_path)
     server = WandbServer()
     server.answer = answer
     environment = server.environment
@@ -234,12 +234,12 @@ def test_an_unreachable_wandb_changes_nothing(
     assert list(Path(spec.run_uri).glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_sigterm_to_the_driver_ends_in_order_and_resumes(pictures, tmp_path):
+def test_sigterm_to_the_driver_ends_in_order_and_resumes(shapes_set, tmp_path):
     run = tmp_path / "run"
     settings = {
         "data.synthetic": "null",
-        "data.train": pictures,
-        "data.val": pictures,
+        "data.train": shapes_set,
+        "data.val": shapes_set,
         "model.anchors.sizes": "[12, 24, 48, 96]",
         "model.fpn_channels": 32,
         "input.train_sizes_px": "[64]",

@@ -39,13 +39,13 @@ def cluster():
 
 
 @pytest.fixture
-def run_without_its_node(cluster, pictures, tiny_config, tmp_path, monkeypatch):
+def run_without_its_node(cluster, shapes_set, tiny_config, tmp_path, monkeypatch):
     """Do a run whose first node goes by `leave(cluster, node)`, and the undisturbed one."""
 
     def run(leave, **overrides):
         settings = {"train.batch_size": 2, "train.epochs": 3, "train.ema_decay": 0.9}
         config = tiny_config(**settings, **{"train.checkpoint_every_steps": 3}, **overrides)
-        whole, spec = (make_spec(config, pictures, tmp_path, name) for name in ("whole", "run"))
+        whole, spec = (make_spec(config, shapes_set, tmp_path, name) for name in ("whole", "run"))
         run_here(whole)
         (node,) = [n for n in cluster.list_all_nodes() if n is not cluster.head_node]
         first_node = node.node_id

@@ -37,13 +37,13 @@ RETRY_S = 20
 """Of all processes of this module: they are started with it."""
 GAP_S = 5
 NUM_STEPS = 6
-FOOTPRINT = ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False)
+REQUEST = ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False)
 
 
 @pytest.fixture(scope="module")
-def server(pictures):
+def server(shapes_set):
     with S3Server() as server:
-        server.put_folder(pictures, "shapes")
+        server.put_folder(shapes_set, "shapes")
         yield server
 
 
@@ -70,10 +70,10 @@ def config_of(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def uncut(config_of, pictures, tmp_path_factory):
+def uncut(config_of, shapes_set, tmp_path_factory):
     """Losses and weights of the same run from and to the disk, in this process."""
     storage = str(tmp_path_factory.mktemp("uncut"))
-    spec = prepare_run(config_of(pictures), name="run", storage=storage)
+    spec = prepare_run(config_of(shapes_set), name="run", storage=storage)
     inputs = RunInputs.open(spec)
     run_worker(
         spec,
@@ -147,7 +147,7 @@ def assert_same_end(server, run, uncut, folder):
         torch.testing.assert_close(tensor, checkpoint.model[name], msg=name)
 
 
-def test_an_export_to_a_bucket_goes_on_and_comes_back(server, pictures, tmp_path):
+def test_an_export_to_a_bucket_goes_on_and_comes_back(server, shapes_set, tmp_path):
     first = PreparedDataset.open(server.uri("shapes"))
     out, images = server.uri("exported/b.json"), server.uri("exported/img")
 
@@ -165,7 +165,7 @@ def test_an_export_to_a_bucket_goes_on_and_comes_back(server, pictures, tmp_path
     names = {f"exported/img/{name}" for name in first.index()["file_name"].to_pylist()}
     assert set(server.files("exported")) == {*names, "exported/b.json"}
     again = import_coco(out, images, tmp_path / "again", split="train")
-    assert again.fingerprint == PreparedDataset.open(pictures).fingerprint
+    assert again.fingerprint == PreparedDataset.open(shapes_set).fingerprint
     one = sorted(names)[0]
     with server.filesystem.open_output_stream(f"{BUCKET}/{one}") as sink:
         sink.write(b"mine")
@@ -175,8 +175,8 @@ def test_an_export_to_a_bucket_goes_on_and_comes_back(server, pictures, tmp_path
     assert server.files("exported") == before
 
 
-def test_an_import_by_ray_tasks_waits_through_an_outage(server, s3_ray, pictures, tmp_path):
-    original = PreparedDataset.open(pictures)
+def test_an_import_by_ray_tasks_waits_through_an_outage(server, s3_ray, shapes_set, tmp_path):
+    original = PreparedDataset.open(shapes_set)
     export_coco(original, tmp_path / "source" / "a.json", images_dir=tmp_path / "source" / "img")
     server.put_folder(tmp_path / "source", "source")
     end = server.cut_at(r"PUT /bucket/by-tasks/shard", GAP_S, "refused")
@@ -208,7 +208,7 @@ def test_a_run_waits_through_both_kinds_of_outage(
         tmp_path,
         lambda: ends.append(server.cut_for(GAP_S, "hanging")),
     )
-    trainer.fit(spec, FOOTPRINT)
+    trainer.fit(spec, REQUEST)
     for end in ends:
         end.join()
     assert len(ends) == 2
@@ -231,7 +231,7 @@ def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_
         with monkeypatch.context() as patch:
             stop_before(4, patch, tmp_path, refuse)
             with pytest.raises(RunError) as caught:
-                trainer.fit(spec, FOOTPRINT)
+                trainer.fit(spec, REQUEST)
     finally:
         server.restore()
     message = str(caught.value)
@@ -244,5 +244,5 @@ def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_
     assert {name.split("/")[3] for name in files} == {"index.json", "step-00000003"}
     again = resume_run(server.uri("results/given-up"))
     assert again.start_step() == 3
-    trainer.fit(again, FOOTPRINT)
+    trainer.fit(again, REQUEST)
     assert_same_end(server, "given-up", uncut, tmp_path)

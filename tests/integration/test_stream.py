@@ -56,8 +56,8 @@ def small_ray():
 
 
 @pytest.fixture(scope="module")
-def dataset(pictures):
-    return PreparedDataset.open(pictures)
+def dataset(shapes_set):
+    return PreparedDataset.open(shapes_set)
 
 
 def make(config, dataset):

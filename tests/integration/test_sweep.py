@@ -40,12 +40,12 @@ def sweep_with(config, space, folder, **options):
 
 
 @pytest.fixture(scope="module")
-def four(local_ray, pictures, tiny_config, tmp_path_factory):
+def four(local_ray, shapes_set, tiny_config, tmp_path_factory):
     """Four trials under ASHA and Optuna, of which one fails and some are stopped."""
     config = tiny_config(
         **{
-            "data.train": pictures,
-            "data.val": pictures,
+            "data.train": shapes_set,
+            "data.val": shapes_set,
             "optimizer.name": "adamw",
             "optimizer.lr": GOOD,
             "train.batch_size": 2,
@@ -202,10 +202,10 @@ def resume_command_of(script):
 
 
 def test_stopped_sweeps_leave_a_table_and_can_be_resumed(
-    local_ray, pictures, tmp_path, monkeypatch
+    local_ray, shapes_set, tmp_path, monkeypatch
 ):
     options = small_run_options(
-        pictures, tmp_path, "stopped", **{"train.epochs": 2, "train.batch_size": 5}
+        shapes_set, tmp_path, "stopped", **{"train.epochs": 2, "train.batch_size": 5}
     )
     new = ["--space", "losses", "--num-samples", 3, "--scheduler", "fifo", "--max-concurrent", 1]
     first = Script("experiments/sweep.py", *options, *new)

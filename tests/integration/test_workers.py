@@ -71,8 +71,8 @@ def losses_of(folder):
     return [r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]]
 
 
-def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
-    two = make_spec(tiny_config(**{"train.num_workers": 2}), pictures, tmp_path, "two")
+def test_two_workers_train_as_one(local_ray, shapes_set, tiny_config, tmp_path):
+    two = make_spec(tiny_config(**{"train.num_workers": 2}), shapes_set, tmp_path, "two")
     out = tmp_path / "out"
     out.mkdir()
     TorchTrainer(
@@ -93,7 +93,7 @@ def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
         seen = json.loads((out / f"rank{rank}.json").read_text())
         assert seen == plan.worker_rows(rank).column("plan_index").to_pylist()
 
-    one = make_spec(tiny_config(), pictures, tmp_path, "one")
+    one = make_spec(tiny_config(), shapes_set, tmp_path, "one")
     run_here(one)
     alone, together = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
     assert len(alone) == len(together) == plan.num_steps
@@ -103,13 +103,13 @@ def test_two_workers_train_as_one(local_ray, pictures, tiny_config, tmp_path):
 
 
 def test_validation_beside_the_training_survives_kills_of_both(
-    local_ray, pictures, tiny_config, tmp_path, monkeypatch
+    local_ray, shapes_set, tiny_config, tmp_path, monkeypatch
 ):
     config = {"train.epochs": 3, "train.ema_decay": 0.5, "train.max_failures": 1}
-    inline_spec = make_spec(tiny_config(**config), pictures, tmp_path, "inline")
+    inline_spec = make_spec(tiny_config(**config), shapes_set, tmp_path, "inline")
     run_here(inline_spec)
     config |= {"train.async_validation": True, "train.checkpoint_every_steps": 1}
-    spec = make_spec(tiny_config(**config), pictures, tmp_path, "beside")
+    spec = make_spec(tiny_config(**config), shapes_set, tmp_path, "beside")
     out = tmp_path / "out"
     out.mkdir()
     work = trainer._worker_in_group
@@ -163,8 +163,8 @@ def test_validation_beside_the_training_survives_kills_of_both(
     assert not any("Failed to stop PlacementGroupCleaner" in text for text in texts)
 
 
-def test_ctrl_c_and_resume(local_ray, pictures, tmp_path, monkeypatch):
-    first = Script("experiments/train.py", *small_run_options(pictures, tmp_path, "run"))
+def test_ctrl_c_and_resume(local_ray, shapes_set, tmp_path, monkeypatch):
+    first = Script("experiments/train.py", *small_run_options(shapes_set, tmp_path, "run"))
     first.wait_for("epoch 2.0/4 .* AP ")  # so the checkpoint of the first one is kept
     first.interrupt()
     assert first.end(60) == 130, first.output
@@ -182,7 +182,7 @@ def test_ctrl_c_and_resume(local_ray, pictures, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     second = run_script("train", *words[1:])
     assert second.exit_code == 0, second.output
-    assert load_checkpoint(str(run)).meta.step == 20  # 4 epochs of 10 pictures, 2 a step
+    assert load_checkpoint(str(run)).meta.step == 20  # 4 epochs of 10 images, 2 a step
     records = read_metrics(run / "metrics.jsonl")
     assert records[: len(before)] == before
     steps = [r["step"] for r in records if "train/loss" in r["metrics"]]
@@ -193,12 +193,12 @@ def test_ctrl_c_and_resume(local_ray, pictures, tmp_path, monkeypatch):
 
 
 def test_a_diverging_run_says_why_and_is_not_tried_again(
-    local_ray, pictures, tmp_path, monkeypatch
+    local_ray, shapes_set, tmp_path, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     more = {"optimizer.lr": 1e12, "optimizer.name": "sgd", "train.max_failures": 3}
     more |= {"train.max_rollbacks": 0}
-    broken = run_script("train", *small_run_options(pictures, tmp_path, "broken", **more))
+    broken = run_script("train", *small_run_options(shapes_set, tmp_path, "broken", **more))
     assert broken.exit_code == 1, broken.output
     errors = " ".join(broken.stderr.split())
     assert "the run failed: NonFiniteLossError: loss_" in errors
@@ -214,14 +214,14 @@ def test_a_diverging_run_says_why_and_is_not_tried_again(
 
 
 @pytest.fixture
-def with_bad_images(pictures, tiny_config, tmp_path):
+def with_bad_images(shapes_set, tiny_config, tmp_path):
     """A run of two workers over bad images, and the names of these.
 
     Each worker meets one in the first epoch, and in the second the one that the other one met. In
     the validation set another image is bad, which has the name of the first.
     """
     config = tiny_config(**{"train.num_workers": 2, "train.seed": 1})
-    spec = make_spec(config, pictures, tmp_path)
+    spec = make_spec(config, shapes_set, tmp_path)
     rows = [row for row in RunInputs.open(spec).plan.table.to_pylist() if row["kind"] == "train"]
     met_by = {
         position: [row["worker"] for row in rows if position in row["images"]]
@@ -230,10 +230,10 @@ def with_bad_images(pictures, tiny_config, tmp_path):
     bad = [next(p for p, by in met_by.items() if by == turns) for turns in ([0, 1], [1, 0])]
     spec = replace(
         spec,
-        train_uri=damaged_copy(pictures, tmp_path / "train", bad),
-        val_uri=damaged_copy(pictures, tmp_path / "val", bad[:1]),
+        train_uri=damaged_copy(shapes_set, tmp_path / "train", bad),
+        val_uri=damaged_copy(shapes_set, tmp_path / "val", bad[:1]),
     )
-    files = PreparedDataset.open(pictures).annotations()["file_name"].to_pylist()
+    files = PreparedDataset.open(shapes_set).annotations()["file_name"].to_pylist()
     names = [f"{files[position]} (train)" for position in bad]
     return spec, {*names, f"{files[bad[0]]} (val)"}
 
