@@ -9,6 +9,7 @@ import pytest
 
 from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.train.errors import RunTerminatedError
+from retina_ray.train.recovery.preemption import EndOnSigterm
 
 
 def send(number):
@@ -84,13 +85,13 @@ def test_a_second_one_leaves_at_once(tune):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_elsewhere_than_in_the_main_thread_nothing_is_set():
+def test_elsewhere_than_in_the_main_thread_nothing_is_set(tmp_path):
     def work():
-        with SigtermAsCtrlC() as sigterm:
-            seen.append((sigterm.came, signal.getsignal(signal.SIGTERM)))
+        with SigtermAsCtrlC() as sweeps, EndOnSigterm(str(tmp_path)) as runs:
+            seen.append((sweeps.came, runs.asked, signal.getsignal(signal.SIGTERM)))
 
     seen = []
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+    assert seen == [(False, False, signal.getsignal(signal.SIGTERM))]

@@ -8,9 +8,7 @@ import os
 import pickle
 import signal
 import subprocess
-import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -33,29 +31,34 @@ from retina_ray.train.errors import (
 from retina_ray.train.recovery import preemption
 from retina_ray.train.recovery.failures import FailureNote, Note
 from retina_ray.train.recovery.preemption import STOP, EndOnSigterm, SigtermCallback, StopSigns
-from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, skipped_steps
+from retina_ray.train.recovery.rollback import Rollbacks, skipped_steps
 from retina_ray.train.recovery.supervision import NoUselessRestart, supervise, telling_the_driver
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics
 
-BROKEN = NonFiniteStep(3, "NonFiniteLossError: it broke", ("loss_cls",), {}, (1, 2), 0.1)
-
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
+    """Notes are soon seen, and signals are handled as before when a test is over."""
     monkeypatch.setattr(preemption, "_POLL_S", 0.05)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    preemption._sigterm.clear()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def attempt_of(spec, starts=None):
-    """What the driver of `spec` calls: one group of workers, to its end."""
+def supervised(spec, starts=None, *, on_start=lambda: None):
+    """Drive a run, each group of whose workers is this process; `starts` gets their first steps."""
 
     def attempt():
+        on_start()
         if starts is not None:
             starts.append(spec.start_step())
         with telling_the_driver(spec.run_uri), StopSigns(spec.run_uri) as signs:
             run_here(spec, stop_reason=signs.reason)
 
-    return attempt
+    supervise(spec, attempt)
 
 
 def before_each_step(monkeypatch, action):
@@ -87,7 +90,7 @@ def test_a_run_goes_back_and_leaves_the_step_out(harness, monkeypatch):
     spec = harness.spec(small_config())  # two epochs of two steps, a checkpoint after each
     poison(monkeypatch, {2})
     starts = []
-    supervise(spec, attempt_of(spec, starts))
+    supervised(spec, starts)
     assert starts == [0, 2]
     (rollback,) = Rollbacks(spec.run_uri).all()
     assert (rollback.step, rollback.back_to) == (2, 2)
@@ -100,31 +103,27 @@ def test_a_run_goes_back_and_leaves_the_step_out(harness, monkeypatch):
 
     twin = harness.spec(small_config(), "twin")
     Rollbacks(twin.run_uri).add(rollback)
-    attempt_of(twin)()
+    supervised(twin)
     assert_same_weights(spec, twin)
 
 
 def test_the_batch_is_there_to_look_at(harness, monkeypatch):
     spec = harness.spec(small_config())
     poison(monkeypatch, {1})
-    supervise(spec, attempt_of(spec))
+    supervised(spec)
     folder = Path(spec.run_uri) / "non_finite" / "step-00000001"
     shown = json.loads((folder / "batch.json").read_text())
     (rollback,) = Rollbacks(spec.run_uri).all()
     assert rollback.back_to == 0
-    assert [image["image_id"] for image in shown["images"]] == list(rollback.image_ids)
     assert shown["terms"] == list(rollback.terms)
     inputs = RunInputs.open(spec)
-    names = dict(
-        zip(
-            *(inputs.train.annotations().column(c).to_pylist() for c in ("image_id", "file_name")),
-            strict=True,
-        )
-    )
+    annotations = inputs.train.annotations().select(["image_id", "file_name"]).to_pylist()
+    names = {row["image_id"]: row["file_name"] for row in annotations}
     table = inputs.plan.table
     rows = table.filter((table["step"].to_numpy() == 1) & (table["kind"].to_numpy() == "train"))
     (batch,) = inputs.loader.load_table(rows).to_pylist()
-    assert [image["image_id"] for image in shown["images"]] == batch["image_ids"]
+    ids = [image["image_id"] for image in shown["images"]]
+    assert ids == list(rollback.image_ids) == batch["image_ids"]
     assert [len(image["boxes"]) for image in shown["images"]] == batch["box_counts"]
     for image in shown["images"]:
         assert image["file_name"] == names[image["image_id"]]
@@ -139,7 +138,7 @@ def test_too_many_roll_backs_end_the_run(harness, monkeypatch):
     poison(monkeypatch, {1, 2})
     starts = []
     with pytest.raises(NonRetryableError, match=r"train\.max_rollbacks") as caught:
-        supervise(spec, attempt_of(spec, starts))
+        supervised(spec, starts)
     assert starts == [0, 0]
     assert "NonFiniteLossError: " in str(caught.value)
     assert "step-00000002" in str(caught.value)
@@ -148,7 +147,7 @@ def test_too_many_roll_backs_end_the_run(harness, monkeypatch):
     # The count is of the run's life, not of this start.
     again = []
     with pytest.raises(NonRetryableError):
-        supervise(spec, attempt_of(spec, again))
+        supervised(spec, again)
     assert len(again) == 1
 
 
@@ -159,7 +158,7 @@ def test_none_allowed_and_trials_fail_at_once(harness, monkeypatch):
         spec = harness.spec(config, name, **changes)
         starts = []
         with pytest.raises(NonRetryableError, match="NonFiniteLossError"):
-            supervise(spec, attempt_of(spec, starts))
+            supervised(spec, starts)
         assert len(starts) == 1
         assert Rollbacks(spec.run_uri).all() == []
         assert (Path(spec.run_uri) / "non_finite").exists() == (name == "none")
@@ -170,19 +169,9 @@ def test_a_batch_that_cannot_be_shown_stops_nothing(harness, monkeypatch, caplog
     (Path(spec.run_uri) / "non_finite").parent.mkdir(parents=True)
     (Path(spec.run_uri) / "non_finite").write_text("a file in the way")
     poison(monkeypatch, {1})
-    supervise(spec, attempt_of(spec))
+    supervised(spec)
     assert "the batch of step 1 cannot be shown" in caplog.text
     assert spec.checkpoints.last_step == 4
-
-
-def test_a_step_survives_being_written_down(harness):
-    rollbacks = Rollbacks(str(harness.root / "run"))
-    assert rollbacks.all() == []
-    assert skipped_steps(str(harness.root / "run")) == ()
-    for step in (5, 3):
-        rollbacks.add(replace(BROKEN, step=step))
-    assert rollbacks.all() == [replace(BROKEN, step=5), BROKEN]
-    assert skipped_steps(str(harness.root / "run")) == (3, 5)
 
 
 # Told to end
@@ -192,17 +181,16 @@ def test_a_note_in_the_folder_ends_the_run_in_order(harness, whole, monkeypatch)
     spec = harness.spec(small_config())
 
     def tell(loop):
-        if loop.step == 2 and threading.current_thread() is threading.main_thread():
+        if loop.step == 2:
             Note(spec.run_uri, STOP).write("the cluster closes at noon")
             time.sleep(0.3)
 
-    with monkeypatch.context() as patch:
-        before_each_step(patch, tell)
-        with pytest.raises(RunTerminatedError, match="the cluster closes at noon"):
-            supervise(spec, attempt_of(spec))
+    before_each_step(monkeypatch, tell)
+    with pytest.raises(RunTerminatedError, match="the cluster closes at noon"):
+        supervised(spec)
     assert spec.checkpoints.last_step == 3
     assert read_metrics(Path(spec.run_uri) / "metrics.jsonl")[-1]["status"] == "stopped"
-    supervise(spec, attempt_of(spec))  # the note of before counts no more
+    supervised(spec)  # the note of before counts no more
     assert_same_weights(spec, whole)
 
 
@@ -213,93 +201,58 @@ def test_sigterm_to_the_driver_ends_the_run_in_order(harness, monkeypatch):
     def tell(loop):
         if loop.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1.0)
+            while Note(spec.run_uri, STOP).read() is None:
+                time.sleep(0.02)
+            time.sleep(0.3)
 
     before_each_step(monkeypatch, tell)
     with pytest.raises(RunTerminatedError, match="SIGTERM"):
-        supervise(spec, attempt_of(spec))
+        supervised(spec)
     assert spec.checkpoints.last_step == 2
     assert signal.getsignal(signal.SIGTERM) is before
     assert Note(spec.run_uri, STOP).read() is None
 
 
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
-def test_workers_that_do_not_end_are_left(harness, ctrl_c):
+@pytest.mark.parametrize(("signals", "grace_s"), [(1, 0.3), (2, 60)])
+def test_workers_that_do_not_end_are_left(tmp_path, ctrl_c, signals, grace_s):
     """Also where a shell started the process in the background, so that it ignores Ctrl-C."""
-    before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, ctrl_c)
-    try:
-        leave_them(harness)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def leave_them(harness):
-    uri = str(harness.root / "run")
-    for signals, grace_s in ((1, 0.3), (2, 60)):
-        start = time.monotonic()
-        with EndOnSigterm(uri, grace_s=grace_s) as asked, pytest.raises(KeyboardInterrupt):  # noqa: PT012
-            for _ in range(signals):
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.1)
-            time.sleep(20)
-        assert asked.asked
-        assert time.monotonic() - start < 10
-
-
-def test_elsewhere_than_in_the_main_thread_nothing_is_set(harness):
-    def work():
-        with EndOnSigterm(str(harness.root / "run")) as asked:
-            seen.append((asked.asked, signal.getsignal(signal.SIGTERM)))
-
-    seen = []
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+    start = time.monotonic()
+    with EndOnSigterm(str(tmp_path), grace_s=grace_s) as asked, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        time.sleep(20)
+    assert asked.asked
+    assert time.monotonic() - start < 10
 
 
 # Preempted
 
 
 def test_a_preempted_run_goes_on(harness, whole, monkeypatch):
-    spec = harness.spec(small_config())
-    starts, attempt = [], attempt_of(spec)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def group():
-        SigtermCallback().after_init_train_context()
-        starts.append(spec.start_step())
-        attempt()
+    spec, starts = harness.spec(small_config()), []
 
     def tell(loop):
         if loop.step == 0 and starts == [0]:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    try:
-        with monkeypatch.context() as patch:
-            before_each_step(patch, tell)
-            supervise(spec, group)
-    finally:
-        preemption._sigterm.clear()
-        signal.signal(signal.SIGTERM, before)
+    before_each_step(monkeypatch, tell)
+    supervised(spec, starts, on_start=SigtermCallback().after_init_train_context)
     assert starts == [0, 1]
     assert_same_weights(spec, whole)
 
 
 def test_a_second_sigterm_ends_a_worker():
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        SigtermCallback().after_init_train_context()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption._sigterm.is_set()
-        assert heard == []
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
-    finally:
-        preemption._sigterm.clear()
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    SigtermCallback().after_init_train_context()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption._sigterm.is_set()
+    assert heard == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
 
 
 def test_a_runs_own_end_is_no_preemption(harness):
