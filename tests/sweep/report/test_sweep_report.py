@@ -73,30 +73,26 @@ def test_best_ap_first_then_no_ap_then_failures():
         *mixed(),
         trial("crashed late", 0.99, status="failed"),
         trial("waits", status="pending"),
+        trial("as good", 0.45),
     ]
     order = [row.trial_id for row in rank(rows)]
-    assert order == ["top", "quick", "slow", "nan", "waits", "crashed late", "bad"]
+    assert order == ["top", "as good", "quick", "slow", "nan", "waits", "crashed late", "bad"]
     assert best_trial(rows).trial_id == "top"
     assert best_trial(rows[1:2]) is None
 
 
-def test_equal_aps_keep_their_order():
-    assert [r.trial_id for r in rank([trial("a", 0.2), trial("b", 0.2)])] == ["a", "b"]
-
-
 def test_short_names_stay_apart():
-    paths = ["loss.gamma", "schedule.gamma", "optimizer.lr", "gamma", "a.b.gamma", "x.b.gamma"]
-    paths += ["schedule.name", "model.anchors.scale"]
-    assert short_names(paths) == {
+    names = {
         "loss.gamma": "loss.gamma",
         "schedule.gamma": "schedule.gamma",
         "optimizer.lr": "lr",
-        "schedule.name": "schedule.name",
-        "model.anchors.scale": "anchors.scale",
         "gamma": "gamma",
         "a.b.gamma": "a.b.gamma",
         "x.b.gamma": "x.b.gamma",
+        "schedule.name": "schedule.name",
+        "model.anchors.scale": "anchors.scale",
     }
+    assert short_names(list(names)) == names
 
 
 @pytest.mark.parametrize(
@@ -119,13 +115,8 @@ def test_values_are_short(value, expected):
 
 
 def test_durations():
-    assert [format_duration(s) for s in (0, 45.4, 190, 7500, NAN)] == [
-        "0s",
-        "45s",
-        "3m 10s",
-        "2h 05m",
-        "-",
-    ]
+    texts = {0: "0s", 45.4: "45s", 190: "3m 10s", 7500: "2h 05m", NAN: "-"}
+    assert [format_duration(seconds) for seconds in texts] == list(texts.values())
 
 
 def test_the_table_marks_what_does_not_compare():
@@ -144,30 +135,25 @@ def test_the_table_marks_what_does_not_compare():
     assert "(16, 32)" in text
 
 
-def test_a_narrow_console_keeps_the_figures():
+def test_a_narrow_console_keeps_the_figures_and_markup_is_shown_as_it_is():
     params = {f"section.setting_number_{i}": (1.5, 2.5, 3.5) for i in range(9)}
     text = shown(report_table([trial("a1b2_00000", 0.4567, params=params)]), width=80)
-    assert "45.7" in text
-    assert "68.5" in text
-    assert "finished" in text
-
-
-def test_markup_in_names_and_reasons_is_shown_as_it_is():
+    for figure in ("45.7", "68.5", "finished"):
+        assert figure in text
     rows = [
         trial("[bold]x", 0.1, params={"a.b": "[red]"}),
         trial("y", status="failed", reason="[/]"),
     ]
     text = shown(report_table(rows))
-    assert "[bold]x" in text
-    assert "[red]" in text
-    assert "failed: y: [/]" in text
+    for part in ("[bold]x", "[red]", "failed: y: [/]"):
+        assert part in text
 
 
 def test_spread_over_seeds():
     settings = {"loss.gamma": 2.0}
     rows = [
         trial("a", 0.40, params=settings, seed=0),
-        trial("b", 0.44, params=settings, seed=1),
+        trial("b", 0.44, params={**settings, "train.seed": 1}, seed=1),  # a swept seed
         trial("c", 0.42, params=settings, seed=2),
         trial("again", 0.40, params=settings, seed=0),  # not another seed
         trial("early", 0.10, params=settings, seed=3, status="stopped", epochs=2),
@@ -178,17 +164,8 @@ def test_spread_over_seeds():
     assert spread["a"].num_seeds == 3
     assert spread["a"].mean == pytest.approx(0.42)
     assert spread["a"].std == pytest.approx(0.02)  # sqrt((0.02**2 + 0.02**2) / 2)
-    text = shown(report_table(rows))
-    assert "42.0 ± 2.0 (n=3)" in text
+    assert "42.0 ± 2.0 (n=3)" in shown(report_table(rows))
     assert any("spread by 2.0 AP points" in note for note in report_notes(rows))
-
-
-def test_a_swept_seed_groups_the_other_settings():
-    rows = [
-        trial(str(seed), ap, params={"loss.gamma": 2.0, "train.seed": seed})
-        for seed, ap in enumerate((0.1, 0.3))
-    ]
-    assert repeats(rows)["0"].mean == pytest.approx(0.2)
 
 
 def test_notes_do_not_claim_a_spread_that_was_not_measured():
@@ -197,8 +174,7 @@ def test_notes_do_not_claim_a_spread_that_was_not_measured():
     assert "80 images and 301 boxes" in notes
     assert "best evaluation" in notes
     assert "±" not in notes
-    equally_long = " ".join(report_notes([trial("a", 0.1), trial("b", 0.2)]))
-    assert "fewer" not in equally_long
+    assert "fewer" not in " ".join(report_notes([trial("a", 0.1), trial("b", 0.2)]))
 
 
 def test_results_are_read_back_as_they_were(tmp_path):
@@ -235,17 +211,12 @@ def test_csv_has_a_line_for_each_trial(tmp_path):
 
 
 def test_the_page_holds_everything(tmp_path):
-    paths = write_report(
-        mixed(),
-        tmp_path,
-        sweep_name="a sweep",
-        train_on_command="python train.py --init-from '/runs/top' && echo",
-        num_val_images=80,
-        num_val_boxes=300,
-    )
+    command = "python train.py --init-from '/runs/top' && echo"
+    options = {"sweep_name": "a sweep", "num_val_images": 80, "num_val_boxes": 300}
+    paths = write_report(mixed(), tmp_path, train_on_command=command, **options)
     page = Page(paths.report.read_text())
     assert "a sweep 5 trials: 1 failed, 3 finished, 1 stopped" in page.text()
-    assert "python train.py --init-from '/runs/top' && echo" in page.text("next")
+    assert command in page.text("next")
     assert "Resume this sweep" not in page.text()
     assert page.row("checkpoint") == ["/runs/top/step_120"]
     order = [cells[1] for where, cells in page.rows if where == "trials"]
@@ -263,19 +234,17 @@ def test_the_page_holds_everything(tmp_path):
 LONG = {"model.anchors.sizes": tuple(float(i) for i in range(60)), "a.text": "word $x_1$ " * 30}
 ODD_SWEEPS = {
     "no trials": [],
-    "one trial": [trial("a", 0.3)],
     "one epoch": [trial("a", 0.3, epochs=1), trial("b", 0.2, epochs=1)],
     "only failures": [trial(n, status="failed", epochs=0, reason="boom") for n in "ab"],
     "only NaN": [trial("a", NAN)],
-    "all AP zero": [trial("a", 0.0), trial("b", 0.0)],
     "nothing swept": [trial("a", 0.3, params={}), trial("b", 0.2, params={}, seed=1)],
     "long values": [trial("_a", 0.3, params=LONG), trial("b", 0.2, params=LONG)],
     "mixed types": [
         trial(str(v), 0.3, params={"x.y": v}) for v in (1, 0.0, -2.5, True, "s", (1, (2, 3)), None)
     ],
-    "no effect anywhere": [trial("a", 0.3, params={"x.y": None})],
+    "no effect anywhere": [trial("a", 0.0, params={"x.y": None})],
     "different settings": [trial("a", 0.3, params={"x": 1}), trial("b", 0.2, params={"y": 1e9})],
-    "many": [trial(f"t{i}", i / 100, params={"x.lr": 10.0**-i, "z": i % 9}) for i in range(40)],
+    "many": [trial(f"t{i}", i / 100, params={"x.lr": 10.0**-i, "z": i % 9}) for i in range(20)],
     "loss not finite": [
         TrialRow("a", {"x": 1}, "failed", history=[{"epoch": 1, "AP": 0.1, "loss": NAN}]),
     ],
