@@ -69,15 +69,6 @@ def test_choices_of_low_recall_are_left_out_with_a_warning(dataset, caplog):
         assert part in record.message
 
 
-@pytest.mark.parametrize(
-    "space", [{SCALE: Uniform(0.75, 1.5), RATIOS: Choice(SQUARE, USUAL)}, GAMMA]
-)
-def test_a_sound_space_stays_as_it_is(dataset, caplog, space):
-    left, after, base = prune(dataset, space)
-    assert (left, after) == (space, base)
-    assert caplog.messages == []
-
-
 def test_a_single_value_that_is_left_is_set(dataset, caplog):
     """The base config's own value is no exception."""
     left, after, _ = prune(dataset, {**GAMMA, RATIOS: Choice(SQUARE, FLAT)}, **{RATIOS: FLAT})
@@ -88,13 +79,6 @@ def test_a_single_value_that_is_left_is_set(dataset, caplog):
 
 def test_nothing_left_to_vary_is_refused(dataset):
     assert "[1.0]" in refused(dataset, {RATIOS: Choice(SQUARE, FLAT)})[RATIOS]
-
-
-def test_anchors_of_low_recall_can_be_kept(dataset, caplog):
-    space = {RATIOS: Choice(SQUARE, FLAT), SCALE: LogUniform(0.5, 64.0)}
-    left, after, base = prune(dataset, space, keep=True)
-    assert (left, after) == (space, base)
-    assert len(caplog.messages) == 2
 
 
 def test_a_range_with_an_end_of_low_recall_is_refused_with_the_rest_named(dataset):
@@ -123,19 +107,26 @@ def test_the_training_size_redeems_too(dataset):
     assert prune(dataset, {**GAMMA, SCALE: scales}, **limit)[0] == GAMMA
 
 
+LOW = {SCALE: Choice(1.0, 64.0)}
+
+
 @pytest.mark.parametrize(
-    ("space", "overrides"),
+    ("space", "options", "num_warnings"),
     [
-        ({}, {"matcher.method": "atss"}),
-        ({}, {"matcher.method": "best"}),
-        ({}, {"model.box_type": "rotated"}),
-        ({"matcher.method": Choice("iou", "atss")}, {}),
+        (GAMMA, {}, 0),
+        ({SCALE: Uniform(0.75, 1.5), RATIOS: Choice(SQUARE, USUAL)}, {}, 0),
+        ({RATIOS: Choice(SQUARE, FLAT), SCALE: LogUniform(0.5, 64.0)}, {"keep": True}, 2),
+        # Where no threshold decides, nothing is left out.
+        (LOW, {"matcher.method": "atss"}, 0),
+        (LOW, {"matcher.method": "best"}, 0),
+        (LOW, {"model.box_type": "rotated"}, 0),
+        ({**LOW, "matcher.method": Choice("iou", "atss")}, {}, 0),
     ],
 )
-def test_where_no_threshold_decides_nothing_is_left_out(dataset, space, overrides):
-    space = {SCALE: Choice(1.0, 64.0), **space}
-    left, after, base = prune(dataset, space, **overrides)
+def test_a_space_stays_as_it_is(dataset, caplog, space, options, num_warnings):
+    left, after, base = prune(dataset, space, **options)
     assert (left, after) == (space, base)
+    assert len(caplog.messages) == num_warnings
 
 
 def test_fitting_is_no_excuse_for_a_scale_that_it_ignores(dataset):

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from builders import Harness, Killed, assert_same_weights, logged, small_config
@@ -42,12 +43,24 @@ def in_thread(pool, spec, *, ran=None, timeout_s=60.0):
 
 def validations(spec):
     """(step, at, metrics) of each validation in the record, in its order."""
-    lines = read_metrics(f"{spec.run_uri}/metrics.jsonl")
     return [
-        (r["step"], r.get("at"), {k: v for k, v in r["metrics"].items() if k.startswith("val/")})
-        for r in lines
-        if "val/AP" in r["metrics"]
+        (line["step"], line.get("at"), only_val(line["metrics"]))
+        for line in read_metrics(f"{spec.run_uri}/metrics.jsonl")
+        if "val/AP" in line["metrics"]
     ]
+
+
+def only_val(metrics):
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+def kept_of(spec):
+    """What a run leaves of its validations: figures, the best one, predictions and pictures."""
+    result, folder = result_of(spec), Path(spec.run_uri)
+    figures = [only_val(metrics) for metrics in (result.metrics, result.best_metrics)]
+    predictions = predictions_from_parquet((folder / PREDICTIONS_FILE).read_bytes(), "them")
+    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+    return figures, result.best.rpartition("/")[2], predictions, pictures
 
 
 def test_weights_and_metrics_are_those_of_a_run_that_validates_itself(harness, pool):
@@ -59,28 +72,13 @@ def test_weights_and_metrics_are_those_of_a_run_that_validates_itself(harness, p
     harness.run(apart, validation=in_thread(pool, apart, ran=ran))
     assert_same_weights(inline, apart)
     assert logged(inline, "train/loss") == logged(apart, "train/loss")
-    expected, found = validations(inline), validations(apart)
-    assert [(step, metrics) for step, _, metrics in found] == [
-        (step, metrics) for step, _, metrics in expected
-    ]
-    assert [at for _, at, _ in found] == [4, 6, 6]  # each when the next one was due, or at the end
+    steps, at, metrics = zip(*validations(apart), strict=True)
+    expected_steps, _, expected = zip(*validations(inline), strict=True)
+    assert (steps, metrics) == (expected_steps, expected)
+    assert at == (4, 6, 6)  # each when the next one was due, or at the end
     assert ran == ["step-00000002", "step-00000004", "step-00000006"]
-    results = [result_of(spec) for spec in (inline, apart)]
-    for one, other in (
-        (results[0].metrics, results[1].metrics),
-        (results[0].best_metrics, results[1].best_metrics),
-    ):
-        assert {k: v for k, v in other.items() if k.startswith("val/")} == one
-    assert results[0].best.rpartition("/")[2] == results[1].best.rpartition("/")[2]
-    assert load_meta(results[1].last).metrics_step == 6
-    kept = [
-        predictions_from_parquet((harness.root / name / PREDICTIONS_FILE).read_bytes(), name)
-        for name in ("inline", "apart")
-    ]
-    assert kept[0] == kept[1]
-    assert sorted(p.name for p in (harness.root / "apart" / "pictures").iterdir()) == sorted(
-        p.name for p in (harness.root / "inline" / "pictures").iterdir()
-    )
+    assert kept_of(apart) == kept_of(inline)
+    assert load_meta(apart.checkpoints.last).metrics_step == 6
     assert apart.checkpoints.index.pending is None
 
 
