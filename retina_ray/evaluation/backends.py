@@ -39,9 +39,7 @@ def require_backend(backend: Backend) -> None:
 def resolve_backend(backend: Backend, *, rotated: bool) -> Backend:
     """The backend that `auto` stands for here; others as they are.
 
-    Args:
-        backend: as it was asked for.
-        rotated: whether the boxes are rotated, which only pycocotools is taught.
+    Only pycocotools is taught rotated boxes.
 
     Raises:
         ConfigError: it is not installed.
@@ -58,12 +56,7 @@ def resolve_backend(backend: Backend, *, rotated: bool) -> Backend:
 
 
 def backend_classes(backend: Backend, *, rotated: bool) -> tuple[Any, Any]:
-    """What holds ground truth or results, and what evaluates them.
-
-    Args:
-        backend: from `resolve_backend`, so not `auto`.
-        rotated: whether the boxes are rotated.
-    """
+    """What holds ground truth or results, and what evaluates them; not for `auto`."""
     if backend == "faster-coco-eval":
         module = importlib.import_module(_FAST_MODULE)
         return module.COCO, module.COCOeval_faster

@@ -16,7 +16,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,6 @@ from retina_ray.config import ConfigError
 from retina_ray.evaluation.backends import Backend, backend_classes, resolve_backend
 from retina_ray.evaluation.coco_checks import coco_faults
 
-COCO_METRICS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "APs",
-    "APm",
-    "APl",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARs",
-    "ARm",
-    "ARl",
-)
 _AP50, _AP75 = 0, 5  # rows of the IoU thresholds 0.50, 0.55, ..., 0.95
 _SIZES = {"": 0, "s": 1, "m": 2, "l": 3}  # all, area below 32**2, up to 96**2, above, in pixels
 
@@ -50,21 +36,11 @@ class CocoMetrics:
     A metric is NaN where the ground truth has no box that it could be measured on (no small
     boxes: `APs`; a class without boxes: its entry in `per_class`). pycocotools writes -1 there.
 
-    Attributes:
-        AP: average precision, mean over classes and IoU thresholds 0.50:0.05:0.95.
-        AP50: at IoU 0.50.
-        AP75: at IoU 0.75.
-        APs: boxes with an area below 32**2 pixels.
-        APm: area from 32**2 to 96**2 pixels.
-        APl: area above 96**2 pixels.
-        AR1: average recall with one detection an image.
-        AR10: with ten.
-        AR100: with `max_detections`, which is 100 unless set otherwise.
-        ARs: as AR100, small boxes.
-        ARm: as AR100, medium boxes.
-        ARl: as AR100, large boxes.
-        per_class: AP of each class by name. Names are made unique and fit for metric keys: "/"
-            becomes "_", and names that are then equal get their category id appended.
+    AP is the mean over classes and the IoU thresholds 0.50:0.05:0.95, AP50 and AP75 are at one
+    threshold. AR1, AR10 and AR100 are the average recall with one detection an image, ten, and
+    `max_detections` (100 unless set otherwise). s, m and l stand for boxes with an area below 32**2
+    pixels, up to 96**2, and above. `per_class` is AP by name; names are made unique and fit for
+    metric keys: "/" becomes "_", and names that are then equal get their category id appended.
     """
 
     AP: float
@@ -85,6 +61,9 @@ class CocoMetrics:
         """All values under metric keys: `val/AP`, ..., and `val/AP_<class>` for each class."""
         values = {f"{prefix}{name}": float(getattr(self, name)) for name in COCO_METRICS}
         return values | {f"{prefix}AP_{name}": ap for name, ap in self.per_class.items()}
+
+
+COCO_METRICS = tuple(metric.name for metric in fields(CocoMetrics) if metric.name != "per_class")
 
 
 def evaluate_coco(

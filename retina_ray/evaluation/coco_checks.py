@@ -60,11 +60,7 @@ def _result_faults(
 def _box_faults(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Boxes that are neither aligned nor rotated, or of both kinds.
-
-    A box has four numbers (x, y, width, height) or five (x_center, y_center, width, height, angle),
-    the same everywhere.
-    """
+    """Boxes that are neither aligned (4 numbers) nor rotated (5), or of both kinds."""
     counts: Counter[int] = Counter()
     for what, entries, key in (
         ("ground truth", ground_truth.get("annotations", ()), "id"),

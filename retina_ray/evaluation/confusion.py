@@ -25,9 +25,7 @@ def confusion_matrix(scene: Scene, *, score_threshold: float) -> Ints:
     its next one. A detection without a partner counts as found in the background, unless it lies in
     a crowd region of its class; crowd regions themselves are left out.
 
-    Args:
-        scene: true boxes and detections.
-        score_threshold: detections below it are left out.
+    Detections below the threshold are left out.
 
     Returns:
         (K + 1, K + 1) counts: rows are true classes, columns predicted ones, the last of each is
@@ -69,26 +67,15 @@ def _pairs(overlap: Floats) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """How good the detections of each image are, from a score threshold on.
-
-    Attributes:
-        score_threshold: detections below it are left out.
-        verdict: (D,) as in the error analysis; detections below the threshold are `IGNORED`.
-        missed: (G,) boxes that no detection found and no error of class or location points at.
-        right: (n,) boxes found.
-        wrong: (n,) detections that are wrong.
-        lost: (n,) boxes not found.
-        f1: (n,) 2 right / (2 right + wrong + lost); NaN where there is neither a box nor a
-            detection.
-    """
+    """How good the detections of each image are, from a score threshold on."""
 
     score_threshold: float
-    verdict: np.ndarray
-    missed: np.ndarray
-    right: Ints
-    wrong: Ints
-    lost: Ints
-    f1: Floats
+    verdict: np.ndarray  # (D,) as in the error analysis; those below the threshold are `IGNORED`
+    missed: np.ndarray  # (G,) boxes that nothing found, nor an error of class or location points at
+    right: Ints  # (n,) boxes found
+    wrong: Ints  # (n,) detections
+    lost: Ints  # (n,) boxes not found
+    f1: Floats  # (n,) 2 right / (2 right + wrong + lost); NaN without boxes and detections
 
     def worst(self, number: int) -> list[int]:
         """Images with the lowest F1 below 1, those with more errors first; positions."""
@@ -110,10 +97,6 @@ def score_images(analysis: ErrorAnalysis, *, score_threshold: float) -> ImageSco
     """Judge each image by its detections from a score threshold on, at an IoU of 0.5.
 
     Matching goes by falling score, so what a detection is does not depend on those below it.
-
-    Args:
-        analysis: of all detections.
-        score_threshold: detections below it are left out.
     """
     matching, scene = analysis.matching, analysis.matching.scene
     low = scene.found_score < score_threshold

@@ -23,13 +23,9 @@ RECALL_POINTS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class Threshold:
-    """A score from which on detections are kept, and what they are worth.
+    """A score from which on detections are kept, and their precision and recall.
 
-    Attributes:
-        score: the threshold; NaN where no detection is right, so that none is good.
-        f1: harmonic mean of the other two.
-        precision: share of the kept detections that are right.
-        recall: share of the true boxes that are found.
+    The score is NaN where no detection is right, so that none is good.
     """
 
     score: float
@@ -39,15 +35,9 @@ class Threshold:
 
 
 def precision_at_recalls(score: Floats, hit: Bools, num_true: int) -> Floats:
-    """Precision at the 101 recall points, for the detections of one class.
+    """Precision (R,) at the 101 recall points, for the detections (D,) of one class.
 
-    Args:
-        score: (D,).
-        hit: (D,) whether a detection finds a true box.
-        num_true: true boxes of the class.
-
-    Returns:
-        (R,); 0 where the recall is not reached, NaN everywhere without true boxes.
+    0 where the recall is not reached, NaN everywhere without true boxes.
     """
     if num_true == 0:
         return np.full(len(RECALL_POINTS), math.nan)
@@ -73,11 +63,7 @@ def class_precisions(matching: Matching) -> Floats:
 def mean_precision(label: Ints, score: Floats, hit: Bools, num_true: Ints) -> float:
     """AP of some detections, meant over the classes that have true boxes; NaN if none has.
 
-    Args:
-        label: (D,) 0 to K-1.
-        score: (D,).
-        hit: (D,) whether a detection finds a true box.
-        num_true: (K,) true boxes of each class.
+    Label, score and hit (whether it finds a true box) are (D,), the number of true boxes (K,).
     """
     precision = _by_class(label, score, hit, num_true)
     defined = precision[num_true > 0]
@@ -85,13 +71,7 @@ def mean_precision(label: Ints, score: Floats, hit: Bools, num_true: Ints) -> fl
 
 
 def best_threshold(score: Floats, hit: Bools, num_true: int) -> Threshold:
-    """The threshold with the largest F1; of equal ones the highest.
-
-    Args:
-        score: (D,).
-        hit: (D,) whether a detection finds a true box.
-        num_true: true boxes.
-    """
+    """The threshold on (D,) detections with the largest F1; of equal ones the highest."""
     if num_true == 0 or not hit.any():
         return Threshold(math.nan, math.nan if num_true == 0 else 0.0, math.nan, 0.0)
     order = np.argsort(-score, kind="stable")
@@ -131,7 +111,6 @@ def _by_class(label: Ints, score: Floats, hit: Bools, num_true: Ints) -> Floats:
 
 
 def _members(label: Ints, num_classes: int) -> Iterator[Ints]:
-    """Positions of each class's detections, in their order."""
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(num_classes + 1))
     for start, end in itertools.pairwise(ends.tolist()):

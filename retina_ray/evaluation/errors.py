@@ -55,22 +55,19 @@ _ERRORS = tuple(Verdict)[Verdict.CLASS :]
 
 @dataclass(frozen=True, eq=False)
 class ErrorAnalysis:
-    """The errors of a set of detections.
+    """The errors of a set of detections; an AP is 0 to 1, at the foreground threshold.
 
     Attributes:
-        matching: at the foreground threshold.
-        verdict: (D,) what each detection is (`Verdict`).
         target: (D,) the true box that it found, found again, or would have found with the right
             class or place; -1 where there is none (background, both, ignored).
         missed: (G,) boxes that no detection found and no error of class or location points at.
-        ap: AP at the foreground threshold, as COCO's AP50; 0 to 1.
         cost: AP gained by mending one kind of error alone.
         false_positives: AP gained if every wrong detection were left out.
         false_negatives: AP gained if every box that was not found were left out.
     """
 
     matching: Matching
-    verdict: NDArray[np.int8]
+    verdict: NDArray[np.int8]  # (D,) of `Verdict`
     target: Ints
     missed: Bools
     ap: float
@@ -120,7 +117,6 @@ def covered_boxes(scene: Scene, verdict: NDArray[np.int8], target: Ints) -> Bool
 
 
 def _verdicts(matching: Matching) -> tuple[NDArray[np.int8], Ints]:
-    """Verdict and target of each detection."""
     low, high = BACKGROUND_IOU, FOREGROUND_IOU
     same, other = matching.same_iou, matching.other_iou
     # The first that holds counts.
@@ -168,7 +164,6 @@ class _World:
         return mean_precision(self.label, self.score, self.hit, self.num_true)
 
     def keep(self, kept: Bools) -> _World:
-        """Only some of the detections."""
         return replace(
             self,
             position=self.position[kept],

@@ -28,33 +28,21 @@ class Scene:
     """True boxes and detections of a data set as columns, image after image.
 
     Detections of an image stand by falling score, and those that COCO does not count (beyond the
-    best `max_detections` of an image and class) are left out.
-
-    Attributes:
-        image_ids: (n,) ascending.
-        category_ids: (K,) ascending; a label is a position in it.
-        names: K names.
-        found_image: (D,) position of the image; ascending.
-        found_label: (D,) 0 to K-1.
-        found_box: (D, B) XYWH, or rotated.
-        found_score: (D,).
-        true_image: (G,) position of the image; ascending.
-        true_label: (G,) 0 to K-1.
-        true_box: (G, B).
-        crowd: (G,) regions whose boxes are neither found nor missed.
+    best `max_detections` of an image and class) are left out. Boxes are XYWH, or rotated; an image
+    and a label are positions in `image_ids` and `category_ids`.
     """
 
-    image_ids: Ints
-    category_ids: Ints
+    image_ids: Ints  # (n,) ascending
+    category_ids: Ints  # (K,) ascending
     names: tuple[str, ...]
-    found_image: Ints
-    found_label: Ints
-    found_box: Floats
-    found_score: Floats
-    true_image: Ints
-    true_label: Ints
-    true_box: Floats
-    crowd: Bools
+    found_image: Ints  # (D,) ascending
+    found_label: Ints  # (D,)
+    found_box: Floats  # (D, B)
+    found_score: Floats  # (D,)
+    true_image: Ints  # (G,) ascending
+    true_label: Ints  # (G,)
+    true_box: Floats  # (G, B)
+    crowd: Bools  # (G,) regions whose boxes are neither found nor missed
 
     @property
     def num_true(self) -> Ints:
@@ -72,29 +60,17 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What became of each detection and each true box at one IoU threshold.
-
-    Attributes:
-        scene: that was matched.
-        iou: the threshold.
-        matched: (D,) the true box that a detection found; -1: none.
-        ignored: (D,) lies in a crowd region of its class, so it counts neither way.
-        found_by: (G,) the detection that found a box; -1: none.
-        same_iou: (D,) largest overlap with a true box of the detection's class, 0 without one.
-        same_at: (D,) that box; -1: no overlap.
-        other_iou: (D,) largest overlap with a true box of another class.
-        other_at: (D,) that box; -1: no overlap.
-    """
+    """What became of each detection and each true box at one IoU threshold; -1 stands for none."""
 
     scene: Scene
     iou: float
-    matched: Ints
-    ignored: Bools
-    found_by: Ints
-    same_iou: Floats
-    same_at: Ints
-    other_iou: Floats
-    other_at: Ints
+    matched: Ints  # (D,) the true box that a detection found
+    ignored: Bools  # (D,) lies in a crowd region of its class, so it counts neither way
+    found_by: Ints  # (G,) the detection that found a box
+    same_iou: Floats  # (D,) largest overlap with a true box of the detection's class, or 0
+    same_at: Ints  # (D,) that box
+    other_iou: Floats  # (D,) largest overlap with a true box of another class
+    other_at: Ints  # (D,) that box
 
 
 def scene_of(
@@ -103,12 +79,7 @@ def scene_of(
     *,
     max_detections: int = 100,
 ) -> Scene:
-    """Put COCO ground truth and results into columns.
-
-    Args:
-        ground_truth: the content of an `instances_*.json`.
-        results: entries as `to_results` makes them.
-        max_detections: how many detections of an image and class count, best first.
+    """Put COCO ground truth and results (entries of `to_results`) into columns.
 
     Raises:
         ValueError: what `evaluate_coco` refuses too; all faults at once.
@@ -148,10 +119,6 @@ def match(scene: Scene, *, iou: float = 0.5) -> Matching:
     In each image the detections take, best score first, the box of their class that they overlap
     most, of those that are still free and overlap by `iou` at least. One without such a box, in a
     crowd region of its class, is ignored.
-
-    Args:
-        scene: what to match.
-        iou: threshold of intersection over union.
     """
     num_found, num_true = len(scene.found_score), len(scene.true_label)
     result = Matching(
@@ -171,7 +138,6 @@ def match(scene: Scene, *, iou: float = 0.5) -> Matching:
 
 
 def _match_image(result: Matching, found: slice, true: slice) -> None:
-    """Write an image's part of the result."""
     scene = result.scene
     if true.start == true.stop:
         return
@@ -203,15 +169,9 @@ def _match_image(result: Matching, found: slice, true: slice) -> None:
 
 
 def box_overlaps(found: Floats, true: Floats, crowd: Bools) -> Floats:
-    """Intersection over union; for a crowd region, intersection over the detection's area.
+    """(D, G) intersection over union; for a crowd region, intersection over the detection's area.
 
-    Args:
-        found: (D, 4) XYWH or (D, 5) rotated boxes.
-        true: (G, B) boxes of the same kind.
-        crowd: (G,).
-
-    Returns:
-        (D, G).
+    Boxes are (D, 4) and (G, 4) XYWH, or (D, 5) and (G, 5) rotated ones.
     """
     if true.shape[1] == 5 and len(found) and len(true):
         from retina_ray.evaluation.rotated import overlaps
@@ -236,11 +196,7 @@ def _columns(
     categories = np.array([entry["category_id"] for entry in entries], np.int64)
     size = len(entries[0]["bbox"]) if entries else 4
     boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, size)
-    return (
-        np.searchsorted(image_ids, images),
-        np.searchsorted(category_ids, categories),
-        boxes,
-    )
+    return np.searchsorted(image_ids, images), np.searchsorted(category_ids, categories), boxes
 
 
 def _rank(image: Ints, label: Ints) -> Ints:

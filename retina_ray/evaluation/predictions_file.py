@@ -31,28 +31,16 @@ _EXPECTED = "expected a file of predictions_to_parquet, with image_id, category_
 
 @dataclass(frozen=True)
 class PredictionsOrigin:
-    """Where the predictions of a file come from, as far as the writer said it.
+    """Where the predictions of a file come from, as far as the writer said it."""
 
-    Attributes:
-        step: training steps that the model had done.
-        dataset_fingerprint: of the data set that was predicted.
-    """
-
-    step: int | None = None
-    dataset_fingerprint: str | None = None
+    step: int | None = None  # training steps that the model had done
+    dataset_fingerprint: str | None = None  # of the data set that was predicted
 
 
 def predictions_to_parquet(
     results: Sequence[Mapping[str, Any]], *, origin: PredictionsOrigin | None = None
 ) -> bytes:
-    """Pack COCO results into a Parquet file.
-
-    Args:
-        results: entries as `to_results` makes them; may be empty.
-        origin: where they come from.
-
-    Returns:
-        The content of the file.
+    """Pack COCO results (entries of `to_results`, maybe none) into the content of a Parquet file.
 
     Raises:
         ValueError: entries without a key, or whose boxes have not all four or all five numbers.
@@ -89,14 +77,9 @@ def predictions_to_parquet(
 
 
 def predictions_from_parquet(data: bytes, where: str) -> list[dict[str, Any]]:
-    """Unpack COCO results from the content of a Parquet file.
+    """Unpack the entries of a file's content in the order in which they were written.
 
-    Args:
-        data: the file's content.
-        where: what to call the file in a message.
-
-    Returns:
-        Entries as `evaluate_coco` takes them, in the order in which they were written.
+    `where` is what to call the file in a message.
 
     Raises:
         ValueError: no Parquet file, one that was cut off, or one of other columns; what was

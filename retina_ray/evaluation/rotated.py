@@ -25,11 +25,9 @@ class RotatedEvaluation(COCOeval):
     _dts: Any
 
     def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: N802, N803
-        """Overlaps of the best detections of an image and class with its true boxes.
+        """(D, G) overlaps of an image's best detections of a class, by falling score.
 
-        Returns:
-            (D, G) with the detections by falling score; an empty list where there are none, which
-            is what `COCOeval` expects.
+        An empty list where there are none, which is what `COCOeval` expects.
         """
         params = self.params
         categories = [catId] if params.useCats else params.catIds
@@ -49,15 +47,9 @@ class RotatedEvaluation(COCOeval):
 
 
 def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Intersection over union; for a crowd region, intersection over the detection's area.
+    """(D, G) intersection over union; for a crowd region, intersection over the detection's area.
 
-    Args:
-        found: (D, 5) rotated boxes.
-        truth: (G, 5) rotated boxes.
-        crowd: (G,) bool.
-
-    Returns:
-        (D, G) float64; 0 for boxes without an area.
+    Boxes are rotated, (D, 5) and (G, 5); 0 for those without an area.
     """
     found_boxes, truth_boxes = torch.from_numpy(found), torch.from_numpy(truth)
     ious = rotated_iou(found_boxes, truth_boxes).numpy()

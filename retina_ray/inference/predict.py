@@ -24,14 +24,7 @@ from retina_ray.train.engine.validation import Predictions, predict_dataset
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with the configuration and the classes that it was trained with.
-
-    Attributes:
-        model: in eval mode, on `device`.
-        config: of the run that trained it.
-        meta: classes and metrics of the checkpoint.
-        device: where it runs.
-    """
+    """A model, in eval mode, with the configuration and the classes that it was trained with."""
 
     model: RetinaNet
     config: ExperimentConfig
@@ -67,10 +60,7 @@ class Predictor:
     ) -> Predictions:
         """Predict every image of a prepared data set once.
 
-        Args:
-            dataset: with the classes that the model was trained on.
-            num_samples: images to keep for pictures.
-            on_progress: called with the number of images done so far.
+        `num_samples` images are kept for pictures; `on_progress` gets the number done so far.
 
         Raises:
             ConfigError: the data set's classes are not the model's.
@@ -89,10 +79,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_image(self, image: np.ndarray) -> Detections:
-        """Find the objects of one image.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
+        """Find the objects of one image (H, W, 3), uint8 RGB.
 
         Returns:
             Detections in pixels of `image`, on the CPU: boxes XYXY, or rotated ones of 5 numbers.
@@ -136,8 +123,8 @@ class Predictor:
         """Pad one image as a batch of one would be."""
         height, width = image.shape[:2]
         divisor = self.config.input.size_divisibility_px
-        padded = np.zeros((-(-height // divisor) * divisor, -(-width // divisor) * divisor, 3))
-        padded = padded.astype(np.uint8)
+        padded_size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
+        padded = np.zeros((*padded_size, 3), np.uint8)
         padded[:height, :width] = image
         pixels = torch.from_numpy(padded)[None].permute(0, 3, 1, 2)
         return ImageBatch(pixels, torch.tensor([[height, width]])).to(self.device)

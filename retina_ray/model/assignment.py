@@ -36,19 +36,12 @@ class Assigner(Protocol):
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each anchor is to learn.
+    """What each anchor is to learn; M is at least 1."""
 
-    Attributes:
-        labels: (N, R) int64, 0 to K-1 for positive anchors, K for background, -1 for ignored ones.
-        index: (N, R) int64, which box of its image; of no meaning unless positive.
-        positive: (N, R) bool.
-        boxes: (N, M, D) the boxes that the index counts; M is at least 1.
-    """
-
-    labels: Tensor
-    index: Tensor
-    positive: Tensor
-    boxes: Tensor
+    labels: Tensor  # (N, R) int64: 0 to K-1 if positive, K for background, -1 if ignored
+    index: Tensor  # (N, R) int64, which of the boxes; of no meaning unless positive
+    positive: Tensor  # (N, R) bool
+    boxes: Tensor  # (N, M, D)
 
     def matched_boxes(self) -> Tensor:
         """The box (N, R, D) that each anchor is to learn; of no meaning unless positive."""
@@ -76,7 +69,8 @@ def assign(
 ) -> Assignment:
     """Label every anchor.
 
-    Padding, and boxes without area or with a NaN or an infinity, match nothing.
+    Padding, and boxes without area or with a NaN or an infinity, match nothing. The result is on
+    the device of the targets, without a wait for it (rotated boxes: one, see `rotated_iou`).
 
     Args:
         anchors: per level, (H * W * A, D).
@@ -84,10 +78,6 @@ def assign(
         targets: true boxes of N images, of as many numbers as the anchors.
         matcher: decides; for rotated boxes it must be a `Matcher`.
         num_classes: K.
-
-    Returns:
-        The assignment; on the device of the targets, without a wait for it (rotated boxes: one, see
-        `rotated_iou`).
 
     Raises:
         ValueError: (seen on the CPU only, where looking costs no wait) a label is K or more.
@@ -119,7 +109,6 @@ def assign(
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels (N, M) that are no class."""
     wrong = labels >= num_classes
     if bool(wrong.any()):
         image, box = wrong.nonzero()[0].tolist()

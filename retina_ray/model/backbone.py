@@ -26,17 +26,13 @@ class ResNetBackbone(nn.Module):
     ("Delving Deep into Rectifiers", He et al. 2015, equation 14).
 
     Args:
-        name: `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnext50_32x4d`, or any other
-            ResNet of torchvision.
+        name: of any ResNet of torchvision, such as `resnet50` or `resnext50_32x4d`.
         norm: the norm after each convolution.
         freeze_stages: stages without gradient, counted from the stem: 0 none, 1 the stem, 2 the
             stem and layer1, up to 5, all. Their batch norms stay in evaluation mode.
         stride_in_1x1: put the stride of a bottleneck in its first 1x1 convolution, as MSRA's
             original weights have it (and detectron2's model zoo, which started from them);
             torchvision has it in the 3x3.
-
-    Attributes:
-        channels: channels of each level, `{2: ..., 3: ..., 4: ..., 5: ...}`.
 
     Raises:
         ValueError: a name that is no ResNet, `freeze_stages` out of range, or `stride_in_1x1` for
@@ -60,9 +56,8 @@ class ResNetBackbone(nn.Module):
         trunk = get_model(name, weights=None, num_classes=1, norm_layer=partial(make_norm, norm))
         assert isinstance(trunk, ResNet)
         self.name = name
-        self.channels: Mapping[int, int] = {
-            level: trunk.inplanes // 2 ** (5 - level) for level in (2, 3, 4, 5)
-        }
+        levels = (2, 3, 4, 5)
+        self.channels: Mapping[int, int] = {n: trunk.inplanes // 2 ** (5 - n) for n in levels}
         self.conv1 = trunk.conv1
         self.bn1 = trunk.bn1
         self.relu = trunk.relu
@@ -80,13 +75,9 @@ class ResNetBackbone(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        """Compute the feature maps.
+        """Normalized RGB (N, 3, H, W) to C_l by level, (N, channels[l], H / 2**l, W / 2**l).
 
-        Args:
-            x: (N, 3, H, W) normalized RGB; any H and W.
-
-        Returns:
-            Level l (2 to 5) to C_l, (N, channels[l], ceil(H / 2**l), ceil(W / 2**l)).
+        Any H and W; what does not divide is rounded up.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = {2: self.layer1(x)}

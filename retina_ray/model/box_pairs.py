@@ -17,16 +17,12 @@ from retina_ray.structures import HeadOutputs
 
 @dataclass(frozen=True)
 class BoxPairs:
-    """Rows of deltas with their anchors and true boxes.
+    """Rows of deltas with their anchors and true boxes, (..., D) each.
 
-    Attributes:
-        deltas: (..., D); carry the gradient.
-        anchors: (..., D).
-        boxes: (..., D).
-        place: (images, anchors), each (P,) int64, of the rows (P, D); None for all rows (N, R, D).
+    `place` has (images, anchors), each (P,) int64, of the rows (P, D); None: all rows (N, R, D).
     """
 
-    deltas: Tensor
+    deltas: Tensor  # these carry the gradient
     anchors: Tensor
     boxes: Tensor
     place: tuple[Tensor, Tensor] | None

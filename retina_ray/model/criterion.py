@@ -1,8 +1,5 @@
 """The training loss: assign anchors to boxes, then class loss and box loss over a normalizer.
 
-Apart from the model, so that a model is a function of images only and the loss can be studied and
-changed by itself.
-
 Shapes: N images, M boxes, A anchors a cell, K classes, R anchors in all, P positive anchors; D
 numbers make a box: 4, or 5 with an angle.
 """
@@ -147,9 +144,7 @@ class RetinaNetCriterion(nn.Module):
     def forward(self, outputs: HeadOutputs, targets: Targets) -> dict[str, Tensor]:
         """Loss of a batch; in training mode, also the next value of the normalizer.
 
-        Args:
-            outputs: of the model.
-            targets: true boxes on the same device; images without boxes are all background.
+        Images without boxes are all background.
 
         Returns:
             `loss_cls` and `loss_box_reg`, float32 scalars that carry gradients.
@@ -168,15 +163,7 @@ class RetinaNetCriterion(nn.Module):
 
         With `assign_to` and `loss_scale` this is `forward` in parts: a step that takes several
         batches one after the other needs the number of positives of all of them before the first
-        loss.
-
-        Args:
-            outputs: of the model.
-            assignment: of the same batch.
-            scale: of the step.
-
-        Returns:
-            As `forward`.
+        loss. Returns as `forward`.
         """
         pairs = self._pairs(outputs, assignment)
         loss_cls = pyramid_class_loss(
@@ -209,13 +196,9 @@ class RetinaNetCriterion(nn.Module):
 
     @torch.no_grad()
     def loss_scale(self, num_positive: Tensor) -> Tensor:
-        """The factor on the sums of a step; in training mode, moves the normalizer on by one step.
+        """Workers over normalizer, the factor on the sums of a step; in training, moves it on.
 
-        Args:
-            num_positive: positive anchors of this worker in the step, a scalar on the device.
-
-        Returns:
-            Workers over normalizer, a scalar.
+        `num_positive` is the scalar number of positive anchors of this worker in the step.
         """
         num_positive = num_positive.to(self.normalizer.dtype, copy=True)  # reduced in place
         num_workers = 1
@@ -253,7 +236,6 @@ class RetinaNetCriterion(nn.Module):
         return pairs.as_table(overlap(predicted, pairs.boxes), assignment.labels.shape)
 
     def _box_loss_sum(self, pairs: BoxPairs) -> Tensor:
-        """Sum of the box loss over the pairs."""
         if self.box_loss == "smooth_l1":
             target = self.coder.encode(pairs.anchors, pairs.boxes)
             return smooth_l1_loss(pairs.deltas, target, self.smooth_l1_beta)

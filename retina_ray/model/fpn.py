@@ -31,7 +31,7 @@ class FPN(nn.Module):
         min_level: finest level, 2 to 5.
         max_level: coarsest level, 5 to 7.
         norm: after lateral and output convolutions, which then have no bias; P6 and P7 have none.
-        fuse: `sum` of lateral and up-sampled map, or their `avg`.
+        fuse: of lateral and up-sampled map.
         top_input: what P6 is computed from: `c5` as in the paper, or `p5`.
 
     Raises:
@@ -76,13 +76,9 @@ class FPN(nn.Module):
             channels = out_channels
 
     def forward(self, features: Mapping[int, Tensor]) -> list[Tensor]:
-        """Compute the pyramid.
+        """C_l by level, (N, in_channels[l], H_l, W_l), to P_l, (N, out_channels, H_l, W_l).
 
-        Args:
-            features: level l to C_l, (N, in_channels[l], H_l, W_l).
-
-        Returns:
-            P_l, (N, out_channels, H_l, W_l), from fine to coarse; above 5, H_l = ceil(H_(l-1) / 2).
+        P_l go from fine to coarse; above 5, H_l = ceil(H_(l-1) / 2).
         """
         outputs: list[Tensor] = []
         merged: Tensor | None = None
@@ -97,7 +93,6 @@ class FPN(nn.Module):
         return outputs
 
     def _merge(self, lateral: Tensor, coarser: Tensor) -> Tensor:
-        """Lateral and up-sampled map, summed or averaged."""
         merged = lateral + F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest")
         return merged / 2 if self.fuse == "avg" else merged
 

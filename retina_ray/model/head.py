@@ -76,10 +76,7 @@ class RetinaNetHead(nn.Module):
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Predict for every anchor.
-
-        Args:
-            features: per level (N, in_channels, H_l, W_l), from fine to coarse.
+        """Predict from (N, in_channels, H_l, W_l) of each level, from fine to coarse.
 
         Returns:
             Logits, per level (N, A*K, H_l, W_l) with channel a*K + k, and deltas, per level

@@ -21,11 +21,7 @@ NUM_GROUPS = 32
 
 
 def make_norm(name: NormName, num_channels: int) -> nn.Module:
-    """Build a normalization layer for `num_channels` channels.
-
-    Args:
-        name: `none` gives an `nn.Identity`, which has no parameters and no state.
-        num_channels: C.
+    """Build a normalization layer; `none` gives an `nn.Identity`, which has no state.
 
     Raises:
         ValueError: an unknown name, or channels that do not divide into the groups.
@@ -69,9 +65,6 @@ class FrozenBatchNorm2d(nn.Module):
     keeps the type of the input: under autocast the feature maps stay in the short type.
 
     Until weights are loaded it changes nothing: the variance starts at 1 - eps, as detectron2's.
-
-    Args:
-        num_channels: C.
     """
 
     eps = 1e-5
@@ -147,11 +140,7 @@ class PerLevelBatchNorm2d(nn.Module):
     running mean would fit none of them in evaluation; the affine map is shared, as the convolution
     before it is ("Rethinking 'Batch' in BatchNorm", Wu and Johnson 2021, section 5.2; detectron2's
     head does the same).
-
-    Args:
-        num_channels: C.
-        num_levels: levels with statistics of their own.
-        name: `bn`, or `sync_bn` for statistics over all workers.
+    head does the same). With `sync_bn` they are over all workers.
     """
 
     def __init__(self, num_channels: int, *, num_levels: int, name: BatchNormName = "bn") -> None:

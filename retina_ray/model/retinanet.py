@@ -33,16 +33,7 @@ class RetinaNet(nn.Module):
     the config that lies beside every checkpoint holds them, and a second copy in the weights could
     silently overrule a value that was set on purpose.
 
-    Args:
-        backbone: gives C_l by level.
-        fpn: gives P_l from fine to coarse.
-        head: gives logits and deltas.
-        anchors: one cell's anchors for each pyramid level.
-        pixel_mean: R, G, B, 0 to 255.
-        pixel_std: R, G, B, in the same unit.
-
     Attributes:
-        num_classes: K.
         size_divisibility: pad images to a multiple of this, so that no level up to P5 has a cell
             that is partly outside; other sizes work as well.
 
@@ -89,9 +80,6 @@ class RetinaNet(nn.Module):
         Loading is left to the caller, so that whoever has a checkpoint needs neither a network nor
         the file that training once started from: `load_backbone(model.backbone,
         config.backbone_weights)` starts a training.
-
-        Args:
-            config: the `model` section.
 
         Raises:
             ConfigError: `num_classes` is null, or anchors are still to be fitted.
@@ -144,14 +132,7 @@ class RetinaNet(nn.Module):
         )
 
     def forward(self, images: ImageBatch) -> HeadOutputs:
-        """Predict for every anchor of every image.
-
-        Args:
-            images: on the model's device.
-
-        Returns:
-            Logits, deltas and anchors by level; logits and deltas in the type that autocast gives.
-        """
+        """Logits, deltas and anchors by level, the first two in the type that autocast gives."""
         features = self.fpn(self.backbone(self.normalize(images)))
         logits, deltas = self.head(features)
         sizes = [(x.shape[-2], x.shape[-1]) for x in features]
@@ -163,8 +144,7 @@ class RetinaNet(nn.Module):
         In this order the padding is the mean colour to the network, whatever the batch holds
         there, as in detectron2 and torchvision.
 
-        Returns:
-            (N, 3, H, W) float32, in the memory format of the pixels.
+        Returns (N, 3, H, W) float32, in the memory format of the pixels.
         """
         x = (images.pixels.to(torch.float32) - self.pixel_mean) / self.pixel_std
         height, width = x.shape[-2:]

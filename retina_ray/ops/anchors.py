@@ -46,8 +46,7 @@ class AnchorGenerator(nn.Module):
                 detectron2's and torchvision's published weights were trained with.
 
         Raises:
-            ValueError: if levels disagree in number or in anchors a cell, or a value is not
-                positive, or the offset is not in [0, 1).
+            ValueError: levels disagree in number or in anchors a cell, or a value is out of range.
         """
         super().__init__()
         _check(sizes, aspect_ratios, strides, offset)
@@ -72,10 +71,7 @@ class AnchorGenerator(nn.Module):
         return [self.get_buffer(f"cell_anchors_{level}") for level in range(len(self.strides))]
 
     def forward(self, grid_sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Anchors of all cells.
-
-        Args:
-            grid_sizes: per level, the (H, W) of its feature map.
+        """Anchors of all cells, given the (H, W) of each level's feature map.
 
         Returns:
             Per level, (H * W * A, 4) float32 XYXY in pixels on the module's device; the row of
@@ -83,7 +79,7 @@ class AnchorGenerator(nn.Module):
             them.
 
         Raises:
-            ValueError: if the number of grid sizes is not the number of levels.
+            ValueError: the number of grid sizes is not the number of levels.
         """
         if len(grid_sizes) != len(self.strides):
             raise ValueError(
@@ -108,7 +104,6 @@ class AnchorGenerator(nn.Module):
         return grid
 
     def _grid(self, level: int, height: int, width: int) -> Tensor:
-        """The anchors (H * W * A, 4) of one level."""
         cells = self.get_buffer(f"cell_anchors_{level}")
         stride = self.strides[level]
 
@@ -125,13 +120,11 @@ class AnchorGenerator(nn.Module):
         return torch.stack((x, y, x, y), -1)
 
     def _set_cells(self, cells: Sequence[Sequence[tuple[float, ...]]]) -> None:
-        """Take per level the anchors around the origin, all levels having as many."""
         self._cells = cells
         self.num_anchors = len(cells[0])
         self._make_buffers()
 
     def _make_buffers(self) -> None:
-        """Float32 copies of the cells, on the device where they are."""
         for level, cells in enumerate(self._cells):
             name = f"cell_anchors_{level}"
             device = self.get_buffer(name).device if name in self._buffers else None
@@ -158,7 +151,6 @@ def level_sizes(config: ModelConfig) -> list[tuple[float, ...]]:
 def _cell_anchors(
     sizes: Sequence[float], aspect_ratios: Sequence[float]
 ) -> list[tuple[float, float, float, float]]:
-    """Anchors around the origin: for each size, each ratio."""
     anchors = []
     for size in sizes:
         for ratio in aspect_ratios:
@@ -174,7 +166,6 @@ def _check(
     strides: Sequence[int],
     offset: float,
 ) -> None:
-    """Raise a ValueError that names everything that is wrong."""
     faults = []
     if len(sizes) != len(strides) or not sizes:
         faults.append(f"sizes: {len(sizes)} tuples for {len(strides)} strides; give one per level")

@@ -27,7 +27,7 @@ _BLOCK_GPU = 2**22
 
 
 class _Level(NamedTuple):
-    """A grid of cells: x (W,) and y (H,) centres in pixels, A, the row of its first anchor."""
+    """A grid of cells: their centres in pixels, x (W,) and y (H,); the row of its first anchor."""
 
     x: Tensor
     y: Tensor
@@ -64,14 +64,10 @@ class AtssMatcher:
     """
 
     def __init__(self, topk: int = _DEFAULT.atss_topk) -> None:
-        """Make a matcher.
-
-        Args:
-            topk: k in the paper, the cells a level that a box has for candidates; the paper finds
-                7 to 17 to be much the same.
+        """Take k of the paper, which finds 7 to 17 to be much the same.
 
         Raises:
-            ValueError: if it is below 1.
+            ValueError: it is below 1.
         """
         if topk < 1:
             raise ValueError(f"topk: expected at least 1, got {topk}")
@@ -84,13 +80,10 @@ class AtssMatcher:
         anchors: Sequence[Tensor],
         grid_sizes: Sequence[tuple[int, int]],
     ) -> MatchResult:
-        """Match anchors to the boxes of a batch, in blocks of boxes.
-
-        As `Matcher.match_grid`; but the anchors of a cell need only share their centre, the cells
-        being in straight rows and columns. The index is of no meaning unless positive.
+        """As `Matcher.match_grid`; but the anchors of a cell need only share their centre.
 
         Raises:
-            ValueError: if the anchors of a level are not a multiple of its cells.
+            ValueError: the anchors of a level are not a multiple of its cells.
         """
         boxes = at_least_float32(boxes)
         levels = _levels(anchors, grid_sizes)
@@ -163,15 +156,11 @@ class AtssMatcher:
 
 
 def _smallest(values: Tensor, count: int) -> Tensor:
-    """Indices of the `count` smallest values of the last axis; of equal ones the first.
-
-    (Which ones topk takes, it does not promise.)
-    """
+    """Indices of the `count` smallest values of the last axis; unlike topk, of equals the first."""
     return torch.sort(values, dim=-1, stable=True).indices[..., :count]
 
 
 def _levels(anchors: Sequence[Tensor], grid_sizes: Sequence[tuple[int, int]]) -> list[_Level]:
-    """The levels that have cells."""
     levels, first = [], 0
     for i, (rows, (height, width)) in enumerate(zip(anchors, grid_sizes, strict=True)):
         num_cells = height * width

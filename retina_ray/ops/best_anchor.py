@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from retina_ray.config import MatcherConfig
-from retina_ray.ops.boxes import at_least_float32, box_iou, is_proper
-from retina_ray.ops.matcher import MatchResult
+from retina_ray.ops.boxes import at_least_float32, box_iou
+from retina_ray.ops.matcher import MatchResult, num_used
 
 # IoUs computed at once: on a CPU a few rows that stay in its cache, on a GPU enough to fill it.
 _BLOCK_CPU = 2**20
@@ -30,14 +30,7 @@ class AnchorClaims:
     def __init__(
         self, num_images: int, num_anchors: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Start without claims.
-
-        Args:
-            num_images: N.
-            num_anchors: R.
-            dtype: of the IoUs.
-            device: of the claims.
-        """
+        """Start without claims; `dtype` is that of the IoUs."""
         # One column more: there, claims that fail are written, as their number is not known.
         shape = (num_images, num_anchors + 1)
         self._iou = torch.zeros(shape, dtype=dtype, device=device)
@@ -46,10 +39,8 @@ class AnchorClaims:
     def add(self, anchors: Tensor, boxes: Tensor, iou: Tensor) -> None:
         """Hand in claims of boxes that come after, or are, the last ones of earlier calls.
 
-        Args:
-            anchors: (N, C) int64, the anchor claimed, 0 to R-1.
-            boxes: (N, C) int64, the box that claims it.
-            iou: (N, C) of the two; a claim with an IoU of 0 counts for nothing.
+        All are (N, C): the anchor claimed, the box that claims it, their IoU; one of 0 counts for
+        nothing.
         """
         before = self._iou.gather(1, anchors)
         self._iou.scatter_reduce_(1, anchors, iou, "amax")
@@ -59,12 +50,7 @@ class AnchorClaims:
         self._box.scatter_reduce_(1, anchors, boxes, "amin")
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """What became of the claims.
-
-        Returns:
-            index (N, R) int64, the box that has the anchor, 0 where none has it; and claimed
-            (N, R) bool, whether one has it.
-        """
+        """(N, R) the box that has each anchor, 0 for none; (N, R) bool, whether one has it."""
         claimed = self._iou[:, :-1] > 0
         return self._box[:, :-1].where(claimed, 0), claimed
 
@@ -82,11 +68,7 @@ class BestAnchorMatcher:
     """
 
     def __init__(self, ignore_iou: float = _DEFAULT.high) -> None:
-        """Make a matcher.
-
-        Args:
-            ignore_iou: IoU from which an anchor that is not positive is ignored; 1 ignores only
-                perfect copies of a box.
+        """Take the IoU from which an anchor that is not positive is ignored.
 
         Raises:
             ValueError: unless 0 <= ignore_iou <= 1.
@@ -102,17 +84,13 @@ class BestAnchorMatcher:
         anchors: Sequence[Tensor],
         grid_sizes: Sequence[tuple[int, int]],
     ) -> MatchResult:
-        """Match anchors to the boxes of a batch, in blocks of boxes.
-
-        As `Matcher.match_grid`, for anchors in any order. The index is of no meaning unless
-        positive.
-        """
+        """As `Matcher.match_grid`, for anchors in any order."""
         del grid_sizes
         boxes = at_least_float32(boxes)
         flat_anchors = torch.cat([at_least_float32(level) for level in anchors])
         if boxes.device.type == "cpu" and len(boxes):
             # Looking at the padding costs no wait here, and saves most of the work.
-            groups = [image[:, : _num_used(image[0])] for image in boxes.split(1)]
+            groups = [image[:, : num_used(image[0])] for image in boxes.split(1)]
         else:
             groups = [boxes]
         parts = [self._match(group, flat_anchors) for group in groups]
@@ -142,9 +120,3 @@ class BestAnchorMatcher:
         index, positive = claims.result()
         ignored = (largest >= self.ignore_iou) & (largest > 0) & ~positive
         return MatchResult(index, positive, ignored)
-
-
-def _num_used(boxes: Tensor) -> int:
-    """How many of the boxes (M, 4) are left when those without extent are cut off at the end."""
-    used = is_proper(boxes).nonzero()
-    return int(used[-1]) + 1 if len(used) else 0

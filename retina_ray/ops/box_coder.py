@@ -30,13 +30,10 @@ class BoxCoder:
     """
 
     def __init__(self, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> None:
-        """Make a coder.
-
-        Args:
-            weights: factors on (dx, dy, dw, dh).
+        """Take factors on (dx, dy, dw, dh).
 
         Raises:
-            ValueError: if there are not four positive weights.
+            ValueError: there are not four positive ones.
         """
         if len(weights) != 4 or not all(w > 0 for w in weights):
             raise ValueError(

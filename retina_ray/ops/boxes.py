@@ -36,17 +36,11 @@ def is_proper(boxes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every box of `a` with every box of `b`.
+    """Intersection over union (M, R) of every box of `a` (M, 4) with every box of `b` (R, 4).
 
     Made for assignment, where (M, R) is large: it works in place on three tensors of that size and
-    is not differentiable (see `paired_iou` for losses).
-
-    Args:
-        a: (M, 4).
-        b: (R, 4).
-
-    Returns:
-        (M, R) float32 in [0, 1]. 0 where a box has no area or holds a NaN or an infinity.
+    is not differentiable (see `paired_iou` for losses). 0 where a box has no area or holds a NaN or
+    an infinity.
     """
     a, b = at_least_float32(a), at_least_float32(b)
     ax0, ay0, ax1, ay1 = a[:, :, None].unbind(1)
@@ -84,14 +78,9 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: Sequence[float] | Tensor) -> Tensor:
-    """Move coordinates that lie outside the image to its border.
+    """Move coordinates (..., 4) outside an image of size (height, width) to its border.
 
-    Args:
-        boxes: (..., 4).
-        size: (height, width) in pixels: two numbers or a tensor (2,).
-
-    Returns:
-        (..., 4) float32 with `0 <= x <= width`, `0 <= y <= height`; NaN stays NaN.
+    NaN stays NaN.
     """
     boxes = at_least_float32(boxes)
     height, width = torch.as_tensor(size, dtype=boxes.dtype, device=boxes.device)

@@ -48,10 +48,6 @@ def background_factors(x: Tensor, gamma: Number) -> tuple[Tensor, Tensor, Tensor
 
     Written for speed: one exponential, one logarithm, and no fresh memory where it can be avoided.
 
-    Args:
-        x: logits, float32 or float64; not changed.
-        gamma: focusing exponent, >= 0.
-
     Returns:
         `p**gamma`, `softplus(x)` and `gamma * (1 - p) * softplus(x) + p`, each of the shape of x:
         the first times the second is the loss, the first times the last its derivative.
@@ -72,17 +68,9 @@ def background_factors(x: Tensor, gamma: Number) -> tuple[Tensor, Tensor, Tensor
 def own_term(
     x: Tensor, quality: Tensor | None, *, kind: ClassLoss, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:
-    """The term of a positive anchor's own class.
+    """The term of a positive anchor's own class, and its derivative, each of the shape of x.
 
-    Args:
-        x: logits of any shape, float32 or float64.
-        quality: q in [0, 1], same shape; None for "focal", which does not look at it.
-        kind: of loss.
-        alpha: weight; negative for none.
-        gamma: focusing exponent, >= 0.
-
-    Returns:
-        The term and its derivative, each of the shape of x.
+    `quality` is q in [0, 1], None for "focal", which does not look at it.
     """
     if kind == "focal":  # the mirror image: the term of -x, and minus its derivative
         modulation, softplus, slope = background_factors(-x, gamma)
@@ -118,13 +106,7 @@ def every_term(
 ) -> tuple[Tensor, Tensor]:
     """Both terms at once, for a compiler to make one loop of: no step depends on the data.
 
-    Args:
-        x: logits, float32 or float64.
-        is_own: bool, broadcasts to x: whether the logit is of its anchor's own class.
-        quality: q, broadcasts to x; None for "focal".
-        kind: of loss.
-        alpha: weight, a scalar; negative for none.
-        gamma: focusing exponent, a scalar.
+    `is_own` (whether a logit is of its anchor's own class) and `quality` broadcast to x.
 
     Returns:
         The term of each logit and its derivative, each of the shape of x.

@@ -1,11 +1,9 @@
 """The classification loss of a whole pyramid in one pass: no one-hot target, no mask over classes.
 
-Nearly all of the N * R * K logits are background. A dense loss builds a target of their size and a
-dozen temporaries, and keeps several for the backward pass. Here the background term and its
-gradient are computed together, block by block, straight from the head's maps; within a block the
-one logit of each positive anchor that is not background is put right, and ignored anchors get the
-weight 0. What remains of the size N * R * K is the gradient. The formulas are in
-`retina_ray.ops.class_terms`.
+Nearly all of the N * R * K logits are background. The background term and its gradient are computed
+together, block by block, straight from the head's maps; within a block the one logit of each
+positive anchor that is not background is put right, and ignored anchors get the weight 0. What
+remains of the size N * R * K is the gradient. The formulas are in `retina_ray.ops.class_terms`.
 
 Compiled, all of it is one loop over the logits (one kernel on CUDA), written in terms that compare
 class numbers instead of gathering.
@@ -91,8 +89,8 @@ def pyramid_class_loss(
         A float32 scalar; differentiable once with respect to the logits (not to the quality).
 
     Raises:
-        ValueError: if the channels are not a multiple of K, the labels or the quality do not fit,
-            or alpha or gamma is a tensor of more or less than one number.
+        ValueError: channels, labels or quality do not fit, or alpha or gamma is a tensor of more or
+            less than one number.
     """
     _check(logits, labels, num_classes)
     if kind == "focal":
@@ -149,7 +147,6 @@ def _value_and_gradients(
     terms: Terms,
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and its gradient for each level (none without `with_gradient`)."""
     sums, gradients, start = [], [], 0
     for level in logits:
         num_anchors = level.shape[1:].numel() // terms.num_classes
@@ -174,10 +171,7 @@ def _value_and_gradients(
 
 
 def _constant(name: str, value: Number, logits: Sequence[Tensor]) -> Number:
-    """A number as it is; a tensor as a scalar in the precision of the computation, detached.
-
-    Made without a wait for the device.
-    """
+    """A number as it is; a tensor as a detached scalar, made without a wait for the device."""
     if not isinstance(value, Tensor):
         return value
     if value.numel() != 1:
@@ -227,7 +221,6 @@ def _rows_as_maps(rows: Tensor, level: Tensor, num_classes: int) -> Tensor:
 
 
 def _check(logits: Sequence[Tensor], labels: Tensor, num_classes: int) -> None:
-    """Raise a ValueError unless channels, classes and labels fit each other."""
     num_anchors = 0
     for i, level in enumerate(logits):
         if level.dim() != 4 or level.shape[1] % num_classes:

@@ -45,7 +45,7 @@ def compiled_level_loss(
         sums, gradient = _compile()(*tensors, *scalars, terms.kind, with_gradient)
         return sums.sum().to(value_dtype(logits)), gradient
     except Exception as error:
-        if not _is_compiler_fault(error):
+        if not is_compiler_fault(error):
             raise
         _warn_of_fallback(_reason(error))
         return level_loss(logits, labels, quality, terms, with_gradient)
@@ -101,13 +101,12 @@ def room_for_variants(terms: Terms) -> contextlib.AbstractContextManager[object]
     return config.patch({name: max(_MOST_VARIANTS, getattr(config, name))})
 
 
-def _is_compiler_fault(error: Exception) -> bool:
+def is_compiler_fault(error: Exception) -> bool:
     """Whether torch.compile failed, and not the computation."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def _reason(error: Exception) -> str:
-    """Why the loss is not compiled, and what to do."""
     what = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     if type(error).__name__ in ("FailOnRecompileLimitHit", "RecompileLimitExceeded"):
         return (

@@ -23,38 +23,23 @@ from retina_ray.ops.boxes import at_least_float32, box_area, is_proper
 
 @dataclass(frozen=True)
 class GridAxes:
-    """The anchors of a level along either axis.
+    """The anchors of a level along either axis: edges in pixels, areas in square pixels."""
 
-    Attributes:
-        x0: (A, W) left edges.
-        x1: (A, W) right edges.
-        y0: (A, H) upper edges.
-        y1: (A, H) lower edges.
-        area: (A, H, W) in square pixels.
-    """
-
-    x0: Tensor
-    x1: Tensor
-    y0: Tensor
-    y1: Tensor
-    area: Tensor
+    x0: Tensor  # (A, W)
+    x1: Tensor  # (A, W)
+    y0: Tensor  # (A, H)
+    y1: Tensor  # (A, H)
+    area: Tensor  # (A, H, W)
 
 
 @dataclass(frozen=True)
 class GridOverlap:
-    """What boxes and the anchors of a level have in common along either axis.
+    """What boxes and the anchors of a level have in common along either axis; 0 where nothing."""
 
-    Attributes:
-        widths: (..., A, W) in pixels, 0 where they do not overlap.
-        heights: (..., A, H).
-        box_area: (...) of the boxes.
-        anchor_area: (A, H, W).
-    """
-
-    widths: Tensor
-    heights: Tensor
-    box_area: Tensor
-    anchor_area: Tensor
+    widths: Tensor  # (..., A, W)
+    heights: Tensor  # (..., A, H)
+    box_area: Tensor  # (...)
+    anchor_area: Tensor  # (A, H, W)
 
     def iou(self) -> Tensor:
         """Intersection over union (..., A, H, W), equal to `box_iou` to the last bit."""
@@ -77,15 +62,10 @@ class GridOverlap:
 
 
 def grid_axes(anchors: Tensor, height: int, width: int) -> GridAxes:
-    """Take the anchors of a level apart.
-
-    Args:
-        anchors: (H * W * A, 4), row (y * W + x) * A + a.
-        height: H.
-        width: W.
+    """Take the anchors (H * W * A, 4) of a level apart, row (y * W + x) * A + a.
 
     Raises:
-        ValueError: if the anchors do not divide into H * W cells.
+        ValueError: they do not divide into H * W cells.
     """
     num_cells = height * width
     if len(anchors) % num_cells if num_cells else len(anchors):
@@ -102,10 +82,7 @@ def grid_axes(anchors: Tensor, height: int, width: int) -> GridAxes:
 def is_grid(anchors: Tensor, height: int, width: int) -> bool:
     """Whether all anchors of a column share their x and all of a row their y; waits for the device.
 
-    Args:
-        anchors: (H * W * A, 4).
-        height: H.
-        width: W.
+    They are (H * W * A, 4).
     """
     num_cells = height * width
     if num_cells == 0 or len(anchors) % num_cells:

@@ -45,9 +45,6 @@ def sigmoid_focal_loss(
         alpha: weight of the positives in [0, 1], or negative for no weighting; a number or a tensor
             that broadcasts.
         gamma: focusing exponent >= 0; a number or a tensor that broadcasts.
-
-    Returns:
-        The sum, a scalar.
     """
     logits = at_least_float32(logits)
     targets = targets.to(logits.dtype)
@@ -79,9 +76,6 @@ def quality_focal_loss(
         targets: y in [0, 1], same shape; they are a constant in the gradient.
         beta: how fast easy examples lose weight, >= 0; the paper takes 2. Below 1 the loss has a
             cusp at sigma = y; the gradient there is 0.
-
-    Returns:
-        The sum, a scalar.
     """
     logits = at_least_float32(logits)
     targets = targets.detach().to(logits.dtype)
@@ -112,9 +106,6 @@ def varifocal_loss(
         alpha: weight of the negatives in [0, 1] (0.75 in the paper), or negative for no weighting,
             which is 1.
         gamma: focusing exponent of the negatives >= 0; the paper takes 2.
-
-    Returns:
-        The sum, a scalar.
     """
     logits = at_least_float32(logits)
     targets = targets.detach().to(logits.dtype)
@@ -137,15 +128,8 @@ def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float) -> Tensor:
     """Smooth L1 (Fast R-CNN, arXiv:1504.08083, equation 3, with a turning point beta).
 
-    `0.5 * d**2 / beta` where the difference d is below beta, `d - 0.5 * beta` elsewhere.
-
-    Args:
-        pred: any shape.
-        target: same shape.
-        beta: where the quadratic turns linear; 0 is L1.
-
-    Returns:
-        The sum, a scalar.
+    `0.5 * d**2 / beta` where the difference d is below beta, `d - 0.5 * beta` elsewhere; a beta of
+    0 is L1.
     """
     pred, target = at_least_float32(pred), at_least_float32(target)
     return F.smooth_l1_loss(pred, target, reduction="sum", beta=beta)
@@ -184,7 +168,6 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _iou_union_enclosing(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU (P,), union (P,) and the sides (P, 2) of the smallest box around each pair."""
     pred, target = at_least_float32(pred), at_least_float32(target)
     intersection, union = paired_overlap(pred, target)
     low = torch.minimum(pred[..., :2], target[..., :2])
@@ -193,7 +176,6 @@ def _iou_union_enclosing(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _diou(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance IoU loss and IoU of each pair, (P,) each."""
     iou, _, enclosing = _iou_union_enclosing(pred, target)
     pred, target = at_least_float32(pred), at_least_float32(target)
     offset = (pred[..., :2] + pred[..., 2:] - target[..., :2] - target[..., 2:]) / 2

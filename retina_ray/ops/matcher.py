@@ -30,17 +30,11 @@ _BLOCK_GPU = 2**24
 
 @dataclass(frozen=True)
 class MatchResult:
-    """What an anchor is to learn; anchors neither positive nor ignored are background.
+    """What each anchor (..., R) is to learn; neither positive nor ignored ones are background."""
 
-    Attributes:
-        index: (..., R) int64, the box with the largest IoU; of no meaning for background.
-        positive: (..., R) bool, learns class and place of its box.
-        ignored: (..., R) bool, has no part in any loss.
-    """
-
-    index: Tensor
-    positive: Tensor
-    ignored: Tensor
+    index: Tensor  # int64, the box with the largest IoU; of no meaning unless positive
+    positive: Tensor  # bool, learns class and place of its box
+    ignored: Tensor  # bool, has no part in any loss
 
 
 _DEFAULT = MatcherConfig()
@@ -65,12 +59,7 @@ class Matcher:
         high: float = _DEFAULT.high,
         allow_low_quality: bool = _DEFAULT.allow_low_quality,
     ) -> None:
-        """Make a matcher.
-
-        Args:
-            low: IoU below which an anchor is background.
-            high: IoU from which an anchor is positive.
-            allow_low_quality: whether each box's best anchors are positive below `high` too.
+        """Take two IoUs, and whether each box's best anchors are positive below `high` too.
 
         Raises:
             ValueError: unless 0 <= low <= high <= 1.
@@ -82,14 +71,9 @@ class Matcher:
         self.allow_low_quality = bool(allow_low_quality)
 
     def __call__(self, iou: Tensor) -> MatchResult:
-        """Match anchors by a table of overlaps.
+        """Match anchors (..., R) by a table of overlaps (..., M, R); M or R may be 0.
 
-        Args:
-            iou: (..., M, R); M or R may be 0. Rows that are zero or negative throughout (padding)
-                match nothing.
-
-        Returns:
-            A result of shape (..., R).
+        Rows that are zero or negative throughout (padding) match nothing.
         """
         return self._decide(*self._reduce(iou))
 
@@ -111,9 +95,6 @@ class Matcher:
                 them: all anchors of a column share their x, all of a row their y. On a CPU, where
                 looking costs little, others are matched one by one.
             grid_sizes: per level, (H, W).
-
-        Returns:
-            A result of shape (N, R), level after level.
         """
         boxes = usable_boxes(boxes)
         levels = list(zip(anchors, grid_sizes, strict=True))
@@ -141,15 +122,9 @@ class Matcher:
         *,
         iou: Callable[[Tensor, Tensor], Tensor] = box_iou,
     ) -> MatchResult:
-        """Match any anchors to the boxes of a batch, without all N * M * R overlaps at once.
+        """Match any anchors (R, D) to boxes (N, M, D), without all N * M * R overlaps at once.
 
-        Args:
-            boxes: (N, M, D); rows of zeros (padding) match nothing.
-            anchors: (R, D).
-            iou: of boxes (M, D) with anchors (R, D), an (M, R) table.
-
-        Returns:
-            A result of shape (N, R).
+        Rows of zeros (padding) match nothing; `iou` makes an (M, R) table.
         """
         num_images, num_boxes = boxes.shape[:2]
         if num_images == 0:
@@ -160,7 +135,7 @@ class Matcher:
             return flat.view(*rows.shape[:2], len(anchors))
 
         if boxes.device.type == "cpu":  # looking at the padding costs no wait, and saves its work
-            groups = [image[:, : _num_used(image[0])] for image in boxes.split(1)]
+            groups = [image[:, : num_used(image[0])] for image in boxes.split(1)]
             block = _BLOCK_CPU
         else:
             block = _BLOCK_GPU
@@ -210,13 +185,9 @@ class Matcher:
         block: int,
         table: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_reduce` of all boxes (N, M, D), in blocks of at most so many IoUs.
+        """As `_reduce` of all boxes (N, M, D), in blocks of at most so many IoUs, or N * R.
 
-        Args:
-            boxes: of any dimension D.
-            num_anchors: R.
-            block: number of IoUs, or N * R if that is more.
-            table: IoUs (N, m, R) of boxes (N, m, D).
+        `table` makes IoUs (N, m, R) of boxes (N, m, D).
         """
         num_images, num_boxes = boxes.shape[:2]
         step = max(1, block // max(1, num_anchors * num_images))
@@ -249,7 +220,6 @@ class Matcher:
         return best, index, (iou == best_of_box).any(-2)
 
     def _decide(self, best: Tensor, index: Tensor, claimed: Tensor) -> MatchResult:
-        """Apply the thresholds."""
         overlaps = best > 0
         positive = ((best >= self.high) & overlaps) | claimed
         return MatchResult(index, positive, (best >= self.low) & overlaps & ~positive)
@@ -260,7 +230,7 @@ def _whole_table(boxes: Tensor, axes: list[GridAxes]) -> Tensor:
     return torch.cat([grid_overlap(boxes, a).iou().flatten(-3) for a in axes], -1)
 
 
-def _num_used(boxes: Tensor) -> int:
+def num_used(boxes: Tensor) -> int:
     """How many of the boxes (M, D) are left when rows of zeros are cut off at the end."""
     used = (boxes != 0).any(-1).nonzero()
     return int(used[-1]) + 1 if len(used) else 0

@@ -103,18 +103,9 @@ def _candidates(
     score_threshold: float,
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of one level of one image, decoded.
+    """The best pairs of one level of one image, decoded: at most `topk`, from high to low.
 
-    Args:
-        logits: (A * K, H, W).
-        deltas: (A * D, H, W).
-        anchors: (H * W * A, D).
-        coder: what turns deltas into boxes.
-        score_threshold: scores must be above this.
-        topk: largest number of pairs.
-
-    Returns:
-        Boxes (C, D), scores (C,) from high to low, labels (C,); C <= topk.
+    Of (A * K, H, W), (A * D, H, W) and (H * W * A, D): boxes (C, D), scores (C,), labels (C,).
     """
     box_dim = anchors.shape[-1]
     num_anchors = deltas.shape[0] // box_dim
@@ -236,7 +227,6 @@ def _check(
     nms_threshold: float,
     max_detections: int,
 ) -> None:
-    """Raise a ValueError that names everything that is wrong."""
     faults = []
     for name, share in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
         if not 0 <= share <= 1:

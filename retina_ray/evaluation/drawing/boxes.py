@@ -33,17 +33,7 @@ _PALETTE: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image with its true boxes and its detections.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        truth_boxes: (M, B), array or tensor.
-        truth_labels: (M,) 0 to K-1, array or tensor.
-        detections: of the same image, in the same pixels.
-        class_names: K names.
-        caption: what identifies the image, e.g. its file name.
-        score_threshold: detections below it are not drawn.
-    """
+    """An image (H, W, 3), uint8 RGB, with its true boxes and its detections, for `draw_boxes`."""
 
     image: np.ndarray
     truth_boxes: Any
@@ -83,7 +73,7 @@ def draw_boxes(
             whole factor, so that lines and letters stay legible.
         class_names: K names; a label beyond them is drawn as its number.
         truth_boxes: (M, B) in pixels of `image`, array or tensor.
-        truth_labels: (M,) labels, array or tensor.
+        truth_labels: (M,) 0 to K-1, array or tensor.
         detections: in pixels of `image`.
         score_threshold: detections below it are not drawn.
         legend: add a line below the image that says what is drawn, and how many.
@@ -92,8 +82,7 @@ def draw_boxes(
         (H', W', 3) uint8 RGB, a new array. Boxes that are not finite are left out.
 
     Raises:
-        ValueError: the image is not (H, W, 3) uint8 with at least one pixel, or boxes and labels
-            differ in number.
+        ValueError: the image is not as above, or boxes and labels differ in number.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(
@@ -128,10 +117,8 @@ def _confident(
     """Boxes (D, B), scores (D,), labels (D,) of the detections to draw, best first."""
     if detections is None:
         return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
-    boxes, scores, labels = (
-        _box_array(detections.boxes),
-        *map(_array, (detections.scores, detections.labels)),
-    )
+    boxes = _box_array(detections.boxes)
+    scores, labels = _array(detections.scores), _array(detections.labels)
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= score_threshold]
     return boxes[order], scores[order], labels[order]

@@ -24,17 +24,11 @@ _FONT_SIDE_PX = 640  # text and lines grow with the drawing from this size on
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is drawn on.
-
-    Attributes:
-        pixels: (H, W, 3) uint8 RGB.
-        factor: pixels of the canvas for one of the image.
-        size: of letters and lines, 1 on a canvas of 640 pixels or less.
-    """
+    """What is drawn on: pixels (H, W, 3), uint8 RGB."""
 
     pixels: np.ndarray
-    factor: int
-    size: float
+    factor: int  # pixels of the canvas for one of the image
+    size: float  # of letters and lines, 1 on a canvas of 640 pixels or less
 
     @classmethod
     def on(cls, image: np.ndarray) -> Canvas:

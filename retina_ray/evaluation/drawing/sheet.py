@@ -17,9 +17,7 @@ _BACKGROUND = 245
 def contact_sheet(images: Sequence[np.ndarray]) -> np.ndarray:
     """Lay images out in a grid that is about square, row by row.
 
-    Args:
-        images: (H, W, 3) uint8 RGB each, sizes may differ; those with a side above 640 pixels are
-            shrunk.
+    They are (H, W, 3) uint8 RGB of any sizes; a side above 640 pixels is shrunk.
 
     Raises:
         ValueError: no images.

@@ -70,10 +70,6 @@ def to_detectron2(
     The detectron2 config must say the same as ours: PIXEL_MEAN and PIXEL_STD in the order of
     `input_format`, STRIDE_IN_1X1, ANCHOR_GENERATOR.OFFSET, FPN.FUSE_TYPE, RETINANET.NORM.
 
-    Args:
-        model: the model to read.
-        input_format: INPUT.FORMAT of the detectron2 config that will use the weights.
-
     Returns:
         Copies on the CPU; save them with `torch.save({"model": ...}, "model.pth")`.
     """
@@ -108,12 +104,7 @@ def _detectron2_faults(model: RetinaNet, state: StateDict, input_format: str) ->
 
 
 def _detectron2_name(name: str, *, head_norm: bool) -> str:
-    """The name in detectron2's `RetinaNet` with a ResNet-FPN backbone.
-
-    Args:
-        name: ours.
-        head_norm: whether the head has norms, which count among its numbered layers there.
-    """
+    """The name in detectron2's `RetinaNet`, where norms of the head count as layers."""
     if match := re.fullmatch(r"fpn\.(lateral|output)s\.p(\d)\.(conv|norm)\.(.+)", name):
         part = "" if match[3] == "conv" else "norm."
         return f"backbone.fpn_{match[1]}{match[2]}.{part}{match[4]}"

@@ -40,8 +40,7 @@ def read_state_dict(source: str | Path | Mapping[str, Tensor]) -> StateDict:
     Nesting under `model` or `state_dict` (training checkpoints) is opened, and the `module.` that
     DistributedDataParallel puts before every name is taken off.
 
-    Args:
-        source: a `.safetensors` file, a file of `torch.save` (any other ending), or a state dict.
+    A path is of a `.safetensors` file, or of a file of `torch.save` (any other ending).
 
     Raises:
         ConfigError: no such file, not loadable with `weights_only=True`, or no state dict.

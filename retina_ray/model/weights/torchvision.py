@@ -210,12 +210,7 @@ def _top_input_faults(model: RetinaNet, state: StateDict) -> list[str]:
 
 
 def _torchvision_name(name: str, *, min_level: int) -> str:
-    """The name in `torchvision.models.detection.RetinaNet`.
-
-    Args:
-        name: ours.
-        min_level: finest pyramid level, which is number 0 there.
-    """
+    """The name in `torchvision.models.detection.RetinaNet`, which counts levels from the finest."""
     if name.startswith("backbone."):
         return name.replace("backbone.", "backbone.body.", 1)
     if match := re.fullmatch(r"fpn\.(laterals|outputs)\.p(\d)\.(conv|norm)\.(.+)", name):

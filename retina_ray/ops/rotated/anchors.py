@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 class RotatedAnchorGenerator(AnchorGenerator):
     """Makes the rotated anchors of a feature pyramid and keeps those of recent image sizes.
 
-    The anchor of cell (y, x) with size s, ratio r and angle t has the width s / sqrt(r), the height
-    s * sqrt(r), the angle t and the centre ((x + offset) * stride, (y + offset) * stride). Anchor
-    (size_index * num_ratios + ratio_index) * num_angles + angle_index of a cell has these indices,
-    as in detectron2's generator of the same name.
+    As `AnchorGenerator`'s, and rotated by angles in degrees counter-clockwise. Anchor (size_index *
+    num_ratios + ratio_index) * num_angles + angle_index of a cell has these indices, as in
+    detectron2's generator of the same name.
 
     `cell_anchors` are (A, 5) and what a call returns is (H * W * A, 5); all else is as in
     `AnchorGenerator`.
@@ -38,18 +37,7 @@ class RotatedAnchorGenerator(AnchorGenerator):
         strides: Sequence[int],
         offset: float = 0.5,
     ) -> None:
-        """Make a generator.
-
-        Args:
-            sizes: as in `AnchorGenerator`.
-            aspect_ratios: height / width of the unrotated box; likewise.
-            angles_deg: degrees counter-clockwise, the same for all shapes.
-            strides: as in `AnchorGenerator`.
-            offset: likewise.
-
-        Raises:
-            ValueError: as `AnchorGenerator`; or if an angle is not finite, or there is none.
-        """
+        """As `AnchorGenerator`; also refuses no angles, and those that are not finite."""
         if not len(angles_deg) or not all(math.isfinite(angle) for angle in angles_deg):
             raise ValueError(f"anchors: angles_deg: expected one or more degrees, got {angles_deg}")
         super().__init__(sizes, aspect_ratios, strides, offset)

@@ -96,13 +96,7 @@ def scale_rotated(boxes: Tensor, scale_x: float | Tensor, scale_y: float | Tenso
     the lengths of its midlines and the direction of the one that was the height: exact for equal
     factors and for multiples of 90 degrees, an approximation otherwise.
 
-    Args:
-        boxes: (..., 5).
-        scale_x: new width of the image / old width.
-        scale_y: new height of the image / old height.
-
-    Returns:
-        (..., 5) float32, angles in [-180, 180].
+    `boxes` are (..., 5), a scale is the new size over the old one; angles come out in [-180, 180].
     """
     x, y, width, height, angle = at_least_float32(boxes).unbind(-1)
     cos, sin = cos_sin_deg(angle)
@@ -118,17 +112,11 @@ def scale_rotated(boxes: Tensor, scale_x: float | Tensor, scale_y: float | Tenso
 
 @torch.no_grad()
 def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every box of `a` with every box of `b`.
+    """Intersection over union (M, R) of every box of `a` (M, 5) with every box of `b` (R, 5).
 
     Only pairs whose enclosing axis-aligned boxes meet are computed, exactly and in blocks of
-    bounded memory. To list them, a CUDA device is waited for once.
-
-    Args:
-        a: (M, 5).
-        b: (R, 5).
-
-    Returns:
-        (M, R) float32 in [0, 1]. 0 where a box has no area or holds a NaN or an infinity.
+    bounded memory. To list them, a CUDA device is waited for once. 0 where a box has no area or
+    holds a NaN or an infinity.
     """
     a, b = at_least_float32(a), at_least_float32(b)
     pairs = _meeting(a, b).flatten().nonzero().squeeze(1)

@@ -35,14 +35,10 @@ class RotatedBoxCoder:
         *,
         symmetry_deg: int = 360,
     ) -> None:
-        """Make a coder.
-
-        Args:
-            weights: factors on (dx, dy, dw, dh, da).
-            symmetry_deg: 360, 180 or 90: the rotation after which a box is the same box.
+        """Take factors on (dx, dy, dw, dh, da), and the rotation after which a box is the same.
 
         Raises:
-            ValueError: if there are not five positive weights, or the symmetry is another number.
+            ValueError: there are not five positive factors, or the symmetry is none of the above.
         """
         if len(weights) != 5 or not all(w > 0 for w in weights):
             raise ValueError(

@@ -20,20 +20,13 @@ _ROWS_GPU, _PAIRS_GPU = 4096, 2**21
 
 @torch.no_grad()
 def batched_rotated_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Drop boxes that overlap a better box of their class too much.
+    """Drop boxes (D, 5) whose IoU with a better one kept of their class is above a threshold.
 
-    From the best score down, a box is kept if its IoU with every kept box of its class is at most
-    the threshold. Of equal scores the first comes first. A box without area, or with a NaN or an
-    infinity, overlaps nothing and is kept.
+    Of equal scores the first comes first. A box without area, or with a NaN or an infinity,
+    overlaps nothing and is kept.
 
     Only pairs of one class whose enclosing boxes allow an IoU above the threshold are computed. To
     list them and to decide in order, a CUDA device is waited for a few times.
-
-    Args:
-        boxes: (D, 5).
-        scores: (D,).
-        labels: (D,) int64.
-        threshold: largest IoU of two kept boxes of one class.
 
     Returns:
         Indices of the kept boxes, int64, best first.
@@ -51,10 +44,7 @@ def batched_rotated_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold
 def _conflicts(boxes: Tensor, labels: Tensor, threshold: float) -> list[Tensor]:
     """Pairs i < j of one class with an IoU above the threshold: (2, P) on the CPU, ascending i.
 
-    Args:
-        boxes: (D, 5) sorted by class.
-        labels: (D,) sorted.
-        threshold: smallest IoU that is no conflict.
+    Boxes and labels are sorted by class.
     """
     num_rows, num_pairs = (
         (_ROWS_CPU, _PAIRS_CPU) if boxes.device.type == "cpu" else (_ROWS_GPU, _PAIRS_GPU)

@@ -22,10 +22,6 @@ def shared_area(a: Columns, b: Columns) -> Tensor:
     edge within |y| <= h. No corners are collected or sorted, and nothing in it jumps, so parallel
     and coincident edges need no care.
 
-    Args:
-        a: six tensors (P,).
-        b: six tensors (P,).
-
     Returns:
         (P,) in square pixels, 0 to the area of the smaller one; of no meaning where a number is not
         finite or a side not positive.

@@ -33,12 +33,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settlement:
-    """What the validation of the pending checkpoint came to.
-
-    Attributes:
-        metrics: of the validation.
-        metric: the one that makes a checkpoint the best one; None or NaN never does.
-    """
+    """What the validation of the pending checkpoint came to; `metric` is as `save` takes it."""
 
     metrics: Mapping[str, float]
     metric: float | None
@@ -91,9 +86,7 @@ class CheckpointSaver:
             URI that the checkpoint will have. Until then a run goes on from the one before.
 
         Raises:
-            CheckpointError: the checkpoint before this one could not be written.
-            DiskFullError: the disk is full.
-            StorageError: because its storage did not answer.
+            CheckpointError, DiskFullError, StorageError, FencedError: of the one before, as `wait`.
         """
         self.wait()
         entry = self._index.new_entry(checkpoint.meta.step, metric)
@@ -130,8 +123,7 @@ class CheckpointSaver:
     def settle(self, settlement: Settlement) -> None:
         """Record the validation of the pending checkpoint, where no other checkpoint follows.
 
-        Raises:
-            CheckpointError, StorageError, FencedError: as `wait`.
+        Raises as `wait`.
         """
         self.wait()
         self._index = self._store.settle(self._index, settlement.metrics, metric=settlement.metric)
@@ -156,15 +148,7 @@ class CheckpointSaver:
             raise kind(self._describe(error)) from error
 
     def close(self, *, has_failed: bool) -> None:
-        """Wait for the checkpoint that is under way, at the end of a run.
-
-        Args:
-            has_failed: the run ended with an error, which that of the checkpoint shall not hide:
-                it is logged.
-
-        Raises:
-            CheckpointError, DiskFullError, StorageError, FencedError: as `wait`.
-        """
+        """As `wait`; where the run has failed, an error is logged, so as not to hide the first."""
         try:
             self.wait()
         except Exception as error:
@@ -196,13 +180,8 @@ def host_copy(tree: Any) -> tuple[Any, Callable[[], None]]:
     """Copy nested dicts, lists and tuples with all tensors in them to host memory.
 
     Tensors of a GPU are copied into pinned memory behind what is queued there, and before what is
-    queued later: nothing waits for the device.
-
-    Args:
-        tree: of tensors and plain values.
-
-    Returns:
-        The copy, and what to call before its tensors are read.
+    queued later: nothing waits for the device. The second value is what to call before the copy's
+    tensors are read.
     """
     devices: set[torch.device] = set()
     copied = _copy(tree, devices)

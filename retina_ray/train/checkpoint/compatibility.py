@@ -17,18 +17,11 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class WeightMatch:
-    """The weights of one model beside those of another.
+    """The weights of one model, its own, beside those of another."""
 
-    Attributes:
-        fitting: name and tensor of those that can be taken over.
-        missing: names that only the own model has: they start afresh.
-        mismatched: (name, own shape, other shape) of those that differ: they start afresh too.
-        unused: names that only the other one has.
-    """
-
-    fitting: dict[str, Tensor]
+    fitting: dict[str, Tensor]  # of the other one; all else of the own model starts afresh
     missing: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, own, other shape
     unused: tuple[str, ...]
 
     @property
@@ -53,9 +46,7 @@ class WeightMatch:
 def fitting_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> WeightMatch:
     """Find what one model can take over from another: the same name and the same shape.
 
-    Args:
-        own: state dict of the model that is to start from the weights; may be on the meta device.
-        other: state dict of the model that has them.
+    Its own state dict may be on the meta device.
 
     Raises:
         ConfigError: nothing fits.
@@ -81,11 +72,7 @@ def fitting_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> W
 
 
 def class_differences(own: Sequence[str], other: Sequence[str]) -> str | None:
-    """Say where the classes of two models of as many classes differ.
-
-    Returns:
-        None where they do not, or where their number tells it.
-    """
+    """Say where the classes of two models differ; None where their number tells it, or nothing."""
     differing = [
         f"{label}: {mine!r}, there {theirs!r}"
         for label, (mine, theirs) in enumerate(zip(own, other, strict=False))
@@ -106,13 +93,6 @@ def require_own(
     info: DatasetInfo,
 ) -> None:
     """Refuse a checkpoint that another run wrote: of another model, other classes, other data.
-
-    Args:
-        checkpoint: the one to go on from.
-        uri: its place, for messages.
-        config: of the run.
-        train_uri: the run's training data, for messages.
-        info: what that is now.
 
     Raises:
         ConfigError: all that differs.
@@ -150,7 +130,6 @@ def _other_model(there: ExperimentConfig, here: ExperimentConfig) -> list[str]:
 
 
 def _differences(there: Any, here: Any, path: str) -> list[tuple[str, Any, Any]]:
-    """Leaves of two config sections of one class that differ."""
     found = []
     for name in type(there).model_fields:
         theirs, ours = getattr(there, name), getattr(here, name)

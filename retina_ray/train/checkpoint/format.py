@@ -54,8 +54,6 @@ class CheckpointMeta:
         categories: (original id, name) of each class, in the order of the labels.
         dataset_fingerprint: of the training data.
         metrics: of the last validation, e.g. `val/AP`; empty before the first.
-        wandb_run_id: the run that tracks this training.
-        version: format of the checkpoint.
         metrics_step: step of that validation; an earlier one where the checkpoint was made between
             two validations. None before the first.
     """
@@ -75,11 +73,8 @@ class Checkpoint:
     """A checkpoint in memory.
 
     Attributes:
-        model: the model's state dict.
         state: the other parts by name (criterion, optimizer, schedule, scaler, rng, ...); None
             where only the weights were asked for.
-        config: the complete configuration of the run.
-        meta: what the checkpoint says of itself.
         ema: moving average of the weights, with the names of `model`; None where the run keeps
             none.
     """
@@ -117,10 +112,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
 def read_folder(folder: Path, *, uri: str, weights_only: bool = False) -> Checkpoint:
     """Read a checkpoint's local folder, and check it against what was written.
 
-    Args:
-        folder: where the files lie.
-        uri: the checkpoint's place, for messages.
-        weights_only: leave optimizer and the like unread.
+    `uri` is its place, for messages; `weights_only` leaves optimizer and the like unread.
 
     Raises:
         CheckpointFormatError: of another format.
@@ -150,11 +142,7 @@ def read_folder(folder: Path, *, uri: str, weights_only: bool = False) -> Checkp
 
 
 def read_meta(text: str | None, *, uri: str) -> CheckpointMeta:
-    """What a checkpoint says of itself.
-
-    Args:
-        text: of its `meta.json`; None where there is none.
-        uri: the checkpoint's place, for messages.
+    """What a checkpoint says of itself, given its `meta.json`, or None where there is none.
 
     Raises:
         CheckpointFormatError: of another format.
@@ -166,15 +154,7 @@ def read_meta(text: str | None, *, uri: str) -> CheckpointMeta:
 def with_metrics(text: str | None, metrics: Mapping[str, float], *, step: int, uri: str) -> str:
     """The text of a `meta.json` with the metrics of a validation that came in later.
 
-    Args:
-        text: of the file as it was written; None where there is none.
-        metrics: of the validation.
-        step: of the validation.
-        uri: the checkpoint's place, for messages.
-
-    Raises:
-        CheckpointFormatError: of another format.
-        DamagedCheckpointError: cut short or changed.
+    Raises as `read_meta`.
     """
     _parse(text, uri)
     tree = {**json.loads(text or "{}"), "metrics": dict(metrics), "metrics_step": step}
@@ -199,7 +179,6 @@ def _damaged(uri: str, error: Exception) -> DamagedCheckpointError:
 
 
 def _checked_meta(tree: Any, uri: str) -> CheckpointMeta:
-    """Take `meta.json` apart, after a look at its version and its checksum."""
     version = tree["version"]
     if version != FORMAT_VERSION:
         is_newer = isinstance(version, int) and version > FORMAT_VERSION

@@ -19,11 +19,7 @@ _VERSION = 2
 class Entry:
     """A checkpoint that counts.
 
-    Attributes:
-        name: of its folder.
-        step: training steps that it has done.
-        metric: what "best" means, higher is better; None where it was not evaluated, or to no
-            number.
+    `metric` is what "best" means, higher is better; None where it is unknown, or no number.
     """
 
     name: str
@@ -83,13 +79,10 @@ class CheckpointIndex:
         return self.best is None or self.best.metric is None or metric > self.best.metric
 
     def with_entry(self, entry: Entry, *, keep: int, is_pending: bool = False) -> CheckpointIndex:
-        """Make a checkpoint the last one (and the best one where it is).
+        """Make a checkpoint the last of the `keep` last ones (and the best one where it is).
 
-        Args:
-            entry: the checkpoint. What was recorded of later steps (the run went back), or of the
-                same one, counts no more among the last ones.
-            keep: how many of the last ones stay, this one included.
-            is_pending: it is evaluated from now on; the one before must be `settled`.
+        What was recorded of later steps (the run went back), or of the same one, counts no more
+        among the last ones. Where it is pending itself, the one before must be `settled`.
         """
         pending = entry if is_pending else self.pending
         if pending is not None and pending.step > entry.step:
@@ -114,12 +107,7 @@ class CheckpointIndex:
         return replace(self, recent=recent, best=best, pending=None)
 
     def gone_back(self, entry: Entry, *, damaged: Collection[str]) -> CheckpointIndex:
-        """Make an earlier checkpoint the last one, and forget those that cannot be read.
-
-        Args:
-            entry: where the run goes on.
-            damaged: names of those that cannot be read.
-        """
+        """Make an earlier checkpoint the last one, and forget those that cannot be read."""
         whole = [one for one in self.entries if one.name not in damaged]
         recent = sorted((one for one in whole if one.step < entry.step), key=lambda one: one.step)
         measured = [one for one in whole if one.metric is not None]

@@ -39,14 +39,7 @@ def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
 
 
 def load_meta(uri: str) -> CheckpointMeta:
-    """Read what a checkpoint says of itself, without its weights.
-
-    Args:
-        uri: as `load_checkpoint` takes it.
-
-    Raises:
-        ConfigError: nothing there, or that cannot be read.
-    """
+    """Read what a checkpoint says of itself, without its weights, as `load_checkpoint` does."""
     uri = _resolve(uri)
     try:
         text = read_text(f"{uri}/{META}")

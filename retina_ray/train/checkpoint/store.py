@@ -43,12 +43,7 @@ class CheckpointStore:
     """The checkpoints of one run, on a local disk or any `pyarrow.fs` URI."""
 
     def __init__(self, uri: str, *, keep: int = 1) -> None:
-        """Open (and do not yet create) the folder `uri`.
-
-        Args:
-            uri: the folder.
-            keep: how many of the last checkpoints stay, beside the best one.
-        """
+        """Open (and do not yet create) a folder that keeps some of the last ones, and the best."""
         self.uri = uri
         self.keep = keep
         self._fs, self._root = open_filesystem(uri)
@@ -121,9 +116,6 @@ class CheckpointStore:
             is_pending: it is evaluated from now on, and stays until `index.settled`.
             before_switch: done when the checkpoint is written and does not yet count.
 
-        Returns:
-            The new index.
-
         Raises:
             FencedError: another process holds the lease.
         """
@@ -150,13 +142,7 @@ class CheckpointStore:
     ) -> CheckpointIndex:
         """Record the validation of the pending checkpoint at the end of a run.
 
-        Args:
-            index: as the last `add` left it.
-            metrics: of the validation.
-            metric: the one that makes a checkpoint the best one.
-
-        Returns:
-            The new index.
+        `index` is as the last `add` left it; the new one is returned.
 
         Raises:
             FencedError: another process holds the lease.
@@ -172,12 +158,7 @@ class CheckpointStore:
         return new
 
     def write_metrics(self, name: str, metrics: Mapping[str, float], *, step: int) -> None:
-        """Write the metrics of a validation that came in later into a checkpoint.
-
-        Args:
-            name: of its folder.
-            metrics: of the validation.
-            step: of the validation.
+        """Write the metrics of a validation that came in later into a checkpoint's folder.
 
         Raises:
             ConfigError: what the checkpoint says of itself cannot be read.

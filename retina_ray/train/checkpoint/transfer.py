@@ -44,16 +44,7 @@ def _put_remote(fs: pafs.FileSystem, path: str, uri: str, checkpoint: Checkpoint
 
 
 def read_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
-    """Read a checkpoint's folder; see `load_checkpoint`, which also takes a run's.
-
-    Args:
-        uri: the folder.
-        weights_only: leave optimizer and the like unread.
-
-    Raises:
-        CheckpointFormatError: of another format.
-        DamagedCheckpointError: it cannot be read.
-    """
+    """As `read_folder`, wherever it lies; `load_checkpoint` also takes the folder of a run."""
     with _local_copy(uri, skipped={STATE} if weights_only else set()) as folder:
         return read_folder(folder, uri=uri, weights_only=weights_only)
 

@@ -17,12 +17,7 @@ class Snapshot:
 
     Nothing is copied: the tensors are those in use, which the next step changes.
 
-    Attributes:
-        step: training steps done.
-        epoch: whole epochs done.
-        model: the model's state dict.
-        ema: its averaged weights under the same names; None where the run keeps none.
-        state: whatever else a run resumes from: plain numbers, and tensors.
+    Epochs are whole ones; `state` is what else a run resumes from: plain numbers, and tensors.
     """
 
     step: int
@@ -54,9 +49,7 @@ class Callbacks(Protocol):
         With `train.async_validation` the checkpoint goes into the next validation, and the metrics
         are those of the one before.
 
-        Args:
-            metrics: of the validation; empty but on rank 0.
-            snapshot: after it; None but on rank 0. What is kept of it must be copied.
+        On other ranks than 0, metrics are empty and the snapshot None. What is kept must be copied.
         """
 
     def validation_is_done(self) -> bool:
@@ -64,13 +57,9 @@ class Callbacks(Protocol):
         ...
 
     def take_validation(self, *, step: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Take in the outcome of the asynchronous validation (rank 0 only).
+        """Take in the outcome of the asynchronous validation, if there was one (rank 0 only).
 
-        Args:
-            step: training steps done by now.
-
-        Returns:
-            Its metrics, and the images that could not be decoded; empty where there was none.
+        Returns its metrics, and the images that could not be decoded; `step` are done by now.
         """
         ...
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from retina_ray.ops.focal_compiled import is_compiler_fault
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ def compile_forward(model: nn.Module) -> None:
         try:
             return forward(*inputs, **options)
         except Exception as error:
-            if forward is plain or not _is_compiler_fault(error):
+            if forward is plain or not is_compiler_fault(error):
                 raise
             forward = plain
             # The first line names the part of the compiler, the second what it met.
@@ -41,8 +43,3 @@ def compile_forward(model: nn.Module) -> None:
             return plain(*inputs, **options)
 
     model.forward = forward_or_plain
-
-
-def _is_compiler_fault(error: Exception) -> bool:
-    """Whether torch.compile failed, and not the computation."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -60,11 +60,7 @@ def all_objects(value: Any) -> list[Any]:
 
 
 def gather_objects(value: Any) -> list[Any] | None:
-    """Collect a picklable value of every worker at rank 0, in the order of ranks.
-
-    Returns:
-        The values on rank 0, None elsewhere.
-    """
+    """Collect a value of every worker at rank 0, in the order of ranks; None elsewhere."""
     if not is_active():
         return [value]
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

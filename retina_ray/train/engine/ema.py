@@ -16,9 +16,6 @@ def decay_at(num_updates: int, decay: float) -> float:
     min(decay, (1 + t) / (10 + t)), as TensorFlow's `tf.train.ExponentialMovingAverage` with its
     argument `num_updates`.
 
-    Args:
-        num_updates: t, updates done before.
-        decay: what it grows to.
     """
     return min(decay, (1 + num_updates) / (10 + num_updates))
 
@@ -31,18 +28,12 @@ class WeightAverage:
 
     It holds no second model. `applied` exchanges the storage of the weights and of their average,
     which copies nothing, so the trained weights come back as they were to the last bit.
-
-    Attributes:
-        decay: weight of the past.
-        num_updates: updates done so far.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start from the weights that the model has now.
+        """Start from the weights of a model on its device.
 
-        Args:
-            model: on its device; its parameters must not be replaced later (their values may).
-            decay: in [0, 1).
+        Its parameters must not be replaced later (their values may).
         """
         self._model = model
         learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -21,27 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """What the steps of a run change, apart from the steps.
-
-    Attributes:
-        model: on the device, in channels_last.
-        criterion: the loss, with its normalizer.
-        optimizer: over the parameters that are trained.
-        schedule: of its learning rates.
-        scaler: of the loss in fp16; else it does nothing.
-        average: of the weights, where `train.ema_decay` asks for one.
-    """
+    """What the steps of a run change, apart from the steps."""
 
     def __init__(
         self, config: ExperimentConfig, *, device: torch.device, num_steps: int, is_new: bool
     ) -> None:
         """Build everything; the same weights on every worker.
 
-        Args:
-            config: of the run, with `model.num_classes` set.
-            device: where the model lives.
-            num_steps: training steps of the whole run.
-            is_new: start the backbone from its weights' file; else a checkpoint follows.
+        Where `is_new` is false, a checkpoint follows, and the weights' file is not read.
         """
         train = config.train
         torch.manual_seed(train.seed)
