@@ -30,8 +30,7 @@ class RunStoppedError(RuntimeError):
 
     Raised on every rank at the same step.
 
-    Attributes:
-        reason: as `Callbacks.stop_reason` gave it.
+    `reason` is as `Callbacks.stop_reason` gave it.
     """
 
     def __init__(self, reason: str) -> None:

@@ -25,10 +25,6 @@ class RunSpec:
 
     Attributes:
         config: complete: `model.num_classes` is set, the anchors are plain numbers.
-        train_uri: prepared training data.
-        val_uri: prepared validation data.
-        run_uri: the run's folder: config, metrics, pictures, checkpoints.
-        name: what people call the run.
         run_id: unique; names the W&B run, also after a resume.
         group: the sweep that the run belongs to, if any.
         init_from: checkpoint whose weights the run starts from, if any.
@@ -73,17 +69,12 @@ class RunInputs:
     Plan and loader read the light columns of the sets when they are first asked for: a worker that
     is served by the stream needs neither.
 
-    Attributes:
-        config: of the run.
-        train: training set.
-        val: validation set.
-        num_workers: that there are at present; None: `train.num_workers`.
     """
 
     config: ExperimentConfig
     train: PreparedDataset
     val: PreparedDataset
-    num_workers: int | None = None
+    num_workers: int | None = None  # that there are at present; None: `train.num_workers`
 
     @classmethod
     def open(cls, spec: RunSpec, num_workers: int | None = None) -> RunInputs:

@@ -224,8 +224,7 @@ class TrainingLoop:
     def _take_validation(self) -> dict[str, float]:
         """Wait for the asynchronous validation, if any; its metrics on rank 0.
 
-        Raises:
-            RunStoppedError: the run shall stop meanwhile.
+        Raises as `_end_if_asked`.
         """
         self._meter.pause()
         is_first = distributed.rank() == 0
@@ -286,10 +285,7 @@ class TrainingLoop:
             self.callbacks.on_log(metrics, step=self.step)
 
     def _check(self) -> None:
-        """Stop on every worker alike if something since the last look was not finite.
-
-        Or if too many images could not be decoded.
-        """
+        """Stop on all workers alike if a loss was not finite, or too many images were broken."""
         self._share_bad_images()
         self._meter.check()
 

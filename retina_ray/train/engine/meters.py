@@ -23,18 +23,11 @@ _NUM_NAMED_IMAGES = 16
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a training step tells of itself.
+    """What a training step tells of itself, in scalars on the device."""
 
-    Attributes:
-        losses: this worker's share of each loss term, scalars on the device.
-        grad_norm: of the gradient over all workers, before clipping, likewise.
-        is_sound: scalar bool on the device; False where the gradient was not finite and no scaling
-            of the loss explains it.
-    """
-
-    losses: dict[str, Tensor]
-    grad_norm: Tensor
-    is_sound: Tensor
+    losses: dict[str, Tensor]  # this worker's share of each term
+    grad_norm: Tensor  # of the gradient over all workers, before clipping
+    is_sound: Tensor  # False: the gradient is not finite, and no scaling of the loss explains it
 
 
 @dataclass(frozen=True)

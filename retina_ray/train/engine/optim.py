@@ -87,14 +87,9 @@ def parameter_groups(
     is set, `weight_decay_bias`. (detectron2 overlooks the shared weight of its head's per-level
     batch norm; here it is a normalization layer as well.)
 
-    Args:
-        model: the model; a parameter that two modules share appears once.
-        config: the `optimizer` section.
-        lr: the learning rate, scaled already.
-
     Returns:
         Groups `{"params": [...], "lr": ..., "weight_decay": ...}` for a torch optimizer, in the
-        order in which their first parameters appear.
+        order in which their first parameters appear; one that two modules share appears once.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -124,10 +119,6 @@ def clip_gradients(parameters: Iterable[Tensor], config: OptimizerConfig) -> Ten
     so that the norm of all of them together is at most the threshold, as everybody expects;
     detectron2's `norm` clips each parameter by its own norm. With a gradient scaler, unscale first.
 
-    Args:
-        parameters: those without a gradient are passed over.
-        config: the `optimizer` section.
-
     Returns:
         The norm of all gradients together before clipping, a scalar on the device: of the type
         `clip_norm_type` where that clips, else the Euclidean one. It is finite only if every
@@ -145,11 +136,10 @@ def clip_gradients(parameters: Iterable[Tensor], config: OptimizerConfig) -> Ten
 
 
 def update_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Make a step of the optimizer where a flag on the device says so, without waiting for it.
+    """Make a step of a fused optimizer where a scalar bool on the device says so, without a wait.
 
-    Args:
-        optimizer: a fused one. It takes the two attributes that `torch.amp.GradScaler` gives it.
-        finite: scalar bool; False leaves weights and state as they are.
+    It takes the two attributes that `torch.amp.GradScaler` gives it. Elsewhere weights and state
+    stay as they are.
     """
     optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -12,30 +12,19 @@ from torch import Tensor
 from retina_ray.train.engine import distributed
 
 
-def own_state(device: torch.device) -> dict[str, Tensor]:
-    """The generators of this worker: the CPU's, and its GPU's where it has one."""
+def gather_states(device: torch.device) -> list[dict[str, Tensor]] | None:
+    """The CPU's state and that of the GPU, if any, of each worker in the order of ranks.
+
+    Every worker must call it; only rank 0 gets them.
+    """
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def gather_states(device: torch.device) -> list[dict[str, Tensor]] | None:
-    """Collect the states of all workers, in the order of ranks; every worker must call it.
-
-    Returns:
-        All of them on rank 0, None elsewhere.
-    """
-    return distributed.gather_objects(own_state(device))
+    return distributed.gather_objects(states)
 
 
 def restore_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
-    """Set this worker's generators.
-
-    Args:
-        states: of `gather_states`; a worker that was not there takes rank 0's.
-        device: where this worker trains.
-    """
+    """Set this worker's generators to `gather_states`; one that was not there takes rank 0's."""
     rank = distributed.rank()
     mine = states[rank if rank < len(states) else 0]
     torch.set_rng_state(mine["cpu"])

@@ -20,11 +20,7 @@ def warmup_factor_at(
 ) -> float:
     """The warm-up's factor ("Accurate, Large Minibatch SGD", Goyal et al. 2017, section 2.2).
 
-    Args:
-        step: 0 is the first step.
-        warmup: `constant` stays at `warmup_factor`; `linear` climbs from it to 1.
-        warmup_steps: steps before the factor is 1; 0 for no warm-up.
-        warmup_factor: the factor at step 0.
+    `constant` stays at `warmup_factor`, `linear` climbs from it to 1, which follows for both.
     """
     if step >= warmup_steps:
         return 1.0
@@ -47,10 +43,7 @@ def lr_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
     same unless one lies within the warm-up. Under a cosine it is a little lower: by at most 0.0024
     of the full rate where the linear warm-up takes a twentieth of the run.
 
-    Args:
-        step: 0 is the first step, num_steps - 1 the last.
-        num_steps: steps of the run.
-        config: the `schedule` section.
+    Steps go from 0 to `num_steps` - 1.
     """
     warmup = warmup_factor_at(
         step,
@@ -72,23 +65,13 @@ def build_schedule(
     Every parameter group keeps its own rate and takes the same factor. The state holds plain
     numbers only, so it loads with `weights_only=True`.
 
-    Args:
-        optimizer: its groups hold the rates that the factor multiplies.
-        config: the `schedule` section.
-        num_steps: steps of the run.
-
     Raises:
         ConfigError: the run would end before its warm-up.
     """
     if config.warmup_steps >= num_steps:
-        raise ConfigError(
-            [
-                (
-                    "schedule.warmup_steps",
-                    f"{config.warmup_steps} steps of warm-up, but the run has only {num_steps}: "
-                    f"set it below {num_steps} (a tenth of the run is plenty), or train longer "
-                    "(train.epochs)",
-                )
-            ]
+        message = (
+            f"{config.warmup_steps} steps of warm-up, but the run has only {num_steps}: set it "
+            f"below {num_steps} (a tenth of the run is plenty), or train longer (train.epochs)"
         )
+        raise ConfigError([("schedule.warmup_steps", message)])
     return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, config))

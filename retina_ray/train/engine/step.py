@@ -67,11 +67,10 @@ class TrainingStep:
     def wrap(self, *, num_micro_batches: int) -> None:
         """Join the other workers, if there are any.
 
-        Args:
-            num_micro_batches: of every step. With one, the graph is the same in all steps, and DDP
-                is told so. Not with several, where its gradients go wrong as soon as some of them
-                are not exchanged (pytorch/pytorch#187732), nor with a compiled model, which may
-                fall back to the plain one in mid-run.
+        With one micro-batch in every step, the graph is the same in all steps, and DDP is told so.
+        Not with several, where its gradients go wrong as soon as some of them are not exchanged
+        (pytorch/pytorch#187732), nor with a compiled model, which may fall back to the plain one in
+        mid-run.
         """
         if not distributed.is_active():
             return

@@ -18,20 +18,13 @@ Ended = Literal["", "finished", "early stop", "time budget"]
 
 
 class EarlyStopping:
-    """Counts the validations without a better AP.
-
-    Attributes:
-        best: the AP to beat; None before the first.
-        rounds_without_gain: validations since then.
-    """
+    """Counts the validations since one beat the best AP."""
 
     def __init__(self, rounds: int | None, *, min_gain: float) -> None:
-        """Start counting.
+        """End after so many `rounds` without gain; None: never.
 
-        Args:
-            rounds: validations without gain that end the run; None: they never do.
-            min_gain: by how much an AP must exceed the best one to count as better. Only then is it
-                the new best, so many small gains add up to one.
+        An AP must exceed the best one by `min_gain` to count as better. Only then is it the new
+        best, so many small gains add up to one.
         """
         self._rounds = rounds
         self._min_gain = min_gain
@@ -99,13 +92,7 @@ class StoppingCriteria:
     """What may end a run before its plan does."""
 
     def __init__(self, config: TrainConfig, *, num_steps: int, device: torch.device) -> None:
-        """Read the criteria.
-
-        Args:
-            config: the `train` section.
-            num_steps: of the plan; who has done them all has finished, whatever else is true.
-            device: of this worker.
-        """
+        """Read the criteria; who has done all steps has finished, whatever else is true."""
         self._early_stopping = EarlyStopping(
             config.early_stop_rounds, min_gain=config.early_stop_min_gain
         )
@@ -129,15 +116,9 @@ class StoppingCriteria:
     def now(
         self, reason: str | None, *, step: int, validation_is_due: bool
     ) -> tuple[str | None, Ended]:
-        """Whether the run ends after a step, on all workers alike.
+        """As `agree_on_stop`, with the end that the time has brought.
 
-        Args:
-            reason: why this worker should stop at once, if it should.
-            step: training steps done.
-            validation_is_due: a validation comes next, which time that is spent still allows.
-
-        Returns:
-            The reason to stop at once, and the end that the time has brought.
+        Time that is spent still allows a validation that is due.
         """
         is_over = self._budget.is_spent and not validation_is_due and step < self._num_steps
         reason, is_over = agree_on_stop(reason, is_over=is_over, device=self._device)
@@ -161,13 +142,8 @@ def agree_on_stop(
 
     One number travels, on the device of the workers; with several GPUs that waits for them.
 
-    Args:
-        reason: why this worker should stop, if it should.
-        is_over: whether the time is spent; rank 0's clock counts.
-        device: of the process group.
-
     Returns:
-        The reason of the first worker that has one, and whether the time is spent.
+        The reason of the first worker that has one, and whether the time is spent on rank 0.
     """
     code = 2 if reason is not None else int(is_over and distributed.rank() == 0)
     if distributed.is_active():

@@ -32,34 +32,21 @@ from retina_ray.train.engine.step import local_norms
 
 @dataclass(frozen=True)
 class Sample:
-    """A validation image kept to be looked at.
-
-    Attributes:
-        image_id: the data set's id.
-        pixels: (H, W, 3) uint8 RGB, resized as the model saw it, without padding.
-        detections: in pixels of `pixels`, on the CPU.
-    """
+    """A validation image kept to be looked at; its detections are on the CPU, in its pixels."""
 
     image_id: int
-    pixels: np.ndarray
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB, resized as the model saw it, without padding
     detections: Detections
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was found in a validation set.
-
-    Attributes:
-        results: COCO results.
-        image_ids: of every image that was seen, as often as it was.
-        samples: images to look at.
-        bad_images: names and reasons of images that could not be decoded; only where one
-            process predicted the whole set.
-    """
+    """What was found in a validation set: COCO results, and what else was seen on the way."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
-    image_ids: list[int] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)  # of every image, as often as it was seen
     samples: list[Sample] = field(default_factory=list)
+    # Reasons by name (`named_in_run`), only where one process predicted the whole set.
     bad_images: dict[str, str] = field(default_factory=dict)
 
     def gathered(self) -> Predictions:
@@ -78,13 +65,7 @@ class BatchPredictor:
     def __init__(
         self, config: ExperimentConfig, category_ids: Sequence[int], *, num_samples: int
     ) -> None:
-        """Start with nothing.
-
-        Args:
-            config: coder and thresholds.
-            category_ids: the data set's own id of each label.
-            num_samples: how many images to keep for pictures, the first that come.
-        """
+        """Start with nothing; the first `num_samples` images are kept for pictures."""
         self._config = config.inference
         self._coder = make_coder(config.model)
         self._category_ids = list(category_ids)
@@ -128,11 +109,7 @@ class BatchPredictor:
 
 
 class Validator:
-    """The validations within a run: this worker's batches, and then what all workers found.
-
-    Attributes:
-        evaluated_step: training steps done at the last validation.
-    """
+    """The validations within a run: this worker's batches, and then what all workers found."""
 
     def __init__(
         self,
@@ -147,7 +124,7 @@ class Validator:
         self._device, self._category_ids = device, category_ids
         self._predictor: BatchPredictor | None = None
         self._num_batches = 0
-        self.evaluated_step = 0
+        self.evaluated_step = 0  # training steps done at the last validation
 
     def is_due(self, step: int) -> bool:
         """Whether a validation follows a step, and is not over yet."""
@@ -165,8 +142,7 @@ class Validator:
     def add(self, batch: Batch) -> Predictions | None:
         """Predict a batch, with the averaged weights where there are some.
 
-        Returns:
-            After the last batch the predictions of all workers (on rank 0), before it None.
+        After the last batch it returns the predictions of all workers (on rank 0).
         """
         model, average = self._learner.model, self._learner.average
         if self._predictor is None:
@@ -200,14 +176,8 @@ def predict_dataset(
 ) -> Predictions:
     """Predict every image of a prepared data set once, in this process and without Ray.
 
-    Args:
-        model: in evaluation mode, on `device`.
-        config: of the run that trained it.
-        dataset: with the classes that the model was trained on.
-        device: where the model is.
-        num_samples: images to keep for pictures.
-        num_threads: that decode.
-        on_progress: called with the number of images done so far.
+    The model is in evaluation mode on `device`; `num_samples` images are kept for pictures,
+    `num_threads` decode, and `on_progress` gets the number of images done so far.
 
     Raises:
         DataError: the model finds rotated boxes, and the data set has none.
@@ -236,12 +206,7 @@ def predict_dataset(
 def score_predictions(
     found: Predictions, truth: dict[str, Any], config: InferenceConfig
 ) -> dict[str, float]:
-    """COCO's metrics of the predictions of a validation set.
-
-    Args:
-        found: by all workers.
-        truth: COCO ground truth of the validation set.
-        config: limit of detections, and what computes the metrics.
+    """COCO's metrics of all workers' predictions of a validation set, given its ground truth.
 
     Raises:
         RuntimeError: the images that were seen are not those of the set, each once.
@@ -261,13 +226,5 @@ def score_predictions(
 
 
 def named_in_run(kind: str, bad: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Name bad images of one set of a run: training and validation set may share file names.
-
-    Args:
-        kind: of the set, "train" or "val".
-        bad: (file name, reason) of each, as a batch has them.
-
-    Returns:
-        The reasons by name: "000000.jpg (val)".
-    """
+    """Reasons by name ("000000.jpg (val)"): training and validation set may share file names."""
     return {f"{file_name} ({kind})": reason for file_name, reason in bad}

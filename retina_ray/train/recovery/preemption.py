@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
 from retina_ray.ray_internals.train import WorkerCallback, drain_notice
 from retina_ray.storage.uris import is_uri
@@ -67,7 +67,6 @@ class StopSigns:
     """
 
     def __init__(self, run_uri: str) -> None:
-        """Look for signs to end the run at `run_uri`."""
         self._told: str | None = None
         self._closed = threading.Event()
         self._note = Note(run_uri, STOP)
@@ -78,12 +77,7 @@ class StopSigns:
             threading.Thread(target=self._poll, name="stop-signs", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
 
     def reason(self) -> str | None:
@@ -142,12 +136,7 @@ class EndOnSigterm:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._thread is None:
             return
         signal.signal(signal.SIGTERM, self._before)

@@ -35,25 +35,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NonFiniteStep:
-    """What is known of a step whose loss was not finite.
+    """What is known of a step whose loss was not finite; None stands for what is no number."""
 
-    Attributes:
-        step: of the plan, from 0.
-        message: what the workers say of it.
-        terms: what was not finite.
-        values: every loss term of the step by name; null for what was not finite.
-        image_ids: of the step, all workers together.
-        lr: learning rate; null where it was not finite.
-        back_to: steps that the checkpoint had done to which the run went back; null: none yet.
-    """
-
-    step: int
-    message: str
-    terms: tuple[str, ...]
-    values: dict[str, float | None]
-    image_ids: tuple[int, ...]
+    step: int  # of the plan, from 0
+    message: str  # of the workers
+    terms: tuple[str, ...]  # what was not finite
+    values: dict[str, float | None]  # every loss term by name
+    image_ids: tuple[int, ...]  # all workers together
     lr: float | None
-    back_to: int | None = None
+    back_to: int | None = None  # steps of the checkpoint to which the run went back, if it did
 
     @classmethod
     def of(cls, error: NonFiniteLossError) -> NonFiniteStep:
@@ -103,12 +93,7 @@ def skipped_steps(run_uri: str) -> tuple[int, ...]:
 def dump_batch(spec: RunSpec, found: NonFiniteStep) -> str | None:
     """Make the batch of a step again, as the workers saw it, to look at.
 
-    Args:
-        spec: the run.
-        found: what is known of the step.
-
-    Returns:
-        The folder; None where it could not be made, which is logged: it is no reason to end a run.
+    Returns the folder; None where it could not be made, which is logged: it is no reason to end.
     """
     uri = join_uri(spec.run_uri, f"{NON_FINITE_BATCHES}/step-{found.step:08d}")
     try:
@@ -124,7 +109,6 @@ def dump_batch(spec: RunSpec, found: NonFiniteStep) -> str | None:
 
 
 def _write_batch(inputs: RunInputs, found: NonFiniteStep, folder: Path) -> None:
-    """Write `batch.json` and the pictures to a local folder."""
     layout = inputs.layout
     first = layout.first_round(found.step) * layout.num_workers
     rows = inputs.plan.take(range(first, first + layout.rows_per_step * layout.num_workers))

@@ -49,9 +49,7 @@ def supervise(spec: RunSpec, attempt: Callable[[], None]) -> None:
       choice of parameters diverges is a result, and a trial with a batch less is no fair match.
     - SIGTERM to this process ends the run in order.
 
-    Args:
-        spec: the run.
-        attempt: runs a group of workers to its end, from the last checkpoint.
+    `attempt` runs a group of workers to its end, from the last checkpoint.
 
     Raises:
         NonRetryableError: the run would end in the same way again.

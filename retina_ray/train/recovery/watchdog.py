@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from types import TracebackType
 from typing import TypeVar
 
 from retina_ray.storage.files import write_text
@@ -38,13 +37,10 @@ class Watchdog:
     """Ends this process when no step is made for too long; on guard while a `with` block lasts."""
 
     def __init__(self, run_uri: str, *, rank: int, timeout_s: float) -> None:
-        """Guard a worker.
+        """Guard a worker of the run whose folder gets the stacks.
 
-        Args:
-            run_uri: the run's folder, which gets the stacks.
-            rank: of the worker.
-            timeout_s: how long a training step or a validation batch may take, with all that
-                comes before the next one (waiting for data, a validation, a checkpoint).
+        `timeout_s` is how long a training step or a validation batch may take, with all that comes
+        before the next one (waiting for data, a validation, a checkpoint).
         """
         self._run_uri, self._rank, self._timeout_s = run_uri, rank, timeout_s
         self._allowed_s = max(timeout_s, START_S)
@@ -56,12 +52,7 @@ class Watchdog:
         threading.Thread(target=self._guard, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:

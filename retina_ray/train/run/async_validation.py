@@ -38,29 +38,17 @@ class ValidationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a validation came to.
+    """What a validation came to."""
 
-    Attributes:
-        step: training steps of the weights.
-        metrics: COCO's metrics.
-        predictions: the content of a `predictions.parquet`.
-        samples: images to look at.
-        bad_images: reasons why images could not be decoded, by name (`named_in_run`).
-    """
-
-    step: int
+    step: int  # training steps of the weights
     metrics: dict[str, float]
-    predictions: bytes
+    predictions: bytes  # the content of a `predictions.parquet`
     samples: list[Sample]
-    bad_images: dict[str, str]
+    bad_images: dict[str, str]  # reasons by name (`named_in_run`)
 
 
 def validate(spec: RunSpec, checkpoint_uri: str) -> Outcome:
     """Evaluate a checkpoint of a run: its averaged weights where it has some.
-
-    Args:
-        spec: the run.
-        checkpoint_uri: where the checkpoint lies.
 
     Raises:
         ConfigError: the checkpoint cannot be read.
@@ -100,11 +88,9 @@ class AsyncValidation:
     """The asynchronous validations of a run, one after the other; for rank 0."""
 
     def __init__(self, submit: Callable[[str], Future[Outcome]], *, timeout_s: float) -> None:
-        """Take what starts a validation.
+        """Take what starts `validate` for a checkpoint's URI somewhere, and returns at once.
 
-        Args:
-            submit: starts `validate` for a checkpoint's URI somewhere, and returns at once.
-            timeout_s: how long the training waits for one before it counts as hung.
+        After waiting for one for `timeout_s`, the training takes it for hung.
         """
         self._submit = submit
         self._timeout_s = timeout_s

@@ -41,13 +41,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """The end of a run.
+    """The end of a run: URIs of checkpoints, and metrics of validations.
 
-    Attributes:
-        best: URI of the checkpoint with the best AP.
-        last: URI of the last checkpoint.
-        metrics: of the last validation; empty where the run ended before the first.
-        best_metrics: of the best validation; likewise.
+    The metrics are empty where the run ended before its first validation.
     """
 
     best: str

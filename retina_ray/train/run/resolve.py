@@ -59,15 +59,11 @@ def find_data(data: DataConfig, storage: str) -> tuple[str, str]:
     if data.synthetic is not None:
         return prepare_synthetic(data.synthetic, f"{storage}/datasets")
     if data.train is None or data.val is None:
-        raise ConfigError(
-            [
-                (
-                    "data",
-                    "no data set: give --set data.train=DIR --set data.val=DIR (prepared by one of "
-                    "the scripts in datasets/), or take a recipe that brings one (shapes)",
-                )
-            ]
+        message = (
+            "no data set: give --set data.train=DIR --set data.val=DIR (prepared by one of the "
+            "scripts in datasets/), or take a recipe that brings one (shapes)"
         )
+        raise ConfigError([("data", message)])
     return _absolute(data.train), _absolute(data.val)
 
 

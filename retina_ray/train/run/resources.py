@@ -28,22 +28,13 @@ class ClusterSize:
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What one run (or one trial of a sweep) takes.
-
-    Attributes:
-        num_workers: training processes.
-        cpus_per_worker: CPUs reserved for each of them.
-        use_gpu: one GPU for each worker.
-        min_workers: so few of them will do; None: all of them are needed.
-        validation_cpus: CPUs of the asynchronous validation; 0 without one.
-        validation_gpus: likewise its GPUs.
-    """
+    """What one run (or one trial of a sweep) takes; with `use_gpu`, one GPU for each worker."""
 
     num_workers: int
     cpus_per_worker: float
     use_gpu: bool
-    min_workers: int | None = None
-    validation_cpus: float = 0.0
+    min_workers: int | None = None  # so few of them will do; None: all of them are needed
+    validation_cpus: float = 0.0  # of the asynchronous validation
     validation_gpus: float = 0.0
 
     @classmethod
@@ -106,33 +97,26 @@ class ResourceRequest:
         name = "train.num_workers" if self.min_workers is None else "train.min_workers"
         faults = []
         if cpus > cluster.cpus:
-            faults.append(
-                (
-                    name,
-                    f"more workers than the cluster can ever hold: {least} x "
-                    f"{self.cpus_per_worker:g} CPUs + {DATA_CPUS:g} for decoding{cpus_aside} = "
-                    f"{cpus:g} CPUs, "
-                    f"but it has, or may grow to, {cluster.cpus:g}: lower {name} or "
-                    "train.cpus_per_worker, or add nodes",
-                )
+            message = (
+                f"more workers than the cluster can ever hold: {least} x {self.cpus_per_worker:g} "
+                f"CPUs + {DATA_CPUS:g} for decoding{cpus_aside} = {cpus:g} CPUs, but it has, or "
+                f"may grow to, {cluster.cpus:g}: lower {name} or train.cpus_per_worker, or add "
+                "nodes"
             )
+            faults.append((name, message))
         if self.use_gpu and gpus > cluster.gpus:
-            faults.append(
-                (
-                    name,
-                    f"more workers than the cluster can ever hold: {least} need a GPU each"
-                    f"{gpus_aside}, but it has, or may grow to, {cluster.gpus:g}: lower {name}, "
-                    "set train.use_gpu=false, or add GPU nodes",
-                )
+            message = (
+                f"more workers than the cluster can ever hold: {least} need a GPU each"
+                f"{gpus_aside}, but it has, or may grow to, {cluster.gpus:g}: lower {name}, set "
+                "train.use_gpu=false, or add GPU nodes"
             )
+            faults.append((name, message))
         elif gpus > cluster.gpus:
-            faults.append(
-                (
-                    "train.validation_gpus",
-                    f"{gpus:g}, but the cluster has, or may grow to, {cluster.gpus:g}: set it to "
-                    "0, or add GPU nodes",
-                )
+            message = (
+                f"{gpus:g}, but the cluster has, or may grow to, {cluster.gpus:g}: set it to 0, or "
+                "add GPU nodes"
             )
+            faults.append(("train.validation_gpus", message))
         if faults:
             raise ConfigError(faults)
 
@@ -143,8 +127,7 @@ def connect(config: ExperimentConfig, *, concurrent: int = 1) -> ClusterSize:
     A Ray of this machine alone is given logical CPUs for `concurrent` runs beside its decoding
     tasks, also where that is more than the machine has: then they share its cores.
 
-    Returns:
-        What the cluster has, or may grow to.
+    Returns what the cluster has, or may grow to.
     """
     if not ray.is_initialized():
         train = config.train
@@ -167,14 +150,10 @@ def cluster_size() -> ClusterSize:
 
 
 def leave_a_cpu(node_ids: Sequence[str], cpus_per_worker: float) -> bool:
-    """Whether some node has a whole CPU left for decoding beside these workers.
+    """Whether some node has a whole CPU left for decoding beside workers on these nodes.
 
     The cluster may have less than the run needs: nodes went since the run was let in, or each has
     only a part of a CPU left.
-
-    Args:
-        node_ids: the node of each worker.
-        cpus_per_worker: CPUs that each of them reserves.
     """
     num_workers = Counter(node_ids)
     return any(

@@ -42,13 +42,8 @@ StopReason = Callable[[], str | None]
 class RunCallbacks:
     """Rank 0 tracks, scores and keeps checkpoints; every rank reports.
 
-    Attributes:
-        spec: the run.
-        inputs: its opened data.
-        start_step: where it goes on.
-        report: see `run_worker`.
-        stop_reason: see `run_worker`.
-        validation: evaluates checkpoints elsewhere; None where it is the workers that validate.
+    The run goes on from `start_step`; `report` and `stop_reason` are as in `run_worker`. Without
+    `validation`, which evaluates checkpoints elsewhere, the workers validate.
     """
 
     spec: RunSpec

@@ -45,10 +45,8 @@ SHARD = "run"
 def fit(spec: RunSpec, request: ResourceRequest, *, callbacks: list[Any] | None = None) -> None:
     """Run on Ray Train worker groups, to the end of the plan.
 
-    Args:
-        spec: the run; where its folder holds a checkpoint, the run goes on from there.
-        request: what a worker needs.
-        callbacks: Ray Train callbacks, e.g. the one that relays reports to Ray Tune.
+    Where the run's folder holds a checkpoint, the run goes on from there. `callbacks` are Ray
+    Train's, e.g. the one that relays reports to Ray Tune.
 
     Raises:
         RunError: a worker failed more than `train.max_failures` times, or for a reason that a
@@ -62,12 +60,7 @@ def _fit_group(spec: RunSpec, request: ResourceRequest, callbacks: list[Any]) ->
     """Run one group, with as many restarts as Ray Train is allowed to make."""
     train, note = spec.config.train, FailureNote(spec.run_uri)
     # Ray Train takes callbacks of workers and of its controller as well.
-    both: list[Any] = [
-        *callbacks,
-        SigtermCallback(),
-        elastic.EndBeforeResize(),
-        NoUselessRestart(),
-    ]
+    both: list[Any] = [*callbacks, SigtermCallback(), elastic.EndBeforeResize(), NoUselessRestart()]
     storage, path = open_filesystem(f"{spec.run_uri}/ray_train")
     trainer = TorchTrainer(
         _worker_in_group,
@@ -101,16 +94,10 @@ def _fit_group(spec: RunSpec, request: ResourceRequest, callbacks: list[Any]) ->
 def fit_in_process(spec: RunSpec, *, report: Report) -> None:
     """Run one worker in this process, through Ray Train's local mode.
 
-    Args:
-        spec: a run of one worker.
-        report: called after each validation with its metrics and the checkpoint's URI.
+    `report` is called after each validation with its metrics and the checkpoint's URI.
     """
-
-    def worker() -> None:
-        _work(spec, report)
-
     TorchTrainer(
-        worker,
+        lambda: _work(spec, report),
         datasets={SHARD: lambda: _stream_of(spec, num_workers=1)},
         scaling_config=ScalingConfig(num_workers=0),
     ).fit()
@@ -165,13 +152,7 @@ def _nothing_yet() -> ray.data.Dataset:
 
 
 def _stream_of(spec: RunSpec, num_workers: int, node_ids: Sequence[str] = ()) -> ray.data.Dataset:
-    """The stream of a run from its last checkpoint on.
-
-    Args:
-        spec: the run.
-        num_workers: of the group.
-        node_ids: where its workers are; empty where they reserve nothing.
-    """
+    """The stream of a run from its last checkpoint on, for workers on nodes if they reserve any."""
     inputs = RunInputs.open(spec, num_workers)
     has_room = leave_a_cpu(node_ids, spec.config.train.cpus_per_worker)
     return stream(

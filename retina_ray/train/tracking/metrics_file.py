@@ -28,14 +28,11 @@ class MetricsFile:
     """Appends to a file of metrics, and continues the one of an interrupted run."""
 
     def __init__(self, path: Path, *, resume: bool = False, resume_step: int | None = None):
-        """Open the file.
+        """Open the file; its folder is made.
 
-        Args:
-            path: where it lies; its folder is made.
-            resume: continue what is there. Otherwise a file that is there is kept under the name
-                `<stem>.<number><suffix>`, and a new one started.
-            resume_step: the last step that counts: the run goes on from its checkpoint, so lines
-                that came in after it are dropped. They are of steps that are done again.
+        With `resume`, what is there is continued, but for lines that came in after `resume_step`:
+        the run goes on from its checkpoint, and does those steps again. Otherwise a file that is
+        there is kept under the name `<stem>.<number><suffix>`, and a new one started.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -73,11 +70,7 @@ class MetricsFile:
 
 
 class MetricsFollower:
-    """Reads the lines that are added to a metrics file from now on.
-
-    Args:
-        path: of the file, on a local disk; it need not exist yet.
-    """
+    """Reads the lines that are added to a local metrics file, which need not exist, from now on."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -112,11 +105,7 @@ def read_metrics(uri: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def parse_metrics(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
-    """Read the content of a metrics file.
-
-    Returns:
-        The lines that are whole; the numbers of the others, from 1.
-    """
+    """Read a file's content: the lines that are whole, and the numbers of the others, from 1."""
     lines, damaged = [], []
     for number, text in enumerate(content.splitlines(), start=1):
         line = None
@@ -130,7 +119,6 @@ def parse_metrics(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _is_line(line: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether it is what a run writes: a step, and metrics by key."""
     if not isinstance(line, dict) or not isinstance(line.get("metrics"), dict):
         return False
     step = line.get("step")

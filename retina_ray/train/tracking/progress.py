@@ -94,7 +94,6 @@ class ProgressDisplay:
             )
 
     def _new_records(self) -> Iterator[dict[str, float]]:
-        """Yield the metrics of the lines written since the last call."""
         for line in self._follower.new_lines():
             yield {key: value for key, value in line["metrics"].items() if value is not None}
 

@@ -21,11 +21,7 @@ CONTINUED = (METRICS, BAD_IMAGES)
 
 
 class RunFolder:
-    """The records of the run at a place, for the one process that writes them.
-
-    Attributes:
-        path: the local folder.
-    """
+    """The records of the run at a place, for the one process that writes them."""
 
     def __init__(self, run_uri: str) -> None:
         """Open the folder of the run at `run_uri`; a remote one's records are fetched."""
@@ -53,8 +49,7 @@ class RunFolder:
     def upload(self, *, all_files: bool) -> None:
         """Bring the files to a remote run; another thread may go on writing them.
 
-        Args:
-            all_files: pictures and W&B's files too, not only what a run goes on from.
+        Without `all_files`, only what a run goes on from.
         """
         if not self._is_remote:
             return

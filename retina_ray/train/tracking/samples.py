@@ -15,12 +15,9 @@ from retina_ray.train.engine.validation import Sample
 def to_pictures(
     samples: Sequence[Sample], truth: dict[str, Any], class_names: Sequence[str]
 ) -> list[AnnotatedImage]:
-    """Join samples with their true boxes.
+    """Join samples with their true boxes, from COCO ground truth in original pixels.
 
-    Args:
-        samples: images as the model saw them, with its detections.
-        truth: COCO ground truth, in pixels of the original images.
-        class_names: in the order of the labels, which is that of `truth["categories"]`.
+    `class_names` are in the order of the labels, which is that of `truth["categories"]`.
     """
     images = {image["id"]: image for image in truth["images"]}
     labels = {category["id"]: i for i, category in enumerate(truth["categories"])}

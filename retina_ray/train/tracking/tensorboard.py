@@ -48,10 +48,7 @@ def open_tensorboard(
 ) -> TensorBoardFile | None:
     """Open an event file; None where it is switched off or TensorBoard is not installed.
 
-    Args:
-        choice: `tracking.tensorboard`: auto or off.
-        folder: gets the file; a resumed run adds another one.
-        resume_step: the last step that counts; TensorBoard hides later ones of earlier files.
+    A resumed run adds another file, and steps after `resume_step` of earlier ones are hidden.
     """
     if choice == "off" or importlib.util.find_spec("tensorboard") is None:
         return None

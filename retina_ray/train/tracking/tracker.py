@@ -85,11 +85,7 @@ def open_tracker(
 
 
 class Tracker:
-    """Takes the metrics and pictures of one run; made by `open_tracker`.
-
-    Attributes:
-        run_dir: local folder of the run.
-    """
+    """Takes the metrics and pictures of one run; made by `open_tracker`."""
 
     def __init__(self, *, run_dir: Path, file: MetricsFile, places: Sequence[Place]):
         """Take an open metrics file, and the places beside it."""
@@ -103,10 +99,8 @@ class Tracker:
     def log(self, metrics: Mapping[str, float], step: int, *, at: int | None = None) -> None:
         """Record metrics of a training step.
 
-        Args:
-            metrics: numbers by key, e.g. `train/loss_cls`, `val/AP`. May be NaN.
-            step: training steps done; everything is drawn over it.
-            at: training steps done when they came in, where that was later.
+        They may be NaN. Everything is drawn over `step`, the training steps done; `at` are those
+        done when the metrics came in, where that was later.
         """
         self._step = step if at is None else at
         values = {key: float(value) for key, value in metrics.items()}
@@ -114,12 +108,7 @@ class Tracker:
         self._everywhere(lambda place: place.log(values, step))
 
     def log_pictures(self, pictures: Sequence[AnnotatedImage], step: int) -> None:
-        """Record pictures with true and predicted boxes: a PNG sheet, and W&B's box overlays.
-
-        Args:
-            pictures: those of one validation; none is fine.
-            step: training steps done.
-        """
+        """Record pictures of one validation, if any: a PNG sheet, and W&B's box overlays."""
         if not pictures:
             return
         from retina_ray.evaluation.drawing import contact_sheet, write_png
@@ -131,8 +120,7 @@ class Tracker:
     def finish(self, status: Status) -> None:
         """Close the record and all places; twice is fine, the first status counts.
 
-        Args:
-            status: `failed` marks W&B's run as failed; `stopped` (by a scheduler) does not.
+        `failed` marks W&B's run as failed; `stopped` (by a scheduler) does not.
         """
         if self._finished:
             return

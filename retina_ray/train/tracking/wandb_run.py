@@ -57,12 +57,8 @@ class WandbRun:
 def open_wandb(choice: str, start: dict[str, Any]) -> WandbRun | None:
     """Open a W&B run, online within `_INIT_TIMEOUT_S` or so, else offline.
 
-    Args:
-        choice: `tracking.wandb`.
-        start: arguments of `wandb.init`.
-
-    Returns:
-        The run; None where it is switched off or cannot be had at all.
+    `choice` is `tracking.wandb`, `start` the arguments of `wandb.init`. None where it is switched
+    off or cannot be had at all.
     """
     try:
         mode = resolve_mode(choice)
@@ -97,9 +93,7 @@ def _within(seconds: float, action: Callable[[], Any]) -> Any:
 
     wandb has timeouts of its own, but waits without one for its service process.
 
-    Raises:
-        TimeoutError: it took longer.
-        Exception: what the action raised.
+    Raises what the action raised, or a `TimeoutError`.
     """
     outcome: Future[Any] = Future()
 
