@@ -162,11 +162,6 @@ def test_sweep_options(options, said, tmp_path):
     assert said in refused("sweep", "--storage", tmp_path, *options)
 
 
-def test_train_from_a_missing_checkpoint(tmp_path):
-    message = refused("train", "--storage", tmp_path, "--init-from", tmp_path / "none")
-    assert f"{tmp_path / 'none'}: no checkpoint there" in message
-
-
 def test_the_stored_config_of_a_run_is_a_recipe(tmp_path):
     from recipes import RECIPES
 

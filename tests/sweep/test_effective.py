@@ -204,16 +204,3 @@ def test_building_is_repeatable():
 def test_settings_that_act_only_together_are_compared_together():
     doubled = {"model.anchors.scale": 2.0, "model.anchors.sizes": (6.0, 12.0, 24.0)}
     assert effective_settings(with_overrides(BASE, doubled)) == effective_settings(BASE)
-
-
-@pytest.mark.parametrize(
-    ("fit", "is_read"), [("scale", ["ratios"]), ("all", [])], ids=["scale", "all"]
-)
-def test_what_a_fit_replaces_is_not_compared(fit, is_read):
-    base = with_overrides(BASE, {"model.anchors.fit": fit})
-    for name, path, value in (
-        ("scale", "model.anchors.scale", 2.0),
-        ("ratios", "model.anchors.aspect_ratios", (0.4, 1.0, 2.5)),
-    ):
-        changed = effective_settings(with_overrides(base, {path: value}))
-        assert (changed != effective_settings(base)) == (name in is_read)

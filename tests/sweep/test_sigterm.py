@@ -1,7 +1,6 @@
 """SIGTERM to a sweep's process is Ctrl-C, and is known apart from it."""
 
 import contextlib
-import os
 import signal
 import threading
 
@@ -10,10 +9,6 @@ import pytest
 from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.train.errors import RunTerminatedError
 from retina_ray.train.recovery.preemption import EndOnSigterm
-
-
-def send(number):
-    os.kill(os.getpid(), number)
 
 
 @pytest.fixture(params=["in front", "in the background"])
@@ -50,7 +45,7 @@ def test_tune_hears_of_it_as_of_ctrl_c(tune):
     with SigtermAsCtrlC() as sigterm:
         heard = tune()
         assert not sigterm.came
-        send(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGINT]
     assert sigterm.came
     assert {n: signal.getsignal(n) for n in before} == before
@@ -59,29 +54,26 @@ def test_tune_hears_of_it_as_of_ctrl_c(tune):
 def test_ctrl_c_stays_ctrl_c(tune):
     with SigtermAsCtrlC() as sigterm:
         heard = tune()
-        send(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert heard == [signal.SIGINT]
         with interrupts(tune):
-            send(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert not sigterm.came
     with interrupts(tune), SigtermAsCtrlC():
-        send(signal.SIGINT)
-
-
-def test_a_handler_that_tune_leaves_behind_is_taken_away(tune):
+        signal.raise_signal(signal.SIGINT)
     with SigtermAsCtrlC():
         tune()
-    with interrupts(tune):
-        send(signal.SIGINT)
+    with interrupts(tune):  # the handler that Tune leaves behind is taken away
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_one_leaves_at_once(tune):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunTerminatedError, match=r"SIGTERM, .*--resume"), SigtermAsCtrlC():  # noqa: PT012
         heard = tune()
-        send(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGINT]
-        send(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -124,10 +124,9 @@ def test_a_checkpoint_of_other_data_or_classes_is_refused(spec, meta, said):
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_all_that_differs(spec):
-    other = with_overrides(spec.config, {"model.fpn_channels": 64, "model.anchors.offset": 0.0})
-    other = with_overrides(other, {"model.backbone_weights": "elsewhere.pt", "optimizer.lr": 0.5})
-    saved = replace(checkpoint_of(spec, 6), config=other)
-    save_checkpoint(spec.checkpoints, saved)
+    changes = {"model.fpn_channels": 64, "model.anchors.offset": 0.0, "optimizer.lr": 0.5}
+    other = with_overrides(spec.config, {**changes, "model.backbone_weights": "elsewhere.pt"})
+    save_checkpoint(spec.checkpoints, replace(checkpoint_of(spec, 6), config=other))
     with pytest.raises(ConfigError) as caught:
         resume_run(spec.run_uri)
     message = str(caught.value)

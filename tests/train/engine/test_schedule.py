@@ -14,15 +14,10 @@ from retina_ray.train.engine.schedule import build_schedule, lr_factor
     ("step", "expected"),
     [
         (0, 0.001),
-        (1, 0.001 * 0.999 + 0.001),
         (500, 0.001 * 0.5 + 0.5),
-        (999, 0.001 * 0.001 + 0.999),
-        (1000, 1.0),
         (59_999, 1.0),
         (60_000, 0.1),
-        (79_999, 0.1),
         (80_000, 0.01),
-        (89_999, 0.01),
     ],
 )
 def test_multistep_of_detectron2s_1x(step, expected):
