@@ -151,22 +151,22 @@ def test_too_many_roll_backs_end_the_run(harness, monkeypatch):
     assert len(again) == 1
 
 
-def test_none_allowed_and_trials_fail_at_once(harness, monkeypatch):
+@pytest.mark.parametrize(
+    ("overrides", "changes"), [({"train.max_rollbacks": 0}, {}), ({}, {"group": "sweep"})]
+)
+def test_none_allowed_and_trials_fail_at_once(harness, monkeypatch, overrides, changes):
     poison(monkeypatch, {1})
-    for name, changes in (("none", {}), ("trial", {"group": "sweep"})):
-        config = small_config(**({} if changes else {"train.max_rollbacks": 0}))
-        spec = harness.spec(config, name, **changes)
-        starts = []
-        with pytest.raises(NonRetryableError, match="NonFiniteLossError"):
-            supervised(spec, starts)
-        assert len(starts) == 1
-        assert Rollbacks(spec.run_uri).all() == []
-        assert (Path(spec.run_uri) / "non_finite").exists() == (name == "none")
+    spec, starts = harness.spec(small_config(**overrides), **changes), []
+    with pytest.raises(NonRetryableError, match="NonFiniteLossError"):
+        supervised(spec, starts)
+    assert len(starts) == 1
+    assert Rollbacks(spec.run_uri).all() == []
+    assert (Path(spec.run_uri) / "non_finite").exists() == (not changes)
 
 
 def test_a_batch_that_cannot_be_shown_stops_nothing(harness, monkeypatch, caplog):
     spec = harness.spec(small_config())
-    (Path(spec.run_uri) / "non_finite").parent.mkdir(parents=True)
+    Path(spec.run_uri).mkdir()
     (Path(spec.run_uri) / "non_finite").write_text("a file in the way")
     poison(monkeypatch, {1})
     supervised(spec)

@@ -17,23 +17,21 @@ def test_gpus_are_taken_where_there_are_enough():
     assert not request_of(ClusterSize(16, 8), **two, **{"train.use_gpu": False}).use_gpu
 
 
-def test_a_run_needs_its_workers_and_a_cpu_for_decoding():
-    need = request_of(ClusterSize(64, 0), **{"train.num_workers": 4, "train.cpus_per_worker": 3.0})
-    assert need.cpus == 13
-    assert need.fits(ClusterSize(12.9, 0)) == 0
-    assert need.fits(ClusterSize(26, 0)) == 2
-    assert need.per_worker() == {"CPU": 3.0}
-
-
-def test_four_one_cpu_runs_on_four_cpus_are_not_let_loose():
-    """They would hold all the CPUs and wait for their data for ever."""
-    assert request_of(ClusterSize(4, 0)).fits(ClusterSize(4, 0)) == 2
-
-
-def test_gpus_limit_the_number_of_runs():
-    need = request_of(ClusterSize(64, 5), **{"train.num_workers": 2})
-    assert need.fits(ClusterSize(64, 5)) == 2
-    assert need.per_worker() == {"CPU": 1.0, "GPU": 1.0}
+@pytest.mark.parametrize(
+    ("workers", "cpus_per_worker", "cluster", "at_once", "per_worker"),
+    [
+        (4, 3.0, (12.9, 0), 0, {"CPU": 3.0}),  # a run takes 4 x 3 and one to decode
+        (4, 3.0, (26, 0), 2, {"CPU": 3.0}),
+        (1, 1.0, (4, 0), 2, {"CPU": 1.0}),  # four would hold all CPUs, and wait for their data
+        (2, 1.0, (64, 5), 2, {"CPU": 1.0, "GPU": 1.0}),
+    ],
+)
+def test_so_many_runs_fit_at_once(workers, cpus_per_worker, cluster, at_once, per_worker):
+    size = ClusterSize(*cluster)
+    wish = {"train.num_workers": workers, "train.cpus_per_worker": cpus_per_worker}
+    need = request_of(size, **wish)
+    assert need.fits(size) == at_once
+    assert need.per_worker() == per_worker
 
 
 def test_what_can_never_run_is_refused_with_the_arithmetic():
