@@ -34,12 +34,20 @@ def test_decoding_shares_cpus_only_where_ray_keeps_idle_processes(monkeypatch, k
     assert task_cpus() == cpus
 
 
-def test_decoding_processes_do_not_import_torch():
-    names = ("data.loading.ray_stream", "data.loading.batch_loader", "data.plan.run_plan")
-    modules = ", ".join(f"retina_ray.{name}" for name in names)
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+def test_decoding_and_preparing_need_no_torch_and_only_the_stream_needs_ray():
+    names = [
+        *("prepared.schema", "prepared.dataset", "synthetic.prepare", "images.files", "export"),
+        *(f"importers.{name}" for name in ("writing.ray_tasks", "coco", "voc", "yolo")),
+        *("loading.batch_loader", "plan.run_plan"),
+    ]
+    lines = [
+        "import sys",
+        *(f"import retina_ray.data.{name}" for name in names),
+        "assert not {'torch', 'ray', 'wandb'} & set(sys.modules)",
+        "import retina_ray.data.loading.ray_stream",
+        "assert 'torch' not in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 def test_what_the_user_set_stays(monkeypatch):

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileOpener
+from spoilt_sets import with_column
 from tiny_sets import make_record, write_set
 
-from retina_ray.data.loading import stored_images as image_source
 from retina_ray.data.loading.stored_images import StoredImages
 from retina_ray.data.prepared import image_reader
 from retina_ray.data.prepared.byte_ranges import (
@@ -177,27 +177,6 @@ def test_pickles_leave_everything_behind(tmp_path):
     assert [again[i].data for i in range(11)] == [first[i].data for i in range(11)]
 
 
-def test_what_is_kept_of_the_images_has_a_bound(tmp_path, monkeypatch):
-    dataset = write(tmp_path / "a", rows_per_group=1)
-    asked: list[int] = []
-    read_light = dataset.read_light
-
-    def counted(groups, columns):
-        asked.append(len(groups))
-        return read_light(groups, columns)
-
-    monkeypatch.setattr(dataset, "read_light", counted)
-    source = StoredImages(dataset, dataset.index())
-    for _ in range(3):
-        source.read(range(11))
-    assert asked == [11]
-    monkeypatch.setattr(image_source, "_MAX_NOTES_BYTES", 3000)  # less than three groups
-    source = StoredImages(dataset, dataset.index())
-    for _ in range(3):
-        assert [image.image_id for image in source.read(range(11)).values()] == [*range(100, 111)]
-    assert asked[1:] == [11, 9, 9]
-
-
 # Damage
 
 
@@ -285,9 +264,8 @@ def test_columns_that_do_not_fit_each_other(tmp_path):
     dataset = write(tmp_path / "a")
     path = tmp_path / "a" / "shard-00000.parquet"
     table = pq.read_table(path)
-    crowd = pa.array([[], [False, True], [False], [], [False], [False, True], []])
-    place = table.schema.get_field_index("iscrowd")
-    pq.write_table(table.set_column(place, "iscrowd", crowd), path, row_group_size=3)
+    crowd = [[], [False, True], [False], [], [False], [False, True], []]
+    pq.write_table(with_column(table, "iscrowd", crowd), path, row_group_size=3)
     source = StoredImages(dataset, dataset.index())
     with pytest.raises(DataError, match=r"shard-00000\.parquet: row group 0: columns of different"):
         source.read([0])
