@@ -9,11 +9,9 @@ from retina_ray.config import (
     AnchorConfig,
     ConfigError,
     ExperimentConfig,
-    InputConfig,
     LossConfig,
     MatcherConfig,
     ModelConfig,
-    ScheduleConfig,
     TrainConfig,
     with_overrides,
 )
@@ -96,9 +94,9 @@ def faults_of(**sections) -> dict[str, str]:
     return dict(caught.value.faults)
 
 
-@pytest.mark.parametrize("path", DETECTRON2)
-def test_the_default_is_detectron2s(path):
-    assert value_at(ExperimentConfig(), path) == DETECTRON2[path]
+def test_the_defaults_are_detectron2s():
+    config = ExperimentConfig()
+    assert {path: value_at(config, path) for path in DETECTRON2} == DETECTRON2
 
 
 def test_defaults_differ_from_detectron2_where_the_docs_say_so():
@@ -204,43 +202,31 @@ def test_lists_stand_for_tuples_and_ints_for_floats():
 
 # Impossible combinations
 
+NESTEROV = {"optimizer.nesterov": True}
+RANGE = {"input.train_size_sampling": "range"}
+TWO_SETS = {"data.train": "a", "data.val": "b"}
+
 
 @pytest.mark.parametrize(
     ("overrides", "path", "says"),
     [
         ({"model.anchors.sizes": [32, 64]}, "model.anchors.sizes", "2 sizes for 5 pyramid levels"),
-        ({"model.anchors.sizes": []}, "model.anchors.sizes", "0 sizes for 5"),
         ({"model.max_level": 6}, "model.anchors.sizes", "5 sizes for 4"),
         ({"matcher.low": 0.6}, "matcher.low", "0.6 is above matcher.high = 0.5"),
         ({"loss.focal_alpha": -0.5}, "loss.focal_alpha", "-1 for no weighting"),
         ({"train.num_workers": 3}, "train.batch_size", "16 images do not divide"),
-        ({"train.batch_size": 1, "train.num_workers": 2}, "train.batch_size", "1 images"),
-        ({"schedule.milestones": [0.9, 0.5]}, "schedule.milestones", "must increase"),
         ({"schedule.milestones": [0.5, 0.5]}, "schedule.milestones", "must increase"),
-        (
-            {"optimizer.nesterov": True, "optimizer.momentum": 0},
-            "optimizer.nesterov",
-            "optimizer.momentum > 0",
-        ),
+        ({**NESTEROV, "optimizer.momentum": 0}, "optimizer.nesterov", "optimizer.momentum > 0"),
         ({"train.eval_every_epochs": 13}, "train.eval_every_epochs", "train.epochs = 12"),
-        ({"input.train_size_sampling": "range"}, "input.train_sizes_px", "(shortest, longest)"),
-        (
-            {"input.train_size_sampling": "range", "input.train_sizes_px": [800, 640]},
-            "input.train_sizes_px",
-            "(800, 640)",
-        ),
+        (RANGE, "input.train_sizes_px", "(shortest, longest)"),
+        ({**RANGE, "input.train_sizes_px": [800, 640]}, "input.train_sizes_px", "(800, 640)"),
         ({"input.train_max_size_px": 799}, "input.train_max_size_px", "shorter side 800"),
         ({"input.eval_max_size_px": 799}, "input.eval_max_size_px", "input.eval_size_px = 800"),
         ({"model.fpn_norm": "gn", "model.fpn_channels": 48}, "model.fpn_channels", "48"),
         ({"model.head_norm": "gn", "model.fpn_channels": 48}, "model.head_channels", "48"),
         ({"model.head_norm": "gn", "model.head_channels": 40}, "model.head_channels", "40"),
-        (
-            {"data.synthetic": {}, "data.train": "a", "data.val": "b"},
-            "data.synthetic",
-            "choose one",
-        ),
+        ({**TWO_SETS, "data.synthetic": {}}, "data.synthetic", "choose one"),
         ({"data.train": "a"}, "data", "needed together"),
-        ({"data.val": "a"}, "data", "needed together"),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides, path, says):
@@ -260,16 +246,15 @@ def test_an_impossible_combination_is_refused(overrides, path, says):
         {"loss.focal_gamma": 0},
         {"loss.smooth_l1_beta": 0},
         {"train.num_workers": 16},
-        {"optimizer.name": "adamw", "optimizer.nesterov": True, "optimizer.momentum": 0},
+        {**NESTEROV, "optimizer.name": "adamw", "optimizer.momentum": 0},
         {"train.epochs": 1},
-        {"input.train_size_sampling": "range", "input.train_sizes_px": [640, 800]},
-        {"input.train_size_sampling": "range", "input.train_sizes_px": [640, 640]},
+        {**RANGE, "input.train_sizes_px": [640, 640]},
         {"input.train_max_size_px": 800},
         {"input.eval_max_size_px": 800},
         {"model.fpn_norm": "gn", "model.head_norm": "gn"},
         {"model.head_norm": "gn", "model.fpn_channels": 48, "model.head_channels": 64},
         {"model.head_num_convs": 0},
-        {"data.train": "a", "data.val": "b"},
+        TWO_SETS,
         {"schedule.milestones": []},
         {"schedule.warmup_steps": 0},
     ],
@@ -277,18 +262,3 @@ def test_an_impossible_combination_is_refused(overrides, path, says):
 def test_what_lies_at_the_border_is_possible(overrides):
     config = with_overrides(ExperimentConfig(), overrides)
     assert with_overrides(config, {}) == config
-
-
-def test_several_impossible_combinations_come_at_once():
-    faults = faults_of(
-        matcher=MatcherConfig(low=0.9),
-        train=TrainConfig(batch_size=3, num_workers=2),
-        schedule=ScheduleConfig(milestones=(0.9, 0.1)),
-        input=InputConfig(eval_size_px=2000),
-    )
-    assert set(faults) == {
-        "matcher.low",
-        "train.batch_size",
-        "schedule.milestones",
-        "input.eval_max_size_px",
-    }

@@ -19,11 +19,10 @@ from retina_ray.reports.dataset.images import Album, training_shots
 from retina_ray.reports.dataset.report import show_dataset
 from retina_ray.reports.dataset.samples import stored_sample
 from retina_ray.reports.dataset.splits import open_splits, read_split
-from retina_ray.reports.html import charts
 
 SMALL = {"input.train_sizes_px": [32], "input.train_max_size_px": 64, "input.flip": "none"}
 NAMES = ("ant", "bee", "cow")
-runner = CliRunner()
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 TRUTH = (
     [(2, 3, 12, 23, 0, 0), (0, 0, 48, 8, 1, 1)],
@@ -39,12 +38,6 @@ def split_of(folder, truth=TRUTH, names=NAMES, **options):
 
 def small(**changes) -> ExperimentConfig:
     return with_overrides(ExperimentConfig(), {**SMALL, **changes})
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Drawing takes most of a page's time; tests of its other parts need none."""
-    monkeypatch.setattr(charts, "to_svg", lambda figure: "")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +76,6 @@ def test_counts_are_those_of_the_data(html):
     assert "val: mean 2, at most 3; none empty" in page.text("boxes")
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_boxes_are_drawn_where_they_are_stored(splits, train):
     shot = Album(train).stored(0)
     assert (shot.width, shot.height) == (48, 32)
@@ -97,10 +89,9 @@ def test_boxes_are_drawn_where_they_are_stored(splits, train):
     assert "bee: 1 crowd region, dashed" in page.text("samples")
 
 
-def test_training_pictures_are_what_the_pipeline_makes(splits):
-    dataset = PreparedDataset.open(splits / "train")
+def test_training_pictures_are_what_the_pipeline_makes(train):
     config = small(**{"input.train_sizes_px": [64], "input.train_max_size_px": 96})
-    (one, empty) = training_shots(dataset, [0, 1], config, epochs=2)
+    (one, empty) = training_shots(train.dataset, [0, 1], config, epochs=2)
     assert [(shot.width, shot.height) for shot in one] == [(96, 64)] * 2
     (mark,) = one[0].marks  # without the crowd region
     assert mark.corners.tolist() == [[4, 6], [24, 6], [24, 46], [4, 46]]
@@ -109,20 +100,16 @@ def test_training_pictures_are_what_the_pipeline_makes(splits):
     assert one[1].caption.startswith("epoch 1")
 
 
-def test_flips_of_a_recipe_show(splits):
-    """Of eight epochs, some are flipped and some are not; the box follows."""
-    config = small(**{"input.flip": "horizontal"})
-    dataset = PreparedDataset.open(splits / "train")
-    (shots,) = training_shots(dataset, [0], config, epochs=8)
-    lefts = {shot.marks[0].corners[:, 0].min() for shot in shots}
-    assert lefts == {2.0, 36.0}
+def test_flips_and_mixed_in_images_of_a_recipe_show(train):
+    """Of eight epochs, some are flipped and some are not; the box follows.
 
-
-def test_images_that_are_mixed_in_show(splits):
-    """The mosaic of an image without boxes has those of the images around it."""
-    config = small(**{"input.augment.mosaic_prob": 1.0, "input.augment.min_visible": 0.0})
-    dataset = PreparedDataset.open(splits / "train")
-    (shots,) = training_shots(dataset, [1], config, epochs=4)
+    The mosaic of an image without boxes has those of the images around it.
+    """
+    flipped, mosaic = {"input.flip": "horizontal"}, {"input.augment.mosaic_prob": 1.0}
+    (shots,) = training_shots(train.dataset, [0], small(**flipped), epochs=8)
+    assert {shot.marks[0].corners[:, 0].min() for shot in shots} == {2.0, 36.0}
+    config = small(**mosaic, **{"input.augment.min_visible": 0.0})
+    (shots,) = training_shots(train.dataset, [1], config, epochs=4)
     assert max(len(shot.marks) for shot in shots) > 0
 
 
@@ -140,17 +127,14 @@ def test_only_row_groups_that_are_shown_are_read(tmp_path, monkeypatch):
     assert read == {2, 15}
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
-    write_set(
-        tmp_path / "train", [[(1, 1, 20, 20, 0, 0)]] * 2, NAMES, images={1: b"\x89PNG and no more"}
-    )
+    broken = {1: b"\x89PNG and no more"}
+    write_set(tmp_path / "train", [[(1, 1, 20, 20, 0, 0)]] * 2, NAMES, images=broken)
     html = show_dataset(tmp_path / "train", config=small(), num_images=2)
     assert "cannot be decoded" in html
     assert html.count("001.png: ") >= 3  # the three epochs of it
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_one_split_and_many_classes(tmp_path):
     names = [f"class {i}" for i in range(130)]
     write_set(tmp_path / "odd", [[(1, 1, 20, 20, i, 0)] for i in range(130)], names)
@@ -160,7 +144,6 @@ def test_one_split_and_many_classes(tmp_path):
     assert "Images of odd" in html
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_split_without_any_boxes(train):
     none = np.zeros(0, np.int64)
     empty = replace(
@@ -174,7 +157,6 @@ def test_a_split_without_any_boxes(train):
     assert len(choose_images(empty, 2, seed=0)) == 2
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_no_images_leaves_the_figures(splits):
     html = show_dataset(splits, config=small(), num_images=0)
     assert "image/jpeg" not in html
@@ -182,7 +164,6 @@ def test_no_images_leaves_the_figures(splits):
     assert "not looked at" in html
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_splits_of_other_classes_are_told(tmp_path):
     write_set(tmp_path / "train", TRUTH[3:], NAMES)
     write_set(tmp_path / "val", TRUTH[3:], ("ant", "dog"))
@@ -193,9 +174,9 @@ def test_splits_of_other_classes_are_told(tmp_path):
 
 def test_rotated_boxes(tmp_path):
     make_shapes(tmp_path / "train", num_images=4, size_px=48, seed=1, split="train", rotated=True)
-    html = show_dataset(tmp_path / "train", num_images=4, config=None)
-    assert Page(html).row("kind of boxes") == ["rotated"]
-    assert "Turn of rotated boxes" in Page(html).text("boxes")
+    page = Page(show_dataset(tmp_path / "train", num_images=4, config=None))
+    assert page.row("kind of boxes") == ["rotated"]
+    assert "Turn of rotated boxes" in page.text("boxes")
     split = read_split("train", PreparedDataset.open(tmp_path / "train"))
     box = int(split.single[0])
     x, y, width, _, angle = split.boxes[box].astype(float)
@@ -219,12 +200,9 @@ def test_every_class_shows_and_the_seed_decides(tmp_path):
     split = split_of(tmp_path / "train", truth)
     chosen = choose_images(split, 8, seed=0)
     assert {41, 7, 19, 23} < set(chosen)
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) == 8
-    assert choose_images(split, 8, seed=0) == chosen
+    assert chosen == sorted(set(chosen)) == choose_images(split, 8, seed=0)
     assert choose_images(split, 8, seed=1) != chosen
-    assert len(choose_images(split, 100, seed=0)) == 60
-    assert choose_images(split, 0, seed=0) == []
+    assert [len(choose_images(split, num, seed=0)) for num in (8, 100, 0)] == [8, 60, 0]
 
 
 def test_few_images_show_as_many_classes_as_they_can(tmp_path):
@@ -278,7 +256,6 @@ def test_splits_of_a_folder_come_in_order(tmp_path, splits):
         open_splits(tmp_path)
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_bad_boxes_do_not_stop_the_page(train):
     """Boxes without area or not finite are counted, and left out of charts and images."""
     boxes = train.boxes.copy()
@@ -294,11 +271,6 @@ def test_bad_boxes_do_not_stop_the_page(train):
 # The command
 
 
-def call(*args) -> object:
-    return runner.invoke(app, ["data", "show", *map(str, args)])
-
-
-@pytest.mark.usefixtures("no_figures")
 def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
     recipes = tmp_path / "mine.py"
     recipes.write_text(
@@ -309,21 +281,25 @@ def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
         "RECIPES = {'tiny': tiny}\n"
     )
     out = tmp_path / "page.html"
-    args = (splits / "train", "--out", out, "--num-images", 1)
-    done = call(*args, "--recipe", "tiny", "--recipes", recipes, "--set", "input.flip=none")
+
+    def call(*options):
+        command = ["data", "show", splits / "train", "--out", out, "--num-images", 1, *options]
+        return CliRunner().invoke(app, list(map(str, command)))
+
+    done = call("--recipe", "tiny", "--recipes", recipes, "--set", "input.flip=none")
     assert done.exit_code == 0, done.output
     assert "input.train_sizes_px = [24]" in out.read_text()
     assert "input.flip = none" in out.read_text()
     config = tmp_path / "config.json"
     config.write_text(small().model_dump_json())
-    assert call(*args, "--recipe", config).exit_code == 0
+    assert call("--recipe", config).exit_code == 0
     assert "input.train_sizes_px = [32]" in out.read_text()
-    for wrong, words in (
-        (["--recipe", "tiny"], "--recipes"),
-        (["--set", "input.flp=none"], "flp"),
-        (["--set", "model.box_type=rotated"], "no rotated boxes"),
+    monkeypatch.chdir(tmp_path)
+    for option, value, words in (
+        ("--recipe", "tiny", "--recipes"),
+        ("--set", "input.flp=none", "flp"),
+        ("--set", "model.box_type=rotated", "no rotated boxes"),
     ):
-        monkeypatch.chdir(tmp_path)
-        done = call(*args, *wrong)
-        assert done.exit_code == 2, wrong
+        done = call(option, value)
+        assert done.exit_code == 2, value
         assert words in done.output, done.output

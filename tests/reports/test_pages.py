@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from retina_ray.cli.app import app
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.reports.dataset.report import show_dataset
-from retina_ray.reports.html import charts
 from retina_ray.reports.html.colors import theme_color
 from retina_ray.reports.html.render import render
 from retina_ray.reports.run.report import run_report
@@ -123,9 +122,8 @@ def test_a_name_that_a_template_does_not_get_is_an_error():
 
 
 @pytest.fixture(params=[("data", "show"), ("run", "report")], ids=" ".join)
-def command(request, tmp_path, monkeypatch):
+def command(request, tmp_path, no_figures):
     """A command that makes a page, called with what it is to make it of."""
-    monkeypatch.setattr(charts, "to_svg", lambda figure: "")
     dataset = write_set(tmp_path / "val", TRUTH, ("ant", "bee"))
     write_run(tmp_path / "run", dataset, results=[])
     source = {"data": dataset.uri, "run": str(tmp_path / "run")}[request.param[0]]
