@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from builders import SHARED_DATA as SHARED
 from tiny_sets import make_record, write_set
 from typer.testing import CliRunner
 
@@ -14,12 +13,9 @@ from retina_ray.data import export
 from retina_ray.data.export import Exported, export_coco
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.options import ImportOptions
-from retina_ray.data.importers.voc import import_voc
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.errors import DataError
-
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
 
 
 @pytest.fixture
@@ -268,40 +264,20 @@ def test_export_to_a_uri(coco):
     ]
 
 
-@needs_shared
-def test_coco_tiny_survives_a_round_trip(tmp_path):
-    file = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"
-    first = prepared(file, SHARED / "coco_tiny" / "val2017", tmp_path / "a")
-    export_coco(first, tmp_path / "b.json", images_dir=tmp_path / "img")
-    second = prepared(tmp_path / "b.json", tmp_path / "img", tmp_path / "c")
-    assert second.fingerprint == first.fingerprint
-    original = {a["id"]: a for a in json.loads(file.read_text())["annotations"]}
-    exported = json.loads((tmp_path / "b.json").read_text())["annotations"]
-    assert len(exported) == len(original) == 815
-    for one in exported:
-        assert one == {key: original[one["id"]][key] for key in one}
+def test_the_command(many, tmp_path):
+    out, images = tmp_path / "b.json", tmp_path / "img"
 
+    def export_to(code):
+        command = ["export", str(tmp_path / "a"), "--out", str(out), "--images", str(images)]
+        done = CliRunner().invoke(data_app, command)
+        assert done.exit_code == code, done.output
+        return done.output
 
-@needs_shared
-def test_the_command(tmp_path):
-    bccd = SHARED / "bccd"
-    import_voc(bccd, tmp_path / "a", split="test")
-    command = ["export", str(tmp_path / "a"), "--out", str(tmp_path / "b.json")]
-    command += ["--images", str(tmp_path / "img")]
-    done = CliRunner().invoke(data_app, command)
-    assert done.exit_code == 0, done.output
-    assert "72 images, 945 annotations, 3 categories" in done.output
-    assert len(list((tmp_path / "img").iterdir())) == 72
-    again = prepared(tmp_path / "b.json", tmp_path / "img", tmp_path / "c")
-    assert again.info.class_counts == {"Platelets": 69, "RBC": 805, "WBC": 71}
-    (tmp_path / "b.json").unlink()
-    for image in sorted((tmp_path / "img").iterdir())[:30]:
+    assert f"{NUM_IMAGES} images, {NUM_IMAGES} annotations, 2 categories" in export_to(0)
+    assert len(tree(images)) == NUM_IMAGES
+    for image in sorted(images.rglob("*.jpg"))[:30]:
         image.unlink()
-    done = CliRunner().invoke(data_app, command)
-    assert done.exit_code == 0, done.output
-    assert "30 written, 42 were there already" in done.output
-    (tmp_path / "b.json").write_text("mine")
-    done = CliRunner().invoke(data_app, command)
-    assert done.exit_code == 2
-    assert "is there already" in done.output
-    assert (tmp_path / "b.json").read_text() == "mine"
+    assert f"30 written, {NUM_IMAGES - 30} were there already" in export_to(0)
+    out.write_text("mine")
+    assert "is there already" in export_to(2)
+    assert out.read_text() == "mine"

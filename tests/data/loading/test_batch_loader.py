@@ -11,6 +11,7 @@ import pytest
 import tiny_sets
 import torch
 from planned_batches import batch_of, load, make_loader, train_row, val_row
+from spoilt_sets import with_column
 
 from retina_ray.config import ExperimentConfig, InputConfig, TrainConfig
 from retina_ray.data.augment.augmenter import Augmenter
@@ -131,27 +132,6 @@ def test_pixels_are_channels_last_uint8_with_zero_padding(sets):
     assert pixels.shape[3] - widest < 16
 
 
-def test_boxes_stay_on_their_paint_through_the_whole_path(sets, plan):
-    loader = make_loader(*sets)
-    seen = 0
-    for planned in iterate(plan.worker_rows(0), loader):
-        batch = planned.batch
-        assert (len(batch.targets.labels[0]) == 0) or planned.kind == "train"
-        for i, labels in enumerate(batch.targets.labels.tolist()):
-            for box, label in zip(batch.targets.boxes[i].tolist(), labels, strict=True):
-                if label < 0:
-                    continue
-                bright = (batch.images.pixels[i, 0] > 127).nonzero()
-                found = [
-                    *bright.min(dim=0).values.flip(0).tolist(),
-                    *(bright.max(dim=0).values + 1).flip(0).tolist(),
-                ]
-                np.testing.assert_allclose(found, box, atol=1)
-                assert label == (batch.image_ids[i] - 500) % 3
-                seen += 1
-    assert seen >= 15
-
-
 def test_same_seed_same_bytes_whoever_loads(sets, plan):
     rows = plan.table
     whole = make_loader(*sets).load_table(rows)
@@ -221,18 +201,16 @@ def test_validation_batch_is_not_augmented_and_has_no_targets(sets):
     assert a.original_sizes == [(30, 48), (44, 32)]
 
 
-def test_empty_row_gives_an_empty_batch(sets):
-    batch = batch_of(make_loader(*sets), val_row([]))
+def test_nothing_planned_gives_nothing(sets, plan):
+    loader = make_loader(*sets)
+    table = loader.load_table(plan.table.slice(0, 0))
+    assert table.schema == BATCH_SCHEMA
+    assert table.num_rows == 0
+    batch = batch_of(loader, val_row([]))
     assert len(batch.images) == len(batch.targets) == 0
     assert batch.images.pixels.shape == (0, 3, 16, 16)
     assert batch.images.sizes.shape == (0, 2)
     assert batch.image_ids == batch.original_sizes == []
-
-
-def test_no_rows_give_an_empty_table(sets, plan):
-    table = make_loader(*sets).load_table(plan.table.slice(0, 0))
-    assert table.schema == BATCH_SCHEMA
-    assert table.num_rows == 0
 
 
 @pytest.fixture(scope="module")
@@ -372,16 +350,15 @@ def test_unpacked_batch_moves_as_a_whole(sets):
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "message"),
+    ("column", "values", "kind"),
     [
-        ("boxes", [2.0, 3, 90, 21], "XYXY (2.0, 3.0, 90.0, 21.0), expected 0 <= x <= 48 and"),
-        ("boxes", [2.0, 3, 2, 21], "expected x0 < x1 and y0 < y1"),
-        ("boxes", [float("nan"), 3, 9, 21], "expected finite numbers"),
-        ("labels", 3, "label 3, expected 0 to 2"),
+        ("boxes", [2.0, 3, 90, 21], "box out of the image"),
+        ("boxes", [float("nan"), 3, 9, 21], "box is not finite"),
+        ("labels", 3, "label out of range"),
     ],
 )
 def test_bad_targets_of_a_damaged_shard_are_named_before_augmentation(
-    tmp_path, column, values, message
+    tmp_path, column, values, kind
 ):
     """The writer refuses them, so the shard is changed behind its back."""
     train = write_set(tmp_path / "set", [make_record(i) for i in range(3)])
@@ -389,14 +366,12 @@ def test_bad_targets_of_a_damaged_shard_are_named_before_augmentation(
     rows = pq.read_table(path)
     nested = rows[column].to_pylist()
     nested[2][0] = values
-    changed = pa.chunked_array([pa.array(nested, rows[column].type)])
-    pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, changed), path)
+    pq.write_table(with_column(rows, column, nested), path)
     loader = make_loader(train)
     load(loader, train_row([0, 1]))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=r"image 1 of the batch \(id 502\), box 0: ") as error:
         load(loader, train_row([1, 2]))
-    assert "image 1 of the batch (id 502), box 0: " in str(error.value)
-    assert message in str(error.value)
+    assert [fault.kind for fault in error.value.faults] == [kind]
 
 
 # Mixed images, and repeats
