@@ -1,8 +1,11 @@
 """What tests build from: paths, tiny configs, and runs without Ray."""
 
+import contextlib
+import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from retina_ray.config import AnchorConfig, ExperimentConfig, ModelConfig, with_overrides
@@ -132,6 +135,19 @@ def run_here(spec, *, num_workers=None, stop_after_rows=None, on_row=None, repor
         report=report or (lambda metrics, uri: None),
         **options,
     )
+
+
+@contextlib.contextmanager
+def small_disk(folder, *, size):
+    """A file system of a size (`64k`, `2m`) of its own; skips where none may be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def save_checkpoint(store, checkpoint, *, metric=None):

@@ -180,9 +180,21 @@ def test_a_sweep_prunes_before_it_is_written(dataset, tmp_path):
     assert SweepPlan.load(plan.uri).space == plan.space
 
 
-def test_a_refused_sweep_leaves_nothing(dataset, tmp_path):
-    with pytest.raises(ConfigError, match=SCALE):
-        prepare(dataset, tmp_path, {SCALE: Uniform(1.0, 64.0)})
+ASYNC = "train.async_validation"
+
+
+@pytest.mark.parametrize(
+    ("space", "overrides", "said"),
+    [
+        ({SCALE: Uniform(1.0, 64.0)}, {}, SCALE),
+        # Trials validate themselves.
+        (GAMMA, {ASYNC: True}, f"{ASYNC}.*steer the sweep"),
+        ({**GAMMA, ASYNC: Choice(False, True)}, {}, f"{ASYNC}.*steer the sweep"),
+    ],
+)
+def test_a_refused_sweep_leaves_nothing(dataset, tmp_path, space, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        prepare(dataset, tmp_path, space, **overrides)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import save_checkpoint
+from builders import save_checkpoint, small_disk
 
 from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.train.checkpoint.async_saver import CheckpointError, CheckpointSaver, host_copy
@@ -393,23 +392,13 @@ def test_who_was_given_up_for_lost_may_not_write_any_more(store):
 
 
 def test_no_room_on_the_disk(tmp_path):
-    """A file system of 2 MiB, as a full disk."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(tmp_path / "disk", size="2m") as disk:
         run_out_of_room(
             CheckpointStore(str(disk / "checkpoints")),
             reason="No space left on device",
             room="2 of 2 MiB are free",
             remedy="beside those that are kept",
         )
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_no_room_for_a_file(store):

@@ -36,12 +36,9 @@ def test_what_fits_is_found_and_the_rest_is_named():
     same = fitting_weights(OWN, OWN)
     assert same.is_complete
     assert same.describe() == "every weight fits"
-
-
-@pytest.mark.parametrize("other", [{}, {"e": torch.ones(1)}, {"b": torch.ones(5)}])
-def test_a_checkpoint_of_which_nothing_fits_is_refused(other):
-    with pytest.raises(ConfigError, match="no weight of that checkpoint fits this model"):
-        fitting_weights(OWN, other)
+    for nothing in ({}, {"e": torch.ones(1)}, {"b": torch.ones(5)}):
+        with pytest.raises(ConfigError, match="no weight of that checkpoint fits this model"):
+            fitting_weights(OWN, nothing)
 
 
 @pytest.mark.parametrize(

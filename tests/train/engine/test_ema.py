@@ -42,6 +42,9 @@ def test_two_updates_by_hand():
     assert weights["learnt.weight"].item() == pytest.approx(4.67, rel=1e-6)
     assert weights["learnt.bias"].item() == 0.0
     assert average.num_updates == 2
+    average.restart()
+    assert average.weights()["learnt.weight"].item() == 5.0
+    assert average.num_updates == 0
 
 
 def test_buffers_and_frozen_weights_are_those_of_the_model():
@@ -70,14 +73,3 @@ def test_the_weights_come_back_bit_for_bit_after_an_error_too():
     assert model["learnt"].weight is parameter
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert average.weights()["learnt.weight"].item() == pytest.approx(0.19)
-
-
-def test_an_average_begins_anew():
-    model = net()
-    average = WeightAverage(model, 0.9)
-    set_weight(model, 3.0)
-    average.update()
-    set_weight(model, 5.0)
-    average.restart()
-    assert average.weights()["learnt.weight"].item() == 5.0
-    assert average.num_updates == 0

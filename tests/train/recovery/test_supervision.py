@@ -7,13 +7,12 @@ import math
 import os
 import pickle
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import cv2
 import pytest
-from builders import assert_same_weights, logged, run_here, small_config
+from builders import assert_same_weights, logged, run_here, small_config, small_disk
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerStatus
 
@@ -283,17 +282,12 @@ def test_stacks_of_hung_workers_are_pointed_to(harness):
 @pytest.fixture
 def full_disk(tmp_path):
     """A folder on a disk of 64 KiB without any room."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    (folder / "run").mkdir()
-    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", size="64k") as folder:
+        (folder / "run").mkdir()
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        yield folder
 
 
 def test_what_finds_no_room_is_named(full_disk):
@@ -316,10 +310,9 @@ def test_what_finds_no_room_is_named(full_disk):
         assert "free some space, then --resume" in message
 
 
-def test_another_error_of_the_system_stays_what_it_is(harness):
-    uri = str(harness.root / "run")
-    with pytest.raises(FileNotFoundError), telling_the_driver(uri):
-        open(f"{uri}/nothing").read()
+def test_another_error_of_the_system_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError), telling_the_driver(str(tmp_path)):
+        (tmp_path / "nothing").read_text()
     assert is_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert not is_disk_full(OSError(errno.EIO, "Input/output error"))
 
