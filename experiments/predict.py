@@ -51,8 +51,6 @@ def main(
             found = predictor.predict_image(image)
             annotated = AnnotatedImage(
                 image=image,
-                truth_boxes=[],
-                truth_labels=[],
                 detections=found,
                 class_names=predictor.class_names,
                 caption=file.name,

@@ -1,7 +1,7 @@
 """Scoring detections as COCO does, finding what is wrong with them, and drawing them."""
 
 from retina_ray.evaluation.coco import CocoMetrics, evaluate_coco
-from retina_ray.evaluation.drawing import AnnotatedImage, contact_sheet, draw_boxes
+from retina_ray.evaluation.drawing import AnnotatedImage, contact_sheet
 from retina_ray.evaluation.results import to_results, write_results
 from retina_ray.evaluation.tables import metrics_table
 
@@ -9,7 +9,6 @@ __all__ = [
     "AnnotatedImage",
     "CocoMetrics",
     "contact_sheet",
-    "draw_boxes",
     "evaluate_coco",
     "metrics_table",
     "to_results",

@@ -78,14 +78,10 @@ def evaluate_coco(
     Crowd regions (`iscrowd`) count neither as found nor as missed, and a detection inside one is
     not a false alarm. Neither argument is changed.
 
-    Args:
-        ground_truth: the content of an `instances_*.json`: `images`, `annotations`, `categories`.
-            An annotation without `area` gets that of its box. Every `bbox` here and in the results
-            has four numbers, or every one has five: then they are rotated boxes.
-        results: entries as `to_results` makes them; images without an entry count as empty.
-        max_detections: how many detections of an image count, best first.
-        backend: `faster-coco-eval` gives the same metrics sooner, where it is installed; it does
-            not know rotated boxes. `auto` takes it where that is no hindrance.
+    The ground truth is the content of an `instances_*.json`: `images`, `annotations`, `categories`.
+    An annotation without `area` gets that of its box. Results are entries as `to_results` makes
+    them; images without an entry count as empty, and of the others the best `max_detections`. Every
+    `bbox` has four numbers, or every one has five: then they are rotated boxes.
 
     Raises:
         ValueError: ground truth without images, categories or boxes; entries with an unknown

@@ -16,7 +16,7 @@ from retina_ray.evaluation.matching import Floats, Ints, Scene, box_overlaps
 
 
 def confusion_matrix(scene: Scene, *, score_threshold: float) -> Ints:
-    """Count what each true box was taken for, and each detection taken from.
+    """Count what each true box was taken for, and each detection from the threshold on taken from.
 
     True boxes and detections of an image are paired whatever their classes are: of all pairs with
     an IoU of 0.5 or more, the one that overlaps most is taken first (of equal ones that of the
@@ -24,8 +24,6 @@ def confusion_matrix(scene: Scene, *, score_threshold: float) -> Ints:
     YOLOv5 with rows and columns exchanged, except that a box whose best partner is taken may have
     its next one. A detection without a partner counts as found in the background, unless it lies in
     a crowd region of its class; crowd regions themselves are left out.
-
-    Detections below the threshold are left out.
 
     Returns:
         (K + 1, K + 1) counts: rows are true classes, columns predicted ones, the last of each is

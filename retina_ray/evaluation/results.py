@@ -26,12 +26,8 @@ def to_results(
 ) -> list[dict[str, Any]]:
     """Turn the detections of one image into entries of COCO's results format.
 
-    Args:
-        detections: boxes (D, B) in pixels of the resized image, without its padding.
-        image_id: the data set's id of the image.
-        original_size: (height, width) of the image in the data set, in pixels.
-        resized_size: (height, width) after resizing and before padding, in pixels.
-        category_ids: the data set's category id of each label; K entries.
+    Boxes (D, B) are in pixels of the resized image, without its padding; sizes are (height, width)
+    in pixels; `category_ids` has the data set's id of each label.
 
     Returns:
         D entries: `image_id`, `category_id`, `bbox` as (x, y, width, height) in pixels of the

@@ -33,13 +33,9 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, uri: str, *, device: str | None = None) -> Predictor:
-        """Load a checkpoint's folder, or a run's last checkpoint.
+        """Load a checkpoint that `load_checkpoint` finds, by default onto a GPU if there is one.
 
         Where the run kept a moving average of its weights, that is what predicts.
-
-        Args:
-            uri: `.../checkpoints/step-...`, or the folder of a run.
-            device: None takes a GPU where there is one.
 
         Raises:
             ConfigError: no checkpoint there, or it cannot be read.

@@ -67,20 +67,15 @@ def assign(
     matcher: Assigner,
     num_classes: int,
 ) -> Assignment:
-    """Label every anchor.
+    """Label every anchor, per level (H * W * A, D), by the true boxes of N images.
 
-    Padding, and boxes without area or with a NaN or an infinity, match nothing. The result is on
-    the device of the targets, without a wait for it (rotated boxes: one, see `rotated_iou`).
-
-    Args:
-        anchors: per level, (H * W * A, D).
-        grid_sizes: per level, (H, W).
-        targets: true boxes of N images, of as many numbers as the anchors.
-        matcher: decides; for rotated boxes it must be a `Matcher`.
-        num_classes: K.
+    Padding, and boxes without area or with a NaN or an infinity, match nothing. For rotated boxes
+    the matcher must be a `Matcher`. The result is on the device of the targets, without a wait for
+    it (rotated boxes: one, see `rotated_iou`).
 
     Raises:
-        ValueError: (seen on the CPU only, where looking costs no wait) a label is K or more.
+        ValueError: boxes are of another kind than the anchors, or (seen on the CPU only, where
+            looking costs no wait) a label is K or more.
         TypeError: a matcher that does not know rotated boxes.
     """
     box_dim = anchors[0].shape[-1]

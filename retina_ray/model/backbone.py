@@ -25,18 +25,14 @@ class ResNetBackbone(nn.Module):
     weights load as they are. From scratch, convolutions start with Kaiming's normal, fan-out
     ("Delving Deep into Rectifiers", He et al. 2015, equation 14).
 
-    Args:
-        name: of any ResNet of torchvision, such as `resnet50` or `resnext50_32x4d`.
-        norm: the norm after each convolution.
-        freeze_stages: stages without gradient, counted from the stem: 0 none, 1 the stem, 2 the
-            stem and layer1, up to 5, all. Their batch norms stay in evaluation mode.
-        stride_in_1x1: put the stride of a bottleneck in its first 1x1 convolution, as MSRA's
-            original weights have it (and detectron2's model zoo, which started from them);
-            torchvision has it in the 3x3.
+    `freeze_stages` have no gradient, counted from the stem: 0 none, 1 the stem, 2 the stem and
+    layer1, up to 5, all. Their batch norms stay in evaluation mode. `stride_in_1x1` puts the stride
+    of a bottleneck in its first 1x1 convolution, as MSRA's original weights have it (and
+    detectron2's model zoo, which started from them); torchvision has it in the 3x3.
 
     Raises:
-        ValueError: a name that is no ResNet, `freeze_stages` out of range, or `stride_in_1x1` for
-            a ResNet without bottlenecks.
+        ValueError: a name that is no ResNet of torchvision's, `freeze_stages` out of range, or
+            `stride_in_1x1` for a ResNet without bottlenecks.
     """
 
     def __init__(

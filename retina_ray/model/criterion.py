@@ -68,27 +68,14 @@ class RetinaNetCriterion(nn.Module):
         normalizer_initial: float = _DEFAULT.normalizer_initial,
         compile_loss: bool = False,
     ) -> None:
-        """Make a criterion.
+        """Take the settings of `retina_ray.config.LossConfig` under the same names.
 
-        Args:
-            num_classes: K.
-            matcher: decides which anchors learn which box.
-            coder: turns boxes into regression targets, and deltas into boxes.
-            cls_loss: focal loss; or quality focal loss or varifocal loss, where a positive anchor's
-                score learns the IoU of its predicted box with the true one.
-            focal_alpha: weight of the positives in the focal loss, of the background in the
-                varifocal loss; negative for no weighting.
-            focal_gamma: focusing exponent of the class loss.
-            box_loss: smooth-L1 on deltas, or GIoU, DIoU or CIoU on decoded boxes.
-            smooth_l1_beta: where smooth-L1 turns linear, in deltas; 0 is L1.
-            box_loss_weight: factor on the box loss.
-            normalizer: smoothed over the steps ("ema", as detectron2) or of the step ("batch").
-            normalizer_momentum: weight of the past in the smoothing.
-            normalizer_initial: number of positives that the smoothing starts from.
-            compile_loss: let torch.compile make one loop of the class loss.
+        The matcher decides which anchors learn which box, the coder turns boxes into regression
+        targets, and deltas into boxes; `compile_loss` lets torch.compile make one loop of the class
+        loss.
 
         Raises:
-            ValueError: if `cls_loss`, `box_loss` or `normalizer` is none of the above.
+            ValueError: `cls_loss`, `box_loss` or `normalizer` is none of the known ones.
         """
         super().__init__()
         for name, value, known in (

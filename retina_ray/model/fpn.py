@@ -25,14 +25,9 @@ class FPN(nn.Module):
     and the same on P6. The maps of any image size fit: up-sampling goes to the size of the finer
     map, not by a factor of two.
 
-    Args:
-        in_channels: channels of C_l by level l; must hold `min_level` to 5.
-        out_channels: channels of every P_l.
-        min_level: finest level, 2 to 5.
-        max_level: coarsest level, 5 to 7.
-        norm: after lateral and output convolutions, which then have no bias; P6 and P7 have none.
-        fuse: of lateral and up-sampled map.
-        top_input: what P6 is computed from: `c5` as in the paper, or `p5`.
+    `in_channels` has the channels of C_l by level, `min_level` (2 or more) to 5; `max_level` is 5
+    to 7. Norms come after lateral and output convolutions, which then have no bias; P6 and P7 have
+    none. `fuse` is of lateral and up-sampled map, `top_input` what P6 is computed from.
 
     Raises:
         ValueError: levels out of range or missing in `in_channels`.

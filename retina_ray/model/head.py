@@ -25,19 +25,11 @@ class RetinaNetHead(nn.Module):
 
     Initialised as in section 4.1: weights from a normal of standard deviation 0.01, biases 0, and
     the bias of the class scores at -log((1 - p) / p), so that every anchor starts with a score of
-    about p and the many negatives do not swamp the first steps.
+    about p = `prior_prob` and the many negatives do not swamp the first steps.
 
-    Args:
-        in_channels: channels of the pyramid.
-        num_levels: pyramid levels; `bn` and `sync_bn` keep statistics for each.
-        num_anchors: A.
-        num_classes: K.
-        num_convs: convolutions in each tower; 0 predicts from the pyramid directly.
-        channels: channels of the towers; None: `in_channels`.
-        norm: after each tower convolution. Batch norms have statistics per level and share
-            weight and bias over the levels; group norm is shared.
-        prior_prob: p.
-        box_dim: D, deltas of an anchor: 4, or 5 for boxes with an angle.
+    Batch norms have statistics per level and share weight and bias over the levels; group norm is
+    shared. Without `channels`, the towers have those of the pyramid; `num_convs` 0 predicts from it
+    directly. `box_dim` is D: 4, or 5 for boxes with an angle.
     """
 
     def __init__(

@@ -47,10 +47,8 @@ def background_factors(x: Tensor, gamma: Number) -> tuple[Tensor, Tensor, Tensor
     """The term of a class that an anchor is not, without w_0, in factors yet to be multiplied.
 
     Written for speed: one exponential, one logarithm, and no fresh memory where it can be avoided.
-
-    Returns:
-        `p**gamma`, `softplus(x)` and `gamma * (1 - p) * softplus(x) + p`, each of the shape of x:
-        the first times the second is the loss, the first times the last its derivative.
+    They are `p**gamma`, `softplus(x)` and `gamma * (1 - p) * softplus(x) + p`: the first times the
+    second is the loss, the first times the last its derivative.
     """
     t = x.clamp(max=_LARGEST_EXPONENT).exp_()
     one_more = t + 1
@@ -106,10 +104,8 @@ def every_term(
 ) -> tuple[Tensor, Tensor]:
     """Both terms at once, for a compiler to make one loop of: no step depends on the data.
 
-    `is_own` (whether a logit is of its anchor's own class) and `quality` broadcast to x.
-
-    Returns:
-        The term of each logit and its derivative, each of the shape of x.
+    `is_own` (whether a logit is of its anchor's own class) and `quality` broadcast to x, of whose
+    shape are the term of each logit and its derivative.
     """
     if kind == "focal":
         z = torch.where(is_own, -x, x)

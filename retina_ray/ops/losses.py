@@ -37,14 +37,8 @@ def sigmoid_focal_loss(
     """Focal loss (arXiv:1708.02002, equation 5): `-alpha_t * (1 - p_t)**gamma * log(p_t)`.
 
     p_t is sigmoid(logit) where the target is 1 and 1 - sigmoid(logit) where it is 0; alpha_t is
-    alpha and 1 - alpha likewise.
-
-    Args:
-        logits: any shape.
-        targets: 0 or 1, same shape.
-        alpha: weight of the positives in [0, 1], or negative for no weighting; a number or a tensor
-            that broadcasts.
-        gamma: focusing exponent >= 0; a number or a tensor that broadcasts.
+    alpha and 1 - alpha likewise, or 1 for a negative alpha. Logits and targets have the same shape,
+    to which alpha and gamma (>= 0) broadcast if they are tensors.
     """
     logits = at_least_float32(logits)
     targets = targets.to(logits.dtype)
@@ -71,11 +65,9 @@ def quality_focal_loss(
     0 for everything else. The loss is 0 at sigma = y. For y of 0 or 1 it is the focal loss with
     gamma = beta and without alpha.
 
-    Args:
-        logits: any shape.
-        targets: y in [0, 1], same shape; they are a constant in the gradient.
-        beta: how fast easy examples lose weight, >= 0; the paper takes 2. Below 1 the loss has a
-            cusp at sigma = y; the gradient there is 0.
+    Targets in [0, 1] have the shape of the logits, and are a constant in the gradient. beta >= 0,
+    2 in the paper, says how fast easy examples lose weight. Below 1 the loss has a cusp at
+    sigma = y; the gradient there is 0.
     """
     logits = at_least_float32(logits)
     targets = targets.detach().to(logits.dtype)
@@ -100,12 +92,8 @@ def varifocal_loss(
     anchor's own class and 0 for everything else: only negatives lose weight by being easy, and
     positives weigh by their quality.
 
-    Args:
-        logits: any shape.
-        targets: q in [0, 1], same shape; they are a constant in the gradient.
-        alpha: weight of the negatives in [0, 1] (0.75 in the paper), or negative for no weighting,
-            which is 1.
-        gamma: focusing exponent of the negatives >= 0; the paper takes 2.
+    Targets q in [0, 1] have the shape of the logits, and are a constant in the gradient. The paper
+    has an alpha of 0.75 (a negative one stands for 1) and a gamma of 2.
     """
     logits = at_least_float32(logits)
     targets = targets.detach().to(logits.dtype)

@@ -57,20 +57,13 @@ def select_detections(
     (level, cell, anchor, class), so the same outputs always give the same detections, whatever
     their memory format.
 
-    Args:
-        outputs: of the model, for N images.
-        image_sizes: (N, 2) height and width of each image without padding, in pixels.
-        coder: what turns deltas into boxes of D numbers.
-        score_threshold: scores must be above this.
-        topk_per_level: pairs that a level may contribute.
-        nms_threshold: largest IoU of two detections of one class.
-        max_detections: at most this many an image.
+    The sizes (N, 2) are height and width of each image without padding, in pixels.
 
     Returns:
         One `Detections` an image, best first, in pixels of the image as the model saw it.
 
     Raises:
-        ValueError: if a limit is below 1, a threshold outside [0, 1], or the sizes do not fit.
+        ValueError: a limit is below 1, a threshold outside [0, 1], or the sizes do not fit.
     """
     _check(outputs, image_sizes, score_threshold, topk_per_level, nms_threshold, max_detections)
     results = []

@@ -48,14 +48,6 @@ class NonFiniteLossError(RuntimeError):
 
     Raised on every rank at the same step. The weights did not take the step: an update with such a
     gradient is left out.
-
-    Attributes:
-        step: training step of the plan, from 0, where it happened first.
-        terms: what was not finite: names of loss terms, or "gradient".
-        values: every loss term of that step and the gradient's norm, by name, averaged over the
-            workers.
-        image_ids: of the images of that step, all workers together, in the order of the workers.
-        lr: learning rate of the first parameter group at that step.
     """
 
     def __init__(
@@ -70,8 +62,9 @@ class NonFiniteLossError(RuntimeError):
     ) -> None:
         """Tell of a step; without the numbers (as when it is unpickled) they are set afterwards."""
         super().__init__(message)
-        self.step = step
-        self.terms = terms
+        self.step = step  # of the plan, from 0, where it happened first
+        self.terms = terms  # what was not finite: names of loss terms, or "gradient"
+        # Loss terms and the gradient's norm at that step, averaged over the workers.
         self.values = {} if values is None else values
-        self.image_ids = image_ids
-        self.lr = lr
+        self.image_ids = image_ids  # of that step, in the order of the workers
+        self.lr = lr  # of the first parameter group

@@ -23,11 +23,9 @@ from retina_ray.train.run_files import CHECKPOINTS
 class RunSpec:
     """A run, ready to start on any machine that sees its folders; small and picklable.
 
-    Attributes:
-        config: complete: `model.num_classes` is set, the anchors are plain numbers.
-        run_id: unique; names the W&B run, also after a resume.
-        group: the sweep that the run belongs to, if any.
-        init_from: checkpoint whose weights the run starts from, if any.
+    The config is complete: `model.num_classes` is set, the anchors are plain numbers. `run_id` is
+    unique, and names the W&B run, also after a resume. `group` is the sweep that the run belongs
+    to, `init_from` the checkpoint whose weights it starts from, if any.
     """
 
     config: ExperimentConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from retina_ray.evaluation import AnnotatedImage, contact_sheet, draw_boxes
+from retina_ray.evaluation import AnnotatedImage, contact_sheet
 from retina_ray.evaluation.drawing import write_png
 from retina_ray.structures import Detections
 
@@ -28,14 +28,18 @@ def detected(boxes, scores, labels):
     )
 
 
+def draw_boxes(image, **boxes):
+    return AnnotatedImage(image, NAMES, **boxes).draw(legend=False)
+
+
 def drawn_on(image, **options):
     """Which pixels of an image are drawn on."""
-    return (draw_boxes(image, class_names=NAMES, **options) != image).any(axis=2)
+    return (draw_boxes(image, **options) != image).any(axis=2)
 
 
 def test_nothing_to_draw_leaves_the_image_alone():
     image = grey()
-    drawing = draw_boxes(image, class_names=NAMES, detections=detected([], [], []))
+    drawing = draw_boxes(image, detections=detected([], [], []))
     assert (drawing == image).all()
     assert not np.shares_memory(drawing, image)
 
@@ -52,7 +56,7 @@ def test_a_predicted_box_is_framed_where_it_is():
 
 def test_true_boxes_are_dashed():
     truth = {"truth_boxes": [[100, 100, 300, 250]], "truth_labels": [0]}
-    edge = draw_boxes(grey(), class_names=NAMES, **truth)[100, 100:300].mean(axis=1)
+    edge = draw_boxes(grey(), **truth)[100, 100:300].mean(axis=1)
     assert (edge > 240).sum() > 50
     assert (edge < 40).sum() > 50
     assert drawn_on(grey(), **truth)[252:262, 100:130].any()  # label below
@@ -70,14 +74,14 @@ def test_detections_below_the_threshold_are_left_out():
     [((128, 96), (384, 288)), ((96, 128), (288, 384)), ((1, 1), (384, 384)), ((384, 2), (384, 2))],
 )
 def test_small_images_are_enlarged_by_a_whole_factor(size, expected):
-    drawing = draw_boxes(grey(*size), class_names=NAMES)
+    drawing = draw_boxes(grey(*size))
     assert drawing.shape == (*expected, 3)
     assert drawing.dtype == np.uint8
 
 
 def test_boxes_follow_the_enlargement():
     found = detected([[40, 40, 80, 80]], [0.9], [0])
-    drawn = draw_boxes(grey(128, 128), class_names=NAMES, detections=found) != 128
+    drawn = draw_boxes(grey(128, 128), detections=found) != 128
     assert drawn[125:235, 120].any(axis=1).all()
     assert not drawn[:, 250:].any()
 
@@ -125,9 +129,9 @@ def test_rotated_boxes_are_drawn_as_they_lie():
 def test_wrong_arguments_are_refused():
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(ValueError, match=r"image: expected \(H, W, 3\) uint8"):
-            draw_boxes(image, class_names=NAMES)
+            draw_boxes(image)
     with pytest.raises(ValueError, match="2 true boxes, but 1 labels"):
-        draw_boxes(grey(), class_names=NAMES, truth_boxes=np.zeros((2, 4)), truth_labels=[0])
+        draw_boxes(grey(), truth_boxes=np.zeros((2, 4)), truth_labels=[0])
 
 
 def test_an_annotated_image_is_drawn_with_a_legend():

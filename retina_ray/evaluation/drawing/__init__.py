@@ -1,6 +1,6 @@
 """Drawing true and predicted boxes on images, and laying images out in a sheet."""
 
-from retina_ray.evaluation.drawing.boxes import AnnotatedImage, draw_boxes
+from retina_ray.evaluation.drawing.boxes import AnnotatedImage
 from retina_ray.evaluation.drawing.sheet import contact_sheet, write_png
 
-__all__ = ["AnnotatedImage", "contact_sheet", "draw_boxes", "write_png"]
+__all__ = ["AnnotatedImage", "contact_sheet", "write_png"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from retina_ray.evaluation.drawing.canvas import DARK, WHITE, Canvas, Colour
 from retina_ray.structures import Detections
@@ -31,97 +32,78 @@ _PALETTE: tuple[Colour, ...] = (
 )
 
 
+_NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image (H, W, 3), uint8 RGB, with its true boxes and its detections, for `draw_boxes`."""
+    """An image with its true boxes and its detections.
 
-    image: np.ndarray
-    truth_boxes: Any
-    truth_labels: Any
-    detections: Detections
-    class_names: Sequence[str]
-    caption: str = ""
-    score_threshold: float = 0.3
-
-    def draw(self) -> np.ndarray:
-        """The image with both kinds of boxes and a legend; (H', W', 3) uint8 RGB."""
-        return draw_boxes(
-            self.image,
-            truth_boxes=self.truth_boxes,
-            truth_labels=self.truth_labels,
-            detections=self.detections,
-            class_names=self.class_names,
-            score_threshold=self.score_threshold,
-            legend=True,
-        )
-
-
-def draw_boxes(
-    image: np.ndarray,
-    *,
-    class_names: Sequence[str],
-    truth_boxes: Any = (),
-    truth_labels: Any = (),
-    detections: Detections | None = None,
-    score_threshold: float = 0.3,
-    legend: bool = False,
-) -> np.ndarray:
-    """Draw true and predicted boxes on a copy of an image.
-
-    Args:
-        image: (H, W, 3) uint8 RGB. Images with a longer side below 384 pixels are enlarged by a
-            whole factor, so that lines and letters stay legible.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
         class_names: K names; a label beyond them is drawn as its number.
         truth_boxes: (M, B) in pixels of `image`, array or tensor.
         truth_labels: (M,) 0 to K-1, array or tensor.
         detections: in pixels of `image`.
+        caption: what identifies the image, e.g. its file name.
         score_threshold: detections below it are not drawn.
-        legend: add a line below the image that says what is drawn, and how many.
-
-    Returns:
-        (H', W', 3) uint8 RGB, a new array. Boxes that are not finite are left out.
-
-    Raises:
-        ValueError: the image is not as above, or boxes and labels differ in number.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(
-            f"image: expected (H, W, 3) uint8 RGB, got shape {image.shape}, {image.dtype}"
+
+    image: np.ndarray
+    class_names: Sequence[str]
+    truth_boxes: Any = ()
+    truth_labels: Any = ()
+    detections: Detections = _NOTHING
+    caption: str = ""
+    score_threshold: float = 0.3
+
+    def draw(self, *, legend: bool = True) -> np.ndarray:
+        """Draw the boxes on a copy of the image, but for those that are not finite.
+
+        An image with a longer side below 384 pixels is enlarged by a whole factor, so that lines
+        and letters stay legible. The legend is a line below it that says what is drawn.
+
+        Returns:
+            (H', W', 3) uint8 RGB.
+
+        Raises:
+            ValueError: the image is not (H, W, 3) uint8 with at least one pixel, or boxes and
+                labels differ in number.
+        """
+        image = self.image
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(
+                f"image: expected (H, W, 3) uint8 RGB, got shape {image.shape}, {image.dtype}"
+            )
+        truth_boxes, truth_labels = _box_array(self.truth_boxes), _array(self.truth_labels).ravel()
+        if len(truth_boxes) != len(truth_labels):
+            raise ValueError(f"{len(truth_boxes)} true boxes, but {len(truth_labels)} labels")
+        canvas = Canvas.on(image)
+        for box in truth_boxes:
+            canvas.dashed(box, WHITE)
+        found = self._confident()
+        for box, _, label in found:
+            canvas.solid(box, _colour(label))
+        for box, label in zip(truth_boxes, truth_labels, strict=True):
+            canvas.label(box, _name(self.class_names, label), DARK, below=True)
+        for box, score, label in found:
+            name = _name(self.class_names, label)
+            canvas.label(box, f"{name} {score:.2f}", _colour(label), below=False)
+        if not legend:
+            return canvas.pixels
+        threshold = f"score at least {self.score_threshold:g}"
+        return canvas.with_legend(
+            f"dashed: {len(truth_boxes)} true   solid: {len(found)} found ({threshold})"
         )
-    truth_boxes, truth_labels = _box_array(truth_boxes), _array(truth_labels).ravel()
-    if len(truth_boxes) != len(truth_labels):
-        raise ValueError(f"{len(truth_boxes)} true boxes, but {len(truth_labels)} labels")
-    found_boxes, scores, found_labels = _confident(detections, score_threshold)
-    canvas = Canvas.on(image)
-    for box in truth_boxes:
-        canvas.dashed(box, WHITE)
-    # The best detection last, so that it lies on top.
-    found = list(zip(found_boxes, scores, found_labels, strict=True))[::-1]
-    for box, _, label in found:
-        canvas.solid(box, _colour(label))
-    for box, label in zip(truth_boxes, truth_labels, strict=True):
-        canvas.label(box, _name(class_names, label), DARK, below=True)
-    for box, score, label in found:
-        canvas.label(box, f"{_name(class_names, label)} {score:.2f}", _colour(label), below=False)
-    if not legend:
-        return canvas.pixels
-    threshold = f"score at least {score_threshold:g}"
-    return canvas.with_legend(
-        f"dashed: {len(truth_boxes)} true   solid: {len(found)} found ({threshold})"
-    )
 
-
-def _confident(
-    detections: Detections | None, score_threshold: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (D, B), scores (D,), labels (D,) of the detections to draw, best first."""
-    if detections is None:
-        return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
-    boxes = _box_array(detections.boxes)
-    scores, labels = _array(detections.scores), _array(detections.labels)
-    order = np.argsort(-scores, kind="stable")
-    order = order[scores[order] >= score_threshold]
-    return boxes[order], scores[order], labels[order]
+    def _confident(self) -> list[tuple[np.ndarray, float, int]]:
+        """Box, score and label of the detections to draw, the best last: it lies on top."""
+        found = self.detections
+        scores = _array(found.scores)
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] >= self.score_threshold][::-1]
+        boxes, labels = _box_array(found.boxes), _array(found.labels)
+        return list(zip(boxes[order], scores[order], labels[order], strict=True))
 
 
 def _array(values: Any) -> np.ndarray:

@@ -37,16 +37,12 @@ def load_detectron2_retinanet(
     Its model zoo starts from MSRA's ResNets. For those set, before the model is built,
     `model.backbone_stride_in_1x1` true, `model.pixel_mean` (123.675, 116.28, 103.53),
     `model.pixel_std` (1, 1, 1) and `model.anchors.offset` 0.0. The weights cannot tell where the
-    stride is, both fit, and only one detects.
+    stride is, both fit, and only one detects: `stride_in_1x1` is MODEL.RESNETS.STRIDE_IN_1X1 of the
+    detectron2 config, checked against the model (None: not checked).
 
-    Args:
-        model: the model to fill.
-        source: a state dict, or a `.pth` or `.safetensors` file of one. The zoo's `.pkl` files
-            are pickles that can run any code, and are refused; the message says how to convert.
-        input_format: INPUT.FORMAT of the detectron2 config; BGR turns the stem's channels round,
-            since our images are RGB.
-        stride_in_1x1: MODEL.RESNETS.STRIDE_IN_1X1 of the detectron2 config, checked against the
-            model; None: not checked.
+    The source is a state dict, or a `.pth` or `.safetensors` file of one. The zoo's `.pkl` files
+    are pickles that can run any code, and are refused; the message says how to convert. With BGR,
+    the INPUT.FORMAT of detectron2, the stem's channels are turned round: our images are RGB.
 
     Raises:
         ConfigError: the source cannot be read or does not fit, or it states other pixel statistics

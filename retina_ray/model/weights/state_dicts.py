@@ -107,18 +107,12 @@ def load_named(
     """Load tensors by name, all or nothing.
 
     The counters of batch norms (`num_batches_tracked`) are not asked for: nothing reads them.
-
-    Args:
-        module: where the tensors go.
-        state: tensors under the names of the file.
-        names: name in the module to name in the file, for all that is to be loaded.
-        what: the source, for the message.
-        path: the config path that the error belongs to.
-        faults: what the caller found wrong already.
+    `names` has, for all that is to be loaded, the name in the module and that in the file; `what`
+    and `path` say in a message where the state comes from, and to which setting it belongs.
 
     Raises:
-        ConfigError: missing, unexpected, wrongly shaped or non-finite tensors, all at once; the
-            module is unchanged then.
+        ConfigError: missing, unexpected, wrongly shaped or non-finite tensors, and `faults` found
+            by the caller, all at once; the module is unchanged then.
     """
     own = module.state_dict()
     wanted = {theirs: own[ours] for ours, theirs in names.items()}

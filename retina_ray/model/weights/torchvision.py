@@ -42,10 +42,8 @@ _P6 = "backbone.fpn.extra_blocks.p6.weight"
 def load_backbone(backbone: ResNetBackbone, source: Source) -> None:
     """Load ImageNet weights in torchvision's layout; its classifier (`fc`) is left out.
 
-    Args:
-        backbone: the backbone to fill.
-        source: a state dict or a file of one (`.pth`, `.safetensors`), or a name of torchvision's
-            such as `IMAGENET1K_V2` or `ResNet50_Weights.IMAGENET1K_V2`, which is downloaded.
+    The source is a state dict or a file of one (`.pth`, `.safetensors`), or a name of torchvision's
+    such as `IMAGENET1K_V2` or `ResNet50_Weights.IMAGENET1K_V2`, which is downloaded.
 
     Raises:
         ConfigError: no such file or name, no network, or weights that do not fit.
@@ -75,25 +73,23 @@ def load_torchvision_retinanet(
 ) -> None:
     """Load a detector of `torchvision.models.detection.retinanet_resnet50_fpn` or its `_v2`.
 
+    The source is a state dict, a file of one, or a name such as
+    `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, which is downloaded.
+
     What differs, and is seen to here:
     - torchvision numbers a cell's anchors ratio by ratio, we size by size: the output channels are
       put in our order.
     - The first version computes P6 from P5 (set `model.top_input` to `p5`), `_v2` from C5, with
       group norm in the head (`model.head_norm` `gn`) and no bias before it (ours becomes 0).
     - torchvision's K counts a row for the background that is never trained, and its COCO weights
-      have 91 rows, numbered by COCO's category ids: keep yours with `class_indices`.
+      have 91 rows, numbered by COCO's category ids: `class_indices` says which row each of our K
+      classes takes (None: all, in order).
     - The published COCO_V1 weights want an eps of 0 in their batch norms (torchvision sets it after
       loading); it is folded into the weights, so that it is not lost with the next checkpoint.
+      `norm_eps` says with which one weights were trained; None: 0 for the published COCO_V1 (by its
+      name, or its original file name), 1e-5 for all others.
 
     What stays: torchvision rounds its anchors to whole pixels, so ours differ by up to one pixel.
-
-    Args:
-        model: the model to fill.
-        source: a state dict, a file of one, or a name such as
-            `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, which is downloaded.
-        class_indices: which row of the file each of our K classes takes; None: all, in order.
-        norm_eps: eps of the batch norms with which the weights were trained; None: 0 for the
-            published COCO_V1 (by its name, or its original file name), 1e-5 for all others.
 
     Raises:
         ConfigError: the source cannot be read or does not fit.

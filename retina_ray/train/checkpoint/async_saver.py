@@ -72,21 +72,18 @@ class CheckpointSaver:
         before_switch: Callable[[], None] | None = None,
         after_switch: Callable[[str], None] | None = None,
     ) -> str:
-        """Copy a checkpoint, and let it be written.
+        """Copy a checkpoint, which a step may change from then on, and let it be written.
 
         Args:
-            checkpoint: may change once this returns: a step changes the tensors in place.
+            checkpoint: what to write.
             metric: what "best" means, higher is better; None or NaN is never the best.
             settles: the validation of the pending checkpoint; it counts as soon as this one does.
             is_pending: this one is evaluated elsewhere from now on, and stays until it is settled.
             before_switch: done in the background when the checkpoint is written, before it counts.
             after_switch: likewise, with its URI, when it counts; must not raise.
 
-        Returns:
-            URI that the checkpoint will have. Until then a run goes on from the one before.
-
-        Raises:
-            CheckpointError, DiskFullError, StorageError, FencedError: of the one before, as `wait`.
+        Returns the URI that it will have; until then a run goes on from the one before. Raises what
+        `wait` raises of that one.
         """
         self.wait()
         entry = self._index.new_entry(checkpoint.meta.step, metric)

@@ -48,14 +48,13 @@ class DamagedCheckpointError(ConfigError):
 class CheckpointMeta:
     """What a checkpoint says of itself, readable without its weights.
 
+    Steps and (whole) epochs are done ones: the run goes on with the plan's row of this step.
+
     Attributes:
-        step: training steps done; the run goes on with the plan's row of this step.
-        epoch: whole epochs done.
         categories: (original id, name) of each class, in the order of the labels.
         dataset_fingerprint: of the training data.
         metrics: of the last validation, e.g. `val/AP`; empty before the first.
-        metrics_step: step of that validation; an earlier one where the checkpoint was made between
-            two validations. None before the first.
+        metrics_step: step of that validation, which may be an earlier one; None before the first.
     """
 
     step: int
@@ -75,8 +74,7 @@ class Checkpoint:
     Attributes:
         state: the other parts by name (criterion, optimizer, schedule, scaler, rng, ...); None
             where only the weights were asked for.
-        ema: moving average of the weights, with the names of `model`; None where the run keeps
-            none.
+        ema: moving average of the weights in `model`; None where the run keeps none.
     """
 
     model: dict[str, Tensor]

@@ -15,17 +15,14 @@ from retina_ray.train.checkpoint.format import (
     read_meta,
 )
 from retina_ray.train.checkpoint.index import CheckpointIndex
-from retina_ray.train.checkpoint.store import CheckpointStore
-from retina_ray.train.checkpoint.transfer import read_checkpoint
+from retina_ray.train.checkpoint.store import CheckpointStore, read_checkpoint
 from retina_ray.train.run_files import CHECKPOINTS
 
 
 def load_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
-    """Read a checkpoint folder, or the last checkpoint of a run's folder.
+    """Read a checkpoint's folder, or the last checkpoint of a run's (or its `checkpoints`).
 
-    Args:
-        uri: a checkpoint's folder, a `checkpoints` folder, or a run's folder.
-        weights_only: leave optimizer and the like unread.
+    `weights_only` leaves optimizer and the like unread.
 
     Raises:
         ConfigError: nothing there, cut short, changed, with pickled code in it, or of another

@@ -13,23 +13,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from retina_ray.config import ConfigError
 from retina_ray.errors import StorageError
-from retina_ray.storage.files import read_text, write_text
+from retina_ray.storage.files import atomic_folder, copy_down, copy_up, read_text, write_text
 from retina_ray.storage.uris import join_uri, open_filesystem
 from retina_ray.train.checkpoint.format import (
     META,
+    STATE,
     Checkpoint,
     DamagedCheckpointError,
+    read_folder,
     with_metrics,
+    write_folder,
 )
 from retina_ray.train.checkpoint.index import CheckpointIndex, Entry
-from retina_ray.train.checkpoint.transfer import put_checkpoint, read_checkpoint
 from retina_ray.train.run_files import CHECKPOINT_INDEX
 
 logger = logging.getLogger(__name__)
@@ -109,19 +113,16 @@ class CheckpointStore:
     ) -> CheckpointIndex:
         """Write a checkpoint under the name of an entry, and switch the index to it.
 
-        Args:
-            entry: from `index.new_entry`.
-            checkpoint: what to write.
-            index: as it was read, or as the last `add` left it.
-            is_pending: it is evaluated from now on, and stays until `index.settled`.
-            before_switch: done when the checkpoint is written and does not yet count.
+        The entry is from `index.new_entry`, the index as it was read, or as the last `add` left it.
+        One that is pending is evaluated from now on, and stays until `index.settled`. When the
+        checkpoint is written and does not yet count, `before_switch` is done.
 
         Raises:
             FencedError: another process holds the lease.
         """
         new = index.with_entry(entry, keep=self.keep, is_pending=is_pending)
         try:
-            put_checkpoint(self.uri_of(entry.name), checkpoint)
+            _put_checkpoint(self.uri_of(entry.name), checkpoint)
             self._require_lease(index)
             if before_switch is not None:
                 before_switch()
@@ -215,3 +216,47 @@ class CheckpointStore:
             if info.type == pafs.FileType.Directory and info.base_name not in names:
                 with contextlib.suppress(OSError):
                     self._fs.delete_dir(info.path)
+
+
+def _put_checkpoint(uri: str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's folder whole, over what a killed process may have left there."""
+    fs, path = open_filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        with atomic_folder(Path(path), overwrite=True) as folder:
+            write_folder(folder, checkpoint)
+    else:
+        _put_remote(fs, path, uri, checkpoint)
+
+
+def _put_remote(fs: pafs.FileSystem, path: str, uri: str, checkpoint: Checkpoint) -> None:
+    """Send the files, `meta.json` last: without it a folder is no checkpoint."""
+    with contextlib.suppress(FileNotFoundError, OSError):
+        fs.delete_dir(path)
+    with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as temporary:
+        folder = Path(temporary)
+        write_folder(folder, checkpoint)
+        meta = (folder / META).read_text()
+        (folder / META).unlink()
+        fs.create_dir(path, recursive=True)
+        copy_up(folder, uri)
+    write_text(f"{uri}/{META}", meta)
+
+
+def read_checkpoint(uri: str, *, weights_only: bool = False) -> Checkpoint:
+    """As `read_folder`, wherever it lies; `load_checkpoint` also takes the folder of a run."""
+    with _local_copy(uri, skipped={STATE} if weights_only else set()) as folder:
+        return read_folder(folder, uri=uri, weights_only=weights_only)
+
+
+@contextlib.contextmanager
+def _local_copy(uri: str, *, skipped: set[str]) -> Iterator[Path]:
+    """The folder itself where it is local, else a temporary copy of all files but some."""
+    fs, path = open_filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="retina_ray_checkpoint_") as folder:
+        for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+            if info.type == pafs.FileType.File and info.base_name not in skipped:
+                copy_down(f"{uri}/{info.base_name}", Path(folder) / info.base_name)
+        yield Path(folder)

@@ -20,11 +20,8 @@ def compile_forward(model: nn.Module) -> None:
     the second for all sizes to come, as long as the coarsest level of the pyramid is more than one
     cell high and wide (smaller images are compiled size by size, a few times). Where the compiler
     fails (on a CPU it needs a C++ compiler), a warning says so once, and the model computes
-    uncompiled from there on.
-
-    Args:
-        model: on its device; before it is wrapped for several workers, so that each of them may
-            fall back without leaving the others to wait.
+    uncompiled from there on. Done before a model is wrapped for several workers, each of them may
+    fall back without leaving the others to wait.
     """
     plain = model.forward
     forward = torch.compile(plain)

@@ -38,11 +38,7 @@ class TrainingLoop:
     """One worker's training run.
 
     Attributes:
-        config: the experiment, with `model.num_classes` set.
-        layout: steps and validations of the whole run.
-        device: where the model lives.
         category_ids: original category id of each label, for the predictions.
-        callbacks: who is told.
         is_new: the run starts; else a checkpoint follows (`restore`).
         skip_steps: training steps, from 0, whose rows are passed over: no update, but the schedule
             moves on.

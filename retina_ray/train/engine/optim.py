@@ -28,16 +28,13 @@ _NORMS = (
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, batch_size: int
 ) -> torch.optim.Optimizer:
-    """Make SGD or AdamW over the parameters of a model that are trained.
+    """Make SGD or AdamW over the parameters of a model with `requires_grad`.
 
     The update is one fused kernel, on a CPU as on a GPU. It takes a number on the device that says
     whether to update at all, so a gradient that is not finite can be passed over without a wait.
 
-    Args:
-        model: parameters without `requires_grad` are left out.
-        config: the `optimizer` section.
-        batch_size: images a step over all workers, for the linear rule ("Accurate, Large Minibatch
-            SGD", Goyal et al. 2017, section 2.1).
+    `batch_size`, the images of a step over all workers, is for the linear rule ("Accurate, Large
+    Minibatch SGD", Goyal et al. 2017, section 2.1).
 
     Raises:
         ConfigError: no parameter is trained.

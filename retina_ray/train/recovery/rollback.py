@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from retina_ray.evaluation.drawing import draw_boxes, write_png
+from retina_ray.evaluation.drawing import AnnotatedImage, write_png
 from retina_ray.storage.files import copy_up, read_text, write_text
 from retina_ray.storage.uris import join_uri, open_filesystem
 from retina_ray.train.errors import NonFiniteLossError
@@ -118,13 +118,8 @@ def _write_batch(inputs: RunInputs, found: NonFiniteStep, folder: Path) -> None:
         for image_id, pixels, boxes, labels in _images(batch):
             name = f"{len(images):02d}_{image_id}.png"
             if len(images) < MAX_PICTURES:
-                picture = draw_boxes(
-                    pixels,
-                    class_names=inputs.train.class_names,
-                    truth_boxes=boxes,
-                    truth_labels=labels,
-                )
-                write_png(folder / name, picture)
+                picture = AnnotatedImage(pixels, inputs.train.class_names, boxes, labels)
+                write_png(folder / name, picture.draw(legend=False))
             images.append(
                 {
                     "image_id": image_id,

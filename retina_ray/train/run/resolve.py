@@ -20,12 +20,10 @@ Fault = tuple[str, str]
 def resolve(
     config: ExperimentConfig, storage: str, *, with_anchors: bool = True
 ) -> tuple[ExperimentConfig, str, str]:
-    """Find (or draw) the data sets and complete the configuration from them.
+    """Find (or draw into `storage`) the data sets and complete the configuration from them.
 
-    Args:
-        config: with `data` set; `model.num_classes` may be null, `model.anchors.fit` on.
-        storage: folder for the embedded data set.
-        with_anchors: carry out `model.anchors.fit`; else it stays, for a sweep whose trials do it.
+    `model.num_classes` may be null. Without `with_anchors`, `model.anchors.fit` stays as it is, for
+    a sweep whose trials carry it out.
 
     Returns:
         The complete config, the training URI and the validation URI.

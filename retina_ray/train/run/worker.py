@@ -52,11 +52,9 @@ def run_worker(
     Raises:
         ConfigError: the checkpoint cannot be read, or is of another model, classes or data.
         CheckpointError: a checkpoint could not be written (rank 0; one validation late).
-        NonFiniteLossError: the loss was NaN or infinite.
-        RunStoppedError: there was a reason to stop; the checkpoint is written.
         ValueError: `train.async_validation` is set and there is no `validation`, or the reverse.
-        TooManyBadImagesError: more images than `input.max_bad_fraction` could not be decoded.
         ValidationError: an asynchronous validation failed (rank 0; when the next one is due).
+        NonFiniteLossError, RunStoppedError, TooManyBadImagesError: as `TrainingLoop.run`.
     """
     if spec.config.train.async_validation != (validation is not None):
         raise ValueError("train.async_validation and `validation` belong together")

@@ -59,19 +59,12 @@ def open_tracker(
 
     The environment's WANDB_MODE goes before `config.wandb`, except that `disabled` in the config
     starts nothing. A run that cannot be opened online is recorded offline (`wandb sync` sends it
-    later).
+    later). The same `run_id` continues the same run of W&B, which groups those of a `group`;
+    `experiment` is the whole config.
 
-    Args:
-        config: which project and entity, online or not.
-        run_dir: local folder of the run: gets `metrics.jsonl`, `pictures/`, `wandb/` and
-            `tensorboard/`.
-        run_id: W&B's id of the run; the same one after a restart continues the same run.
-        name: what W&B shows.
-        group: W&B groups runs of the same name, e.g. the trials of a sweep; null for none.
-        experiment: the whole config, as W&B shows it.
-        resume: this goes on with a run that was interrupted: `metrics.jsonl` is continued.
-        resume_step: the step that it goes on from; local lines of later steps are dropped, and
-            TensorBoard hides its own. (W&B keeps what it was sent, and shows both.)
+    With `resume`, `metrics.jsonl` is continued: of steps after `resume_step`, from which the run
+    goes on, local lines are dropped, and TensorBoard hides its own. (W&B keeps what it was sent,
+    and shows both.)
     """
     run_dir = Path(run_dir)
     file = MetricsFile(run_dir / METRICS, resume=resume, resume_step=resume_step)
