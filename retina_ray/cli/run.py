@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from retina_ray.cli.pages import check_page, write_page
 from retina_ray.cli.scripts import clean_exit, say, storage_uri
 from retina_ray.config import ConfigError
 from retina_ray.errors import DataError, StorageError
@@ -54,10 +54,8 @@ def report(
     """
     console = Console(stderr=True)
     with clean_exit(console):
-        if out is not None and ":/" in os.fspath(out):  # Path makes one slash of two
-            raise ConfigError(f"--out {out}: a local file is needed")
-        if out is not None and out.is_dir():
-            raise ConfigError(f"--out {out}: is a folder; name a file, e.g. {out / 'report.html'}")
+        if out is not None:
+            check_page(out, run_files.REPORT)
         data = None if data is None else storage_uri(data)
         with _stages(console) as on_stage:
             place, made = _write(run, out, data=data, num_images=num_images, on_stage=on_stage)
@@ -99,11 +97,7 @@ def _write(
 ) -> tuple[str, RunReport]:
     """Make the page and write it; where it lies, and what it holds."""
     # Here, since it brings PyTorch, which the other commands can do without.
-    from retina_ray.reports.run.report import (
-        NUM_IMAGES,
-        run_report,
-        write_page,
-    )
+    from retina_ray.reports.run.report import NUM_IMAGES, run_report
 
     number = NUM_IMAGES if num_images is None else num_images
     shown = shown_uri(run)

@@ -13,13 +13,13 @@ import pyarrow.fs as pafs
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from retina_ray.checks.check import CheckReport, OnImage, check_dataset
+from retina_ray.checks.check import CheckReport, check_dataset
 from retina_ray.checks.formats import CocoFile
 from retina_ray.checks.images import CheckSettings
 from retina_ray.checks.json_report import report_json
+from retina_ray.cli.data.progress import progress_bars
 from retina_ray.cli.options import RecipeOption, RecipesOption
 from retina_ray.cli.recipes import config_of_options
 from retina_ray.cli.scripts import USER_FAULT, clean_exit, say
@@ -83,7 +83,7 @@ def check(
         settings = _settings(config.input, train_size, train_max_size, decode)
         _check_target(json_file)
         source = dataset if images is None else CocoFile(dataset, images)
-        with _unreadable(dataset), _progress() as on_image:
+        with _unreadable(dataset), progress_bars() as on_image:
             report = check_dataset(source, settings=settings, root=root, on_image=on_image)
         _show(console, report, examples)
         if json_file is not None:
@@ -126,22 +126,6 @@ def _unreadable(dataset: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{shown_uri(dataset)}: cannot be read ({error})") from error
-
-
-@contextmanager
-def _progress() -> Iterator[OnImage]:
-    """A bar for each split on a terminal, silence elsewhere."""
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks = {}
-
-        def on_image(split: str, done: int, total: int) -> None:
-            if split not in tasks:
-                tasks[split] = progress.add_task(escape(split), total=total)
-            progress.update(tasks[split], completed=done)
-
-        yield on_image
 
 
 def _show(console: Console, report: CheckReport, num_examples: int) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
+from retina_ray.cli.data.progress import progress_bar
 from retina_ray.cli.scripts import clean_exit, say
 from retina_ray.data.export import export_coco
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -25,19 +25,12 @@ def export(
 
     An export that was killed goes on when it is called again.
     """
-    console, progress_console = Console(), Console(stderr=True)
+    console = Console()
     with clean_exit(console):
         prepared = PreparedDataset.open(dataset)
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        hidden = images is None or not progress_console.is_terminal
-        with Progress(*columns, console=progress_console, disable=hidden) as progress:
-            task = progress.add_task("images", total=None)
+        with progress_bar("images", hidden=images is None) as on_progress:
             exported = export_coco(
-                prepared,
-                out,
-                images_dir=images,
-                overwrite=overwrite,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+                prepared, out, images_dir=images, overwrite=overwrite, on_progress=on_progress
             )
         say(
             f"{out}: {prepared.num_images} images, {exported.num_annotations} annotations, "

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retina_ray.cli.data.progress import progress_bar
-from retina_ray.cli.scripts import FAILED, USER_FAULT, clean_exit
+from retina_ray.cli.scripts import FAILED, USER_FAULT, clean_exit, say
 from retina_ray.data.importers.box_checks import BOX_FAULTS
 from retina_ray.data.importers.writing.convert import OnProgress
 from retina_ray.data.prepared.completeness import delete_dataset
@@ -75,16 +75,7 @@ def import_splits(out: str, imports: Mapping[str, Import]) -> None:
 def _take_back(
     out: str, before: Mapping[str, _Version], prepared: Mapping[str, PreparedDataset]
 ) -> tuple[list[str], list[str]]:
-    """Delete the splits that are new.
-
-    Args:
-        out: folder or URI of all splits.
-        before: what was there, by split.
-        prepared: the splits without faults.
-
-    Returns:
-        The splits that were replaced, and those with faults that are as they were before.
-    """
+    """Delete the splits that are new; name those replaced, and those with faults as before."""
     replaced, kept = [], []
     for split, version in before.items():
         is_as_before = _version_at(join_uri(out, split)) == version
@@ -130,10 +121,9 @@ def _exit_with(error: DataError, replaced: list[str], kept: list[str]) -> NoRetu
         said = f"Written in place of what was there: {', '.join(replaced)}; nothing else."
     if kept:
         said += f" As it was before: {', '.join(kept)}."
-    _say(Console(stderr=True), f"{said} {error}")
+    say(f"{said} {error}")
     if {fault.kind for fault in error.faults} & BOX_FAULTS:
-        hint = "Bad boxes can be left out (--on-bad-box drop) or mended (--on-bad-box clip)."
-        _say(Console(stderr=True), hint)
+        say("Bad boxes can be left out (--on-bad-box drop) or mended (--on-bad-box clip).")
     raise typer.Exit(USER_FAULT)
 
 
@@ -145,7 +135,7 @@ def _exit_stopped(split: str, error: Exception, *, is_kept: bool) -> NoReturn:
     )
     if is_kept:
         text += " Until then, the set that was there is as it was."
-    _say(Console(stderr=True), text)
+    say(text)
     raise typer.Exit(FAILED)
 
 
@@ -170,10 +160,5 @@ def _print_summary(out: str, prepared: list[PreparedDataset]) -> None:
     console.print(table)
     for dataset in prepared:
         for example in dataset.report.get("examples", []):
-            _say(console, f"{dataset.info.split}: {example}")
-        _say(console, f"{dataset.info.split}: {shown_uri(dataset.uri)}")
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a text as it is, in lines as long as they come."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(f"{dataset.info.split}: {example}", console)
+        say(f"{dataset.info.split}: {shown_uri(dataset.uri)}", console)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +13,9 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from retina_ray.cli.options import RecipeOption, RecipesOption, SetOption
+from retina_ray.cli.pages import check_page, write_page
 from retina_ray.cli.recipes import config_of_options
 from retina_ray.cli.scripts import clean_exit, say
-from retina_ray.config import ConfigError
-from retina_ray.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from retina_ray.reports.dataset.report import OnStage
@@ -46,7 +43,7 @@ def show(
     """
     console = Console(stderr=True)
     with clean_exit(console):
-        _check_out(out)
+        check_page(out, "page.html")
         # Here, since it brings PyTorch, which the other commands can do without.
         from retina_ray.reports.dataset.report import config_for, show_dataset
         from retina_ray.reports.dataset.splits import open_splits
@@ -58,20 +55,8 @@ def show(
             html = show_dataset(
                 dataset, config=config, num_images=num_images, seed=seed, on_stage=on_stage
             )
-        page = html.encode()
-        try:
-            write_bytes(out, page)
-        except OSError as error:
-            raise ConfigError(f"--out {out}: {error.strerror or error}") from error
-        say(f"{out} ({len(page) / 1e6:.1f} MB)", Console())
-
-
-def _check_out(out: Path) -> None:
-    """Refuse before the work what could not be written after it."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", os.fspath(out)):
-        raise ConfigError(f"--out {out}: a local file is needed")
-    if out.is_dir():
-        raise ConfigError(f"--out {out}: is a folder; name a file, e.g. {out / 'page.html'}")
+        write_page(out, html)
+        say(f"{out} ({len(html.encode()) / 1e6:.1f} MB)", Console())
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retina_ray.config import ConfigError
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError
 from retina_ray.reports.dataset.images import Album
@@ -30,7 +29,6 @@ from retina_ray.reports.run.tables import (
     logged_class_table,
     precision_charts,
 )
-from retina_ray.storage.files import write_text
 
 NUM_IMAGES = 12
 """Worst images that are shown; of the best, a third as many."""
@@ -125,18 +123,6 @@ def run_report(
         settings=settings_table(record),
     )
     return RunReport(html=html, problems=problems)
-
-
-def write_page(path: Path, html: str) -> None:
-    """Write a page in one step: readers see the old one or the new one, whole.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        write_text(path, html)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _open_datasets(
