@@ -105,6 +105,16 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[str,
     return [fault for e in error.errors() for fault in _describe(e, paths)]
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree of sections by their dotted paths; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        is_section = isinstance(value, Mapping) and value
+        flat.update(flatten(value, f"{path}.") if is_section else {path: value})
+    return flat
+
+
 def _section(annotation: Any) -> type[BaseModel] | None:
     """The config class inside an annotation such as `AnchorConfig` or `SyntheticConfig | None`."""
     for candidate in (annotation, *get_args(annotation)):

@@ -14,6 +14,7 @@ from retina_ray.anchors.coverage import AnchorReport, Coverage
 from retina_ray.anchors.search import SCALES, TOLERANCE, Fit, Proposals
 from retina_ray.anchors.study import AnchorStudy
 from retina_ray.config import AnchorConfig
+from retina_ray.evaluation.tables import percent
 
 MAX_CLASS_ROWS = 20
 
@@ -79,7 +80,7 @@ def _cluster_table(clusters: Clusters) -> Table:
     for name in ("width px", "height px", "height / width", "boxes %"):
         table.add_column(name, justify="right")
     for (width, height), share in zip(clusters.shapes, clusters.share, strict=True):
-        cells = (f"{width:.0f}", f"{height:.0f}", f"{height / width:.2f}", _percent(share))
+        cells = (f"{width:.0f}", f"{height:.0f}", f"{height / width:.2f}", percent(share))
         table.add_row(*cells)
     return table
 
@@ -89,7 +90,7 @@ def _advice(study: AnchorStudy) -> Iterator[str]:
     small = study.proposed.by_size["small"]
     if small.reached < HARD_TO_REACH:
         yield (
-            f"{_percent(1 - small.reached)} % of the small boxes are not reached even so: on the "
+            f"{percent(1 - small.reached)} % of the small boxes are not reached even so: on the "
             f"finest level, anchors lie {study.finest_stride_px} px apart. Larger "
             "input.train_sizes_px or a finer level (model.min_level) would reach more of them."
         )
@@ -99,14 +100,14 @@ def _verdict(study: AnchorStudy) -> Iterator[str]:
     current, proposed = study.proposals.current, study.proposals.proposed
     if study.proposals.keep:
         yield (
-            f"The anchors of the config reach {_percent(current.reached)} % of the boxes of a "
+            f"The anchors of the config reach {percent(current.reached)} % of the boxes of a "
             f"class, within {100 * TOLERANCE:g} percent points of the best that was found: "
             "keep them."
         )
         return
     yield (
-        f"Proposed: {_percent(proposed.reached)} % of the boxes of a class reached instead of "
-        f"{_percent(current.reached)} %, with {proposed.num_anchors} anchors a cell instead of "
+        f"Proposed: {percent(proposed.reached)} % of the boxes of a class reached instead of "
+        f"{percent(current.reached)} %, with {proposed.num_anchors} anchors a cell instead of "
         f"{current.num_anchors}. To use it:"
     )
     yield " ".join(f"--set {change}" for change in study.changes)
@@ -152,12 +153,12 @@ def _coverage_table(report: AnchorReport, which: str) -> Table:
 def _coverage_cells(coverage: Coverage) -> list[str]:
     return [
         str(coverage.num_boxes),
-        _percent(coverage.reached),
+        percent(coverage.reached),
         _number(coverage.mean_iou),
         _number(coverage.median_iou),
         _number(coverage.positives, 1),
-        _percent(coverage.low_quality),
-        _percent(coverage.without),
+        percent(coverage.low_quality),
+        percent(coverage.without),
     ]
 
 
@@ -168,7 +169,7 @@ def _fit_cells(fit: Fit) -> list[str]:
         f"{anchors.scale:.4g}",
         str(len(anchors.octave_scales)),
         " ".join(f"{ratio:g}" for ratio in anchors.aspect_ratios),
-        _percent(fit.reached),
+        percent(fit.reached),
         _number(fit.mean_iou),
     ]
 
@@ -177,10 +178,6 @@ def _setting(anchors: AnchorConfig) -> str:
     sizes = ", ".join(f"{size * anchors.scale:.4g}" for size in anchors.sizes)
     ratios = ", ".join(f"{ratio:g}" for ratio in anchors.aspect_ratios)
     return f"sizes {sizes} px, {len(anchors.octave_scales)} octave scales, ratios {ratios}"
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _number(value: float, digits: int = 2) -> str:

@@ -10,20 +10,21 @@ from rich.table import Table
 
 from retina_ray.evaluation.coco import COCO_METRICS, CocoMetrics
 
-_MEANING = {
-    "AP": "IoU 0.50:0.95",
-    "AP50": "IoU 0.50",
-    "AP75": "IoU 0.75",
-    "APs": "small, area < 32² px",
-    "APm": "medium",
-    "APl": "large, area > 96² px",
-    "AR1": "1 detection an image",
-    "AR10": "10 detections an image",
-    "AR100": "all detections (100)",
-    "ARs": "small",
-    "ARm": "medium",
-    "ARl": "large",
+MEANINGS = {
+    "AP": "mean over IoU 0.50 to 0.95",
+    "AP50": "at IoU 0.50",
+    "AP75": "at IoU 0.75",
+    "APs": "small boxes, area below 32² px",
+    "APm": "medium boxes",
+    "APl": "large boxes, area above 96² px",
+    "AR1": "recall, 1 detection an image",
+    "AR10": "recall, 10 detections an image",
+    "AR100": "recall, all detections",
+    "ARs": "recall, small boxes",
+    "ARm": "recall, medium boxes",
+    "ARl": "recall, large boxes",
 }
+"""What each of COCO's twelve metrics is measured on."""
 
 
 def metrics_table(metrics: CocoMetrics) -> Table:
@@ -37,15 +38,16 @@ def metrics_table(metrics: CocoMetrics) -> Table:
     table.add_column("on", style="dim")
     for name in COCO_METRICS:
         style = "bold" if name == "AP" else None
-        table.add_row(name, _percent(getattr(metrics, name)), _MEANING[name], style=style)
+        table.add_row(name, percent(getattr(metrics, name)), MEANINGS[name], style=style)
     table.add_section()
     ranked = sorted(
         metrics.per_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])
     )
     for name, ap in ranked:
-        table.add_row("AP", _percent(ap), escape(name))
+        table.add_row("AP", percent(ap), escape(name))
     return table
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+def percent(value: float | None) -> str:
+    """A share in percent, a dash where it is NaN or not known."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from retina_ray.config import ExperimentConfig, idle_paths
+from retina_ray.overrides import flatten
 
 
 def effective_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Dotted path to value of every setting that something reads, comparable with `==`."""
     idle = idle_paths(config)
-    settings = _flatten(config.model_dump(mode="json"))
+    settings = flatten(config.model_dump(mode="json"))
     anchors = config.model.anchors
     scale = anchors.scale if anchors.fit == "none" else 1.0
     # Sizes, octave scales and the common factor only ever act as their product.
@@ -33,13 +34,3 @@ def effective_settings(config: ExperimentConfig) -> dict[str, Any]:
         for path, value in settings.items()
         if not any(path == p or path.startswith(f"{p}.") for p in idle)
     }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from retina_ray.evaluation.tables import percent
 from retina_ray.reports.html import colors
 
 _PACKAGE = Path(__file__).parents[2]
@@ -24,11 +24,6 @@ def render(template: str, **context: Any) -> str:
     """
     # Sections enter themselves into `nav`, so that the page can link to them.
     return _environment().get_template(template).render(nav=[], **context)
-
-
-def percent(value: float) -> str:
-    """A share in percent, a dash for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retina_ray.evaluation.errors import Verdict
-from retina_ray.reports.html.render import percent
+from retina_ray.evaluation.tables import percent
 from retina_ray.reports.run.analysis import RunAnalysis
 from retina_ray.reports.run.tables import Table
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.errors import DataError
+from retina_ray.overrides import flatten
 from retina_ray.train.run_files import (
     BAD_IMAGES,
     CHECKPOINT_INDEX,
@@ -68,13 +69,7 @@ class RunRecord:
 
     def setting(self, path: str) -> Any:
         """A setting by its dotted path; the default where the stored config does not have it."""
-        for source in (self.settings, ExperimentConfig().model_dump(mode="json")):
-            value: Any = source
-            for part in path.split("."):
-                value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
-            if value is not _MISSING:
-                return value
-        raise KeyError(path)
+        return {**_defaults(), **flatten(self.settings)}[path]
 
     @cached_property
     def keys(self) -> list[str]:
@@ -97,16 +92,15 @@ class RunRecord:
         return self.lines[-1].get("status") if self.lines else None
 
     def evaluation(self, step: int | None = None) -> tuple[int, dict[str, float]] | None:
-        """Step and `val/` figures of an evaluation: the one at `step`, or the last one."""
+        """Step and `val/` metrics of an evaluation: the one at `step`, or the last one."""
         for line in reversed(self.lines):
             metrics = line.get("metrics", {})
             if "val/AP" in metrics and step in (None, line["step"]):
-                figures = {
+                return line["step"], {
                     key: float(value) if _is_number(value) else math.nan
                     for key, value in metrics.items()
                     if key.startswith("val/")
                 }
-                return line["step"], figures
         return None
 
 
@@ -155,24 +149,16 @@ def changed_settings(settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         Dotted path, value and default of each; a default of None also where this version has no
         such setting.
     """
-    defaults = dict(_leaves(ExperimentConfig().model_dump(mode="json")))
+    defaults = _defaults()
     return [
         (path, value, defaults.get(path))
-        for path, value in _leaves(settings)
+        for path, value in flatten(settings).items()
         if path not in defaults or defaults[path] != value
     ]
 
 
-_MISSING = object()
-
-
-def _leaves(settings: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        inner = f"{path}{name}"
-        deeper = isinstance(value, Mapping) and value
-        leaves += _leaves(value, f"{inner}.") if deeper else [(inner, value)]
-    return leaves
+def _defaults() -> dict[str, Any]:
+    return flatten(ExperimentConfig().model_dump(mode="json"))
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A run's page: COCO's figures, the table of classes, and precision over recall."""
+"""A run's page: COCO's metrics, the table of classes, and precision over recall."""
 
 from __future__ import annotations
 
@@ -10,36 +10,18 @@ import numpy as np
 
 from retina_ray.evaluation.coco import COCO_METRICS
 from retina_ray.evaluation.curves import RECALL_POINTS
+from retina_ray.evaluation.tables import MEANINGS, percent
 from retina_ray.reports.html.charts import Chart, Draw, Line, draw_lines, make_small_charts
-from retina_ray.reports.html.render import percent
 from retina_ray.reports.run.analysis import RunAnalysis
 
 IOU_NAMES = ("IoU 0.50", "IoU 0.75")
 
 _MAX_CURVES = 120
-_MEANING = {
-    "AP": "mean over IoU 0.50 to 0.95",
-    "AP50": "at IoU 0.50",
-    "AP75": "at IoU 0.75",
-    "APs": "small boxes, area below 32² px",
-    "APm": "medium boxes",
-    "APl": "large boxes, area above 96² px",
-    "AR1": "recall, 1 detection an image",
-    "AR10": "recall, 10 detections an image",
-    "AR100": "recall, all detections",
-    "ARs": "recall, small boxes",
-    "ARm": "recall, medium boxes",
-    "ARl": "recall, large boxes",
-}
 
 
 def coco_metrics(metrics: Mapping[str, float]) -> list[tuple[str, float, str]]:
-    """COCO's twelve figures: name, value from 0 to 1 (NaN where unknown) and meaning.
-
-    Args:
-        metrics: by name, 0 to 1.
-    """
-    return [(name, metrics.get(name, math.nan), _MEANING[name]) for name in COCO_METRICS]
+    """COCO's twelve metrics: name, value from 0 to 1 (NaN where unknown) and meaning."""
+    return [(name, metrics.get(name, math.nan), MEANINGS[name]) for name in COCO_METRICS]
 
 
 @dataclass(frozen=True)

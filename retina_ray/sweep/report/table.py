@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from retina_ray.evaluation.tables import percent
 from retina_ray.sweep.report.notes import failure_notes, report_notes
 from retina_ray.sweep.report.rows import (
     Repeats,
@@ -24,7 +24,7 @@ from retina_ray.sweep.report.rows import (
     swept_paths,
 )
 
-_FIGURES = ("AP %", "AP50 %")
+_METRICS = ("AP %", "AP50 %")
 _COURSE = ("epochs", "best at", "time")
 _WIDTHS = {"AP %": 5, "AP50 %": 4, "AP over seeds": 18, "epochs": 6, "best at": 4, "time": 6}
 _MAX_SETTING_COLUMNS = 3  # more of them share a column on the console; the page has one for each
@@ -48,7 +48,7 @@ def report_table(rows: Sequence[TrialRow]) -> Table:
     for heading in columns(spread):
         table.add_column(heading, justify="right", min_width=_WIDTHS.get(heading))
     table.add_column("status", no_wrap=True)
-    # Settings last and foldable: in a narrow terminal they give way, not the figures.
+    # Settings last and foldable: in a narrow terminal they give way, not the metrics.
     together = len(paths) > _MAX_SETTING_COLUMNS
     for heading in ["settings"] if together else [names[path] for path in paths]:
         table.add_column(escape(heading), justify="left" if together else "right", overflow="fold")
@@ -70,14 +70,14 @@ def report_table(rows: Sequence[TrialRow]) -> Table:
 
 def columns(spread: dict[str, Repeats]) -> list[str]:
     """The heads of the columns that say how a trial went."""
-    return [*_FIGURES, *(["AP over seeds"] if spread else []), *_COURSE]
+    return [*_METRICS, *(["AP over seeds"] if spread else []), *_COURSE]
 
 
 def outcome_cells(row: TrialRow, spread: dict[str, Repeats], longest: int) -> list[str]:
-    """A trial's name, its figures and its course, in the order of the columns."""
-    ap = _percent(average_precision(row))
+    """A trial's name, its metrics and its course, in the order of the columns."""
+    ap = percent(average_precision(row))
     mark = "*" if ap != "-" and row.epochs_run < longest else ""
-    cells = [row.trial_id, ap + mark, _percent(row.metrics.get("AP50"))]
+    cells = [row.trial_id, ap + mark, percent(row.metrics.get("AP50"))]
     if spread:
         same = spread.get(row.trial_id)
         cells.append(
@@ -90,7 +90,3 @@ def outcome_cells(row: TrialRow, spread: dict[str, Repeats], longest: int) -> li
 def setting_cells(row: TrialRow, paths: Sequence[str]) -> list[str]:
     """A trial's settings, in the order of the paths."""
     return [format_value(row.params.get(path)) for path in paths]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
