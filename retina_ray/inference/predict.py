@@ -119,9 +119,7 @@ class Predictor:
         """Pad one image as a batch of one would be."""
         height, width = image.shape[:2]
         divisor = self.config.input.size_divisibility_px
-        padded_size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
-        padded = np.zeros((*padded_size, 3), np.uint8)
-        padded[:height, :width] = image
+        padded = np.pad(image, ((0, -height % divisor), (0, -width % divisor), (0, 0)))
         pixels = torch.from_numpy(padded)[None].permute(0, 3, 1, 2)
         return ImageBatch(pixels, torch.tensor([[height, width]])).to(self.device)
 

@@ -84,3 +84,23 @@ def set_cuda_device(device: torch.device) -> None:
     """Make collectives of Python objects use this worker's own GPU under NCCL."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def gather_rng_states(device: torch.device) -> list[dict[str, Tensor]] | None:
+    """The states of PyTorch's generators of each worker, CPU and GPU, at rank 0; None elsewhere.
+
+    Augmentation draws from generators of its own, seeded by epoch and image, and a worker uses
+    neither Python's nor NumPy's.
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return gather_objects(states)
+
+
+def restore_rng_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
+    """Set this worker's generators; one that was not there at the time takes rank 0's."""
+    mine = states[rank() if rank() < len(states) else 0]
+    torch.set_rng_state(mine["cpu"])
+    if device.type == "cuda" and "cuda" in mine:
+        torch.cuda.set_rng_state(mine["cuda"], device)

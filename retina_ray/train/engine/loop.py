@@ -18,7 +18,7 @@ from retina_ray.data.loading.unpack import PlannedBatch
 from retina_ray.data.plan.layout import RunLayout
 from retina_ray.model import RetinaNet
 from retina_ray.train.checkpoint.format import Checkpoint
-from retina_ray.train.engine import distributed, rng
+from retina_ray.train.engine import distributed
 from retina_ray.train.engine.callbacks import Callbacks, Snapshot
 from retina_ray.train.engine.learner import Learner
 from retina_ray.train.engine.meters import StepMeter
@@ -92,7 +92,7 @@ class TrainingLoop:
         state = checkpoint.state
         assert state is not None
         self.learner.restore(checkpoint)
-        rng.restore_state(state["rng"], self.device)
+        distributed.restore_rng_state(state["rng"], self.device)
         self.step = self._kept_step = checkpoint.meta.step
         self._validator.evaluated_step = state["evaluated_step"]
         self._stopping.load_state_dict(state)
@@ -100,7 +100,7 @@ class TrainingLoop:
 
     def snapshot(self) -> Snapshot | None:
         """What a checkpoint needs, on rank 0; None elsewhere. Every worker must call it."""
-        generators = rng.gather_states(self.device)
+        generators = distributed.gather_rng_states(self.device)
         if generators is None:
             return None
         state = {

@@ -7,27 +7,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from retina_ray.config import ConfigError, ScheduleConfig
-
-
-def warmup_factor_at(
-    step: int, *, warmup: Literal["linear", "constant"], warmup_steps: int, warmup_factor: float
-) -> float:
-    """The warm-up's factor ("Accurate, Large Minibatch SGD", Goyal et al. 2017, section 2.2).
-
-    `constant` stays at `warmup_factor`, `linear` climbs from it to 1, which follows for both.
-    """
-    if step >= warmup_steps:
-        return 1.0
-    if warmup == "constant":
-        return warmup_factor
-    progress = step / warmup_steps
-    return warmup_factor * (1 - progress) + progress
 
 
 def lr_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
@@ -45,16 +29,21 @@ def lr_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
 
     Steps go from 0 to `num_steps` - 1.
     """
-    warmup = warmup_factor_at(
-        step,
-        warmup=config.warmup,
-        warmup_steps=config.warmup_steps,
-        warmup_factor=config.warmup_factor,
-    )
+    warmup = _warmup_factor(step, config)
     if config.name == "cosine":
         return warmup * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
     milestones = [round(fraction * num_steps) for fraction in config.milestones]
     return warmup * config.gamma ** bisect_right(milestones, step)
+
+
+def _warmup_factor(step: int, config: ScheduleConfig) -> float:
+    # "Accurate, Large Minibatch SGD", Goyal et al. 2017, section 2.2.
+    if step >= config.warmup_steps:
+        return 1.0
+    if config.warmup == "constant":
+        return config.warmup_factor
+    progress = step / config.warmup_steps
+    return config.warmup_factor * (1 - progress) + progress
 
 
 def build_schedule(
