@@ -43,6 +43,7 @@ def test_good_targets_pass():
     check(arrays([GOOD, edge], [], [sliver]), labels([0, 2], [], [1]))
     check(arrays([GOOD]), [np.array([5], np.int64)], num_classes=None)
     check([], [])
+    check(arrays([TURNED, [-20.0, 90, 50, 50, 400]]), labels([0, 1]))  # may lie outside
     check([np.zeros(0), np.zeros((0, 4))], [np.zeros(0), np.zeros(0, np.int32)])
     # Each image has its own size.
     check_targets(
@@ -74,10 +75,6 @@ def test_each_fault_of_a_box_names_image_box_value_and_cure(bad, kind):
     assert message.startswith(f"image 1 of the batch (id 501), box 2: {form} (")
     assert ", ".join(str(np.float32(value)) for value in bad) in message
     assert "mend the annotation, or leave the box out" in message
-
-
-def test_rotated_boxes_may_lie_outside():
-    check(arrays([TURNED, [-20.0, 90, 50, 50, 400]]), labels([0, 1]))
 
 
 @pytest.mark.parametrize(
