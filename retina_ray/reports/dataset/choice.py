@@ -16,14 +16,7 @@ _NUM_SMALLEST, _NUM_OTHERS = 3, 2
 
 @dataclass(frozen=True)
 class Extreme:
-    """A box or an image that is worth a look.
-
-    Attributes:
-        split: that holds it.
-        image: position of the image.
-        box: position of the box; None: the image as a whole.
-        reason: a few words.
-    """
+    """A box or an image that is worth a look, by position; no box: the image as a whole."""
 
     split: Split
     image: int
@@ -38,11 +31,6 @@ def choose_images(split: Split, num_images: int, *, seed: int) -> list[int]:
     most missing classes is taken (of all images, where more classes are missing than images are
     left to choose). Then an image without boxes and one with a crowd region, where
     there are any, and random ones until there are enough.
-
-    Args:
-        split: that the images come from.
-        num_images: at most this many.
-        seed: the same seed chooses the same images.
 
     Returns:
         Positions in the order of storage, each once.
@@ -89,18 +77,10 @@ def _labels_of(images: NDArray, labels: NDArray, image: int) -> NDArray[np.int64
 def find_extremes(splits: Sequence[Split]) -> list[Extreme]:
     """Find the smallest boxes, the largest, the most crowded images and the longest boxes.
 
-    Args:
-        splits: looked at together.
-
     Returns:
-        Up to ten, each kind from different images; crowd regions are not looked at.
+        Of all splits together up to ten, each kind from different images; no crowd regions.
     """
-    return [
-        *_smallest(splits),
-        *_crowded(splits),
-        *_largest(splits),
-        *_longest(splits),
-    ]
+    return [*_smallest(splits), *_crowded(splits), *_largest(splits), *_longest(splits)]
 
 
 def _smallest(splits: Sequence[Split]) -> Iterator[Extreme]:

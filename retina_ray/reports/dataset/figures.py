@@ -1,4 +1,4 @@
-"""Which figures a data set's page has, and the sentences below them."""
+"""Which charts a data set's page has, and the sentences below them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from retina_ray.reports.html.charts import Chart, make_chart
 
 COCO_SIDES_PX = (32.0, 96.0)
 """COCO calls a box small below the first, large from the second on (roots of areas)."""
-
 
 _COLOR = "Color: boxes in a cell."
 
@@ -210,7 +209,7 @@ def _landscape_words(values: NDArray[np.float64]) -> str:
 
 
 def _flat_words(splits: Sequence[Split]) -> tuple[str, ...]:
-    """Boxes that no figure of sizes can show."""
+    """Boxes that no chart of sizes can show."""
     flat = {split.name: len(split.single) - len(_proper(split)) for split in splits}
     return tuple(
         f"{name}: {count:,} without area or not finite, not shown"

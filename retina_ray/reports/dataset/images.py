@@ -49,12 +49,9 @@ class Shot:
     """An image with its boxes.
 
     Attributes:
-        width: of the full image, pixels.
-        height: of the full image, pixels.
-        marks: the boxes.
+        width: of the full image, pixels; so is the height.
         jpeg: the image, maybe smaller; empty where there is none.
-        caption: a few words.
-        problem: why there is no image.
+        problem: why there is none.
         cropped: it is a part of the stored image.
     """
 
@@ -69,13 +66,7 @@ class Shot:
 
 @dataclass
 class Album:
-    """Reads the stored images of a split, and counts the formats of those it came across.
-
-    Attributes:
-        split: whose images.
-        formats: images of each format in the row groups that were read.
-        groups: the row groups that were read.
-    """
+    """Reads the stored images of a split, and counts the formats in the row groups it read."""
 
     split: Split
     formats: dict[str, int] = field(default_factory=dict)
@@ -160,7 +151,7 @@ def training_shots(
         epochs: how often each image is made.
 
     Yields:
-        One image after the other, in each epoch.
+        For each image, what each epoch makes of it.
 
     Raises:
         DataError: the recipe wants rotated boxes, and the set has none.

@@ -57,12 +57,9 @@ def show_dataset(
     Args:
         uri: of the set, or of a folder of sets.
         config: what training would do with the images; None takes the defaults.
-        num_images: images of the training split to show; of the others, a quarter as many.
+        num_images: of the training split; of the others, a quarter as many.
         seed: of the choice of images. Augmentation draws from the config's own seed.
         on_stage: reports progress.
-
-    Returns:
-        HTML that refers to nothing outside itself.
 
     Raises:
         DataError: no such set, one that is not whole, or one without the boxes that the config
@@ -83,8 +80,8 @@ def show_dataset(
     albums = {split.name: Album(split) for split in splits}
     counts = {name: num_images if name == trained else -(-num_images // _OTHERS) for name in albums}
     chosen = {s.name: choose_images(s, counts[s.name], seed=seed) for s in splits}
-    box_figures = _count_up(box_charts(splits, config), on_stage)
-    image_figures = _count_up(image_charts(splits), on_stage)
+    charts_of_boxes = _count_up(box_charts(splits, config), on_stage)
+    charts_of_images = _count_up(image_charts(splits), on_stage)
     made = training_shots(datasets[trained], chosen[trained], config, epochs=NUM_EPOCHS)
     cards = []
     for number, position in enumerate(chosen[trained]):
@@ -107,8 +104,8 @@ def show_dataset(
         names=[split.name for split in splits],
         imported=import_report(splits),
         bars=class_bars(splits),
-        box_charts=box_figures,
-        image_charts=image_figures,
+        box_charts=charts_of_boxes,
+        image_charts=charts_of_images,
         trained=trained,
         cards=cards,
         others=others,

@@ -23,11 +23,7 @@ class Palette:
     """Names and colors of classes; a label has one color in all images of a card.
 
     Few classes have a color each, whatever the image. With more, the most frequent ones of an
-    image get colors of their own.
-
-    Attributes:
-        names: of the classes, by label.
-        numbers: of colors, by label; empty where each class has its own.
+    image get colors of their own: their numbers by label, else empty.
     """
 
     names: Sequence[str]
@@ -60,14 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Card:
-    """An image as stored, and what training makes of it.
-
-    Attributes:
-        title: its file name.
-        facts: a few words beside it.
-        key: color number and words of each class.
-        samples: the stored image first.
-    """
+    """An image as stored, and what training makes of it; `key`: color and words of each class."""
 
     title: str
     facts: str

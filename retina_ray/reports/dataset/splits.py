@@ -1,4 +1,4 @@
-"""The splits of a data set as flat numpy columns: what figures and choices are made from.
+"""The splits of a data set as flat numpy columns: what charts and choices are made from.
 
 Shapes: n images of a split, M boxes of all its images, crowd regions among them.
 """
@@ -29,13 +29,13 @@ class Split:
     """The light columns of one prepared set.
 
     Attributes:
-        name: of the split, unique on the page.
+        name: unique on the page.
         dataset: for the pixels.
         places: (n, 3) shard, row group and row of each image.
-        image_ids: (n,) original ids.
-        file_names: (n,) original names.
-        heights: (n,) pixels.
-        widths: (n,) pixels.
+        image_ids: (n,) original ids, as the names.
+        file_names: (n,).
+        heights: (n,) pixels, as the widths.
+        widths: (n,).
         image_of: (M,) position of the image that holds a box; ascending.
         boxes: (M, 4) XYXY, or (M, 5) rotated where the set has rotated boxes.
         labels: (M,) 0 to K-1.
@@ -104,9 +104,6 @@ class Split:
 
 def open_splits(uri: str | os.PathLike[str]) -> dict[str, PreparedDataset]:
     """Open one prepared set, or all sets that lie in a folder.
-
-    Args:
-        uri: folder or URI that holds a `dataset.json`, or folders that do.
 
     Returns:
         The sets by the name of their split: train, val and test first.

@@ -35,13 +35,7 @@ def split_facts(splits: Sequence[Split], albums: Mapping[str, Album]) -> Rows:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What the imports of all splits dropped, clipped or changed.
-
-    Attributes:
-        rows: numbers and settings.
-        examples: split and words of each.
-        changed: something was dropped or clipped.
-    """
+    """What the imports of all splits dropped, clipped or changed; `examples`: split and words."""
 
     rows: Rows
     examples: list[tuple[str, str]]

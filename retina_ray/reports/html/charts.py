@@ -1,7 +1,6 @@
 """Charts of matplotlib as SVG within the page: sharp at any size, light and dark with it.
 
 A chart is drawn once, in the colors of the light theme; in the SVG they become CSS variables.
-Made without pyplot, so there is no global state and no window.
 """
 
 from __future__ import annotations
@@ -43,8 +42,6 @@ class Chart:
     """A chart with its words.
 
     Attributes:
-        title: above it.
-        svg: the drawing.
         legend: names of the lines with the numbers of their colors.
         notes: sentences below it.
         square: as high as wide; those of one title stand in a row.
@@ -70,8 +67,7 @@ class Line:
 def chart_style(name: str = "") -> Iterator[None]:
     """The settings that charts are made with, whatever the user's matplotlibrc says.
 
-    Args:
-        name: of the chart, unique on its page: ids within the SVG are derived from it.
+    Ids within the SVG are derived from the name, which is unique on its page.
     """
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
@@ -111,8 +107,8 @@ def make_chart(
     Args:
         title: above it; on a page, no two charts have the same title and legend.
         draw: draws on the axes that it is given; None: there is nothing to draw.
-        legend: names of the lines with the numbers of their colors.
-        notes: sentences below it.
+        legend: as in `Chart`, as the notes.
+        notes: below it.
         shape: its size.
     """
     size, place = _SHAPES[shape]
@@ -217,7 +213,7 @@ def draw_counts(
         axes: to draw on.
         counts: (rows, columns), from the top.
         norm: of the colors.
-        extent: left, right, bottom, top in units of the axes.
+        extent: left, right, bottom, top.
     """
     for theme, colors in COLOR_MAPS.items():
         image = axes.imshow(

@@ -23,7 +23,7 @@ class Box:
         corners: (4, 2) in pixels of the image; not drawn where one is not finite.
         css: classes of its style.
         title: what the mouse shows.
-        label: what to write beside it; empty: nothing.
+        label: what to write beside it, if anything.
         below: drawn below the others, whatever its size.
         first: its label comes before those of others.
     """
@@ -71,13 +71,7 @@ class Overlay:
 
 @dataclass(frozen=True)
 class ShownImage:
-    """An image on a page.
-
-    Attributes:
-        jpeg: the image, maybe smaller than its overlay says; empty where there is none.
-        overlay: its size and its boxes.
-        problem: why there is no image.
-    """
+    """An image on a page, maybe smaller than its overlay says; empty where there is a problem."""
 
     jpeg: bytes
     overlay: Overlay

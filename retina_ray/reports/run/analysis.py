@@ -36,7 +36,7 @@ class RunAnalysis:
 
     Attributes:
         step: training steps that the model had done; None where the file does not say.
-        metrics: COCO's figures.
+        metrics: COCO's.
         class_ap: (K,) AP of each class, NaN without boxes.
         errors: TIDE's analysis at IoU 0.5, with the matching.
         precision: (K, 101) precision over recall at IoU 0.5.
@@ -65,11 +65,7 @@ class RunAnalysis:
 
 
 def analyse(record: RunRecord, dataset: PreparedDataset) -> RunAnalysis:
-    """Analyse the predictions in a run's folder.
-
-    Args:
-        record: of the run.
-        dataset: its validation set.
+    """Analyse the predictions in a run's folder against its validation set.
 
     Raises:
         NoAnalysis: no predictions, a damaged file, or one of another data set.
@@ -82,7 +78,7 @@ def analyse(record: RunRecord, dataset: PreparedDataset) -> RunAnalysis:
     truth = dataset.ground_truth(box_type=box_type)
     limit = record.setting("inference.max_detections")
     try:
-        # `auto`, whatever the run took: the figures are the same.
+        # `auto`, whatever the run took: the metrics are the same.
         metrics = evaluate_coco(truth, results, max_detections=limit, backend="auto")
         scene = scene_of(truth, results, max_detections=limit)
     except ValueError as error:
@@ -109,11 +105,7 @@ def analyse(record: RunRecord, dataset: PreparedDataset) -> RunAnalysis:
 
 
 def _load(record: RunRecord, dataset: PreparedDataset) -> tuple[int | None, list[dict[str, Any]]]:
-    """Step and predictions of a run's file.
-
-    Raises:
-        NoAnalysis: no predictions, a damaged file, or one of another data set.
-    """
+    """Step and predictions of a run's file."""
     path = record.folder / PREDICTIONS_FILE
     try:
         data = path.read_bytes()

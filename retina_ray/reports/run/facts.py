@@ -21,12 +21,7 @@ _ENDS = {
 
 
 def run_facts(record: RunRecord, predicted_at: int | None) -> dict[str, list[object]]:
-    """How the run went; what is not known is left out.
-
-    Args:
-        record: of the run.
-        predicted_at: step of the predictions that the page is made from; None: unknown, or none.
-    """
+    """How the run went; what is not known is left out, as the step of its predictions."""
     rows = {
         "end": _end(record),
         "steps": _steps(record),

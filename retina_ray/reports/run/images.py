@@ -40,13 +40,7 @@ class JudgedImage:
 def judged_images(
     analysis: RunAnalysis, album: Album, chosen: Sequence[int]
 ) -> Iterator[JudgedImage]:
-    """Images of the validation set with what the detections in them are.
-
-    Args:
-        analysis: of the predictions.
-        album: of the validation set.
-        chosen: which images, by their number in the analysis.
-    """
+    """Images of the validation set, by their number in the analysis, with what is found there."""
     image_ids = analysis.errors.matching.scene.image_ids
     position_of = {image_id: at for at, image_id in enumerate(album.split.image_ids.tolist())}
     scores = analysis.images

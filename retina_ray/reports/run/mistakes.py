@@ -90,9 +90,7 @@ class Confusion:
         names: of the rows and columns: the classes, then the background.
         rows: number and share of its row of each cell; empty with many classes.
         pairs: with many classes, those that are confused most.
-        boxes: true boxes.
-        right: of them, those that are taken for what they are.
-        lost: of them, those that are not found.
+        boxes: true boxes; `right` of them are taken for what they are, `lost` not found.
         invented: detections on background.
     """
 

@@ -69,11 +69,7 @@ def _chart(
 def thin_out(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Average neighbours until a line has few enough points to be drawn.
-
-    Args:
-        x: (N,).
-        y: (N,).
+    """Average neighbours of a line (N,) until it has few enough points to be drawn.
 
     Returns:
         Both again with fewer points, and how many of them make a new one at most.

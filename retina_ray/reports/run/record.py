@@ -39,11 +39,10 @@ class RunRecord:
     """What lies in a run's folder.
 
     Attributes:
-        folder: of the run.
         place: what to call the folder.
         run: content of `run.json`: name, data sets, id.
         settings: content of `config.json`.
-        lines: lines of `metrics.jsonl`, by step.
+        lines: of `metrics.jsonl`, by step.
         best_step: step of the checkpoint with the best AP; None before the first.
         last_step: step of the last checkpoint; None before the first.
         bad_images: reason why an image could not be decoded, by file name and set.
@@ -105,11 +104,7 @@ class RunRecord:
 
 
 def read_run(folder: Path, shown_as: str | None = None) -> RunRecord:
-    """Read the folder of a run.
-
-    Args:
-        folder: that a run was written to, on a local disk.
-        shown_as: what to call it; None: by its path.
+    """Read the folder of a run; `shown_as`: what to call it, None: by its path.
 
     Raises:
         DataError: there is no run.

@@ -1,7 +1,7 @@
 """The page of a run: what was run, how it went, how good it is, and what is wrong with it.
 
-It is made of what lies in the run's folder and of the validation set. Each part says what it lacks
-where it lacks something; the others are there all the same.
+It is made of the run's folder and of the validation set. A part that lacks something says so; the
+others are there all the same.
 """
 
 from __future__ import annotations
@@ -38,12 +38,7 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunReport:
-    """The page of a run.
-
-    Attributes:
-        html: refers to nothing outside itself.
-        problems: what is missing or damaged, as the page says too.
-    """
+    """The page of a run, and what is missing or damaged, as the page says too."""
 
     html: str
     problems: list[str]

@@ -60,11 +60,7 @@ def class_table(analysis: RunAnalysis) -> Table:
 
 
 def logged_class_table(metrics: Mapping[str, float]) -> Table:
-    """AP of each class as the run logged it, lowest first.
-
-    Args:
-        metrics: `AP_<class>` and others.
-    """
+    """AP of each class as the run logged it (`AP_<class>`), lowest first."""
     of_class = {
         key.removeprefix("AP_"): value for key, value in metrics.items() if key.startswith("AP_")
     }
