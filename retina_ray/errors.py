@@ -42,8 +42,7 @@ class Fault:
         kind: a few words that group alike faults, e.g. "box of zero or negative size".
         message: which value was found, what was expected, and what to do.
         file: the image or annotation file concerned.
-        image_id: the original id of the image.
-        annotation_id: the original id of the annotation.
+        image_id: the original one, as that of the annotation.
     """
 
     kind: str
@@ -65,11 +64,9 @@ class Fault:
 class DataError(ValueError):
     """A data set cannot be used as it is; says everything that is wrong with it at once.
 
-    Args:
-        faults: the faults in the order in which they were found, or one message.
-
     Attributes:
-        faults: all of them; the message shows about 50 lines and counts the rest.
+        faults: in the order in which they were found; the message shows about 50 lines and counts
+            the rest.
     """
 
     def __init__(self, faults: str | Iterable[Fault]) -> None:

@@ -130,7 +130,7 @@ class Batch:
     """A ready batch as it leaves the data pipeline.
 
     Attributes:
-        images: uint8 images with their sizes after resizing.
+        images: with their sizes after resizing.
         targets: boxes in pixels of the resized images; empty in evaluation.
         image_ids: the data set's ids, in the order of the images; N entries.
         original_sizes: (height, width) of each image in the data set; N entries.

@@ -25,7 +25,7 @@ def config_of_options(
     Args:
         recipe: a recipe's name, or the JSON file that a run stored; None takes `base`.
         recipes: see `find_recipes`; only a recipe's name needs it.
-        assignments: `path=value` strings, where there are any.
+        assignments: `path=value` strings.
         base: the config without a recipe.
 
     Raises:
@@ -48,9 +48,6 @@ def find_recipes(path: Path | None) -> dict[str, Callable[[], ExperimentConfig]]
     Args:
         path: a file that has a dict `RECIPES` of functions by name; None takes
             `experiments/recipes.py` in the current folder, or no recipes where there is none.
-
-    Returns:
-        The recipes by name.
 
     Raises:
         ConfigError: no such file, one that cannot be run, or one without recipes.

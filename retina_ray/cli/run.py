@@ -70,10 +70,6 @@ def report_of_run(run_uri: str, *, console: Console) -> str | None:
     The run is over and its results are safe, so a page that cannot be made is told of, and raises
     nothing.
 
-    Args:
-        run_uri: folder or URI of the run.
-        console: where to tell.
-
     Returns:
         Where the page lies; None where it could not be made.
     """

@@ -24,13 +24,7 @@ _OS_ERROR = re.compile(r"(?:\(os error |Os { code: )(\d+)")
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """Space on the disk of a folder.
-
-    Attributes:
-        folder: the folder.
-        free_bytes: what is free. A quota may allow less.
-        total_bytes: the whole disk.
-    """
+    """Space on the disk of a folder; a quota may allow less than is free."""
 
     folder: str
     free_bytes: int

@@ -33,8 +33,7 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
 
     Raises:
         DataError: the URI's scheme is unknown.
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
+        OSError: it is not there, or cannot be read.
     """
     fs, path = open_filesystem(uri)
     with fs.open_input_file(path) as file:

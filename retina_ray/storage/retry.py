@@ -83,14 +83,11 @@ class StorageRetry:
         self._told = False
 
     def call(self, operation: Callable[[], T], uri: str) -> T:
-        """Call until there is an answer.
+        """Call until there is an answer, and return it.
 
         Args:
             operation: may be called any number of times.
             uri: what it is about, for messages.
-
-        Returns:
-            What it returned.
 
         Raises:
             StorageError: there was no answer to the last, or the storage knows neither us nor the
@@ -159,7 +156,6 @@ class StorageRetry:
             )
 
     def _answered(self) -> None:
-        """Note that the storage is there."""
         if self._down_since is None:
             return
         with self._lock:

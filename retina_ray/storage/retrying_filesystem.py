@@ -37,15 +37,12 @@ _RETRIES_LOCK = threading.Lock()
 
 
 def with_retries(filesystem: pafs.FileSystem, *, scheme: str, bucket: str) -> pafs.FileSystem:
-    """Wrap a file system into one that waits for its storage.
+    """Wrap a file system into one that waits for its storage; a local one stays as it is.
 
     Args:
-        filesystem: any; a local one is returned as it is.
+        filesystem: the wrapped one has the same paths, and is picklable where this one is.
         scheme: of its URIs, for messages.
         bucket: or whatever comes first in its paths: one of them may be gone, another not.
-
-    Returns:
-        A file system with the same paths; picklable where the given one is.
     """
     if isinstance(filesystem, pafs.LocalFileSystem):
         return filesystem

@@ -2,8 +2,6 @@
 
 File names come out of annotations that somebody else wrote, so each of them is checked before it is
 read: it must stay within its folder, on a local disk also through links.
-
-Needs pyarrow only: no PyTorch.
 """
 
 from __future__ import annotations
@@ -56,11 +54,6 @@ def resolve_inside(folder: Path, file_name: str) -> Path:
 
 
 def _resolved(path: Path) -> Path:
-    """Follow links.
-
-    Raises:
-        OSError: they lead back to themselves.
-    """
     try:
         return path.resolve()
     except RuntimeError:  # of pathlib before Python 3.13, which is no fault of the program
@@ -83,9 +76,6 @@ def map_ahead(
         is_local: whether it reads from a disk; answers of a remote storage take longer to come, so
             more of them are asked for at once.
         num_threads: None: up to 8 for a disk, 16 for a remote storage.
-
-    Yields:
-        The result of each item.
     """
     if num_threads is None:
         num_threads = min(_LOCAL_THREADS, os.cpu_count() or 1) if is_local else _REMOTE_THREADS
@@ -174,10 +164,8 @@ class SourceFolder:
             num_bytes: read only so many from its start; None: all.
 
         Raises:
-            SourceFileError: the name is absolute, climbs out with `..`, or is a link to the
-                outside.
-            FileNotFoundError: there is no such file.
-            OSError: it cannot be read.
+            SourceFileError: as for `resolve_inside`.
+            OSError: it is not there, or cannot be read.
             StorageError: a remote storage did not answer for a minute or two.
         """
         if self.is_local:

@@ -1,8 +1,8 @@
 """Anchors in a sweep: settings of low recall are left out before any trial starts.
 
-An anchor learns a box from an IoU of `matcher.high` on; recall is the share of boxes that have such
-an anchor. The others are learnt by their single best anchor at most (`matcher.allow_low_quality`),
-and the trial shows with hours of training what a comparison of boxes shows in seconds.
+Recall is the share of boxes with an anchor of an IoU of `matcher.high` or more. The others are
+learnt by their single best anchor at most (`matcher.allow_low_quality`). Comparing boxes shows in
+seconds what trials would show in hours.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def prune_anchors(
     Args:
         space: checked by `check_space`.
         base: complete.
-        dataset: the training set; light columns only.
+        dataset: the training set.
         keep: warn only.
 
     Returns:
@@ -143,15 +143,10 @@ def _range_faults(
 
 @dataclass
 class _Finding:
-    """The best recall of each value of one parameter.
-
-    Attributes:
-        values: of a choice all, of a range some.
-        recall: of each value; None where it could not be judged, infinite where it is kept anyway.
-    """
+    """The best recall of each value of one parameter (of a range, of some)."""
 
     values: tuple[Any, ...]
-    recall: list[float | None]
+    recall: list[float | None]  # None: could not be judged; infinite: kept anyway
 
     def note(self, number: int, recall: float) -> None:
         """Take the recall of a setting with this value."""

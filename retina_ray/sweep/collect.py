@@ -18,12 +18,7 @@ from retina_ray.train.tracking.metrics_file import read_metrics
 
 
 def collect_rows(plan: SweepPlan, trials: list[Trial]) -> list[TrialRow]:
-    """Make a row for every trial that Tune drew, with all its evaluations.
-
-    Args:
-        plan: the sweep.
-        trials: Tune's trials, in any order; the rows are in the order of their names.
-    """
+    """Make a row for every trial that Tune drew, with all its evaluations, by name."""
     rows = [_row(plan, trial) for trial in trials]
     return sorted(rows, key=lambda row: (len(row.trial_id), row.trial_id))
 

@@ -1,9 +1,8 @@
 """Which settings of a configuration reach what is built.
 
 A setting that another one switches off (beta under GIoU, milestones under a cosine) is left out, so
-two configs with equal effective settings train the same model. The sweep refuses parameters that
-are always idle, and its report marks those that were idle in a trial. What switches off what stands
-beside the settings, see `retina_ray.config.base.ReadWhen`.
+two configs with equal effective settings train the same model. What switches off what stands beside
+the settings, see `retina_ray.config.base.ReadWhen`.
 """
 
 from __future__ import annotations

@@ -25,12 +25,9 @@ class SweepPlan:
     """A sweep, checked and complete.
 
     Attributes:
-        name: what people call it; groups the W&B runs.
+        name: also groups the W&B runs.
         uri: the sweep's folder.
         config: the base config, complete (classes set), that the space's values are put into.
-        space: what is varied.
-        train_uri: prepared training data.
-        val_uri: prepared validation data.
         num_samples: trials.
         scheduler: `asha` stops the weaker trials early, `fifo` runs all to the end.
         search: `random`, or `optuna` (TPE).

@@ -33,13 +33,7 @@ DRIVER = "trial_driver"
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended.
-
-    Attributes:
-        rows: one for each trial that was drawn.
-        interrupted: whether trials are left to do (`--resume` does them).
-        terminated: whether it was SIGTERM that interrupted it.
-    """
+    """How a sweep ended; interrupted: trials are left to do; terminated: SIGTERM did that."""
 
     rows: list[TrialRow]
     interrupted: bool
@@ -47,11 +41,7 @@ class SweepOutcome:
 
 
 def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:
-    """Run the trials of a checked plan, or what is left of them.
-
-    Args:
-        plan: what to sweep; its folder exists.
-        resume: a sweep that was interrupted.
+    """Run the trials of a checked plan, whose folder exists, or what is left of them.
 
     Raises:
         ConfigError: the cluster cannot hold a single trial; the folder holds no sweep to resume.

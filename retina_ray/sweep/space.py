@@ -66,10 +66,6 @@ Space = Mapping[str, Domain]
 def check_space(space: Space, base: ExperimentConfig) -> None:
     """Show, before any trial starts, that every value of the space can be built and does something.
 
-    Args:
-        space: what is swept.
-        base: the config that the values are put into.
-
     Raises:
         ConfigError: an unknown path, an end point or a choice that makes an invalid config, a
             parameter with fewer than two values, one that changes nothing of what is built
@@ -133,11 +129,7 @@ def _probes(domain: Domain) -> tuple[Any, ...]:
 
 
 def _idle(probes: Mapping[str, tuple[Any, ...]], base: ExperimentConfig):
-    """Yield the parameters whose values never change what is built.
-
-    A parameter may matter only for some values of another one (beta only for smooth-L1), so each
-    is tried with each value of each other one.
-    """
+    """Yield the parameters whose values change nothing, whatever value each other one has."""
     for path, values in probes.items():
         contexts: list[dict[str, Any]] = [{}]
         contexts += [{p: v} for p, others in probes.items() if p != path for v in others]
@@ -169,13 +161,7 @@ def first_points(
 
     The base config's own values come first, where they lie in the space. Where every domain is a
     choice, the others follow in a random order without repeats, so that no trial of a small space
-    is spent on settings that another one has.
-
-    Args:
-        space: what is swept.
-        base: the base config.
-        num_samples: trials of the sweep; no more points than these.
-        seed: of the order.
+    is spent on settings that another one has. There are at most `num_samples` points.
     """
     baseline = baseline_point(space, base)
     points = [] if baseline is None else [baseline]

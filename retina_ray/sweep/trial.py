@@ -2,8 +2,7 @@
 
 A trial is an ordinary run in `<sweep>/trials/<trial>`, with its own checkpoints. A trial of one
 worker trains in its own process (Ray Train's local mode); one of several workers drives a
-`TorchTrainer` of its own. A trial that is started again goes on from its last checkpoint, or from
-the newest that can be read.
+`TorchTrainer` of its own.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def prepare_trial(
         plan: the sweep.
         params: what Tune drew.
         trial_id: names the trial's folder.
-        run_id: names its W&B run.
+        run_id: of W&B.
 
     Raises:
         ConfigError: no such configuration can be built; none of its checkpoints can be read.

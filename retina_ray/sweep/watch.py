@@ -1,7 +1,4 @@
-"""What a sweep says while it runs, in place of Ray Tune's own banners.
-
-One line for every evaluation, and for every trial that ends.
-"""
+"""What a sweep says while it runs, in place of Ray Tune's own banners."""
 
 from __future__ import annotations
 

@@ -97,7 +97,6 @@ def check(
 def _settings(
     config: InputConfig, train_size: int | None, train_max_size: int | None, decode: bool
 ) -> CheckSettings:
-    """What to judge by: a recipe's input, with the two sizes in place of its own where given."""
     settings = CheckSettings.from_config(config, decode=decode)
     sizes = {"train_size_px": train_size, "train_max_size_px": train_max_size}
     return replace(settings, **{name: size for name, size in sizes.items() if size})
@@ -115,13 +114,7 @@ def _own_code_without_an_answer() -> Iterator[None]:
 
 @contextmanager
 def _unreadable(dataset: str) -> Iterator[None]:
-    """Turn what the system refuses, such as to list a folder, into a fault of the data set.
-
-    Faults of single images are findings, and do not come here.
-
-    Raises:
-        DataError: in place of an `OSError`.
-    """
+    """Turn what the system refuses, such as to list a folder, into a fault of the data set."""
     try:
         yield
     except OSError as error:
@@ -177,11 +170,7 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _check_target(target: str | None) -> None:
-    """Refuse a place for the JSON that does not exist, before the data set is read.
-
-    Raises:
-        ConfigError: it lies in no folder.
-    """
+    """Refuse a place for the JSON that lies in no folder, before the data set is read."""
     if target is None or target == "-":
         return
     filesystem, path = open_filesystem(target)
@@ -191,11 +180,7 @@ def _check_target(target: str | None) -> None:
 
 
 def _write(target: str, text: str) -> None:
-    """Write the JSON to the output, a file or a URI; a reader sees all of it or none.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+    """Write the JSON to the output, a file or a URI; a reader sees all of it or none."""
     if target == "-":
         sys.stdout.write(text)
         return

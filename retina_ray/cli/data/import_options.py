@@ -16,14 +16,7 @@ from retina_ray.errors import ConfigError
 
 
 def with_import_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each field of `ImportOptions`, in place of its `options`.
-
-    Args:
-        command: takes its own options and the keyword `options`.
-
-    Returns:
-        A command for typer.
-    """
+    """Give a command an option for each field of `ImportOptions`, in place of its `options`."""
     types = get_type_hints(ImportOptions)
     fields = ImportOptions.model_fields
     own = inspect.signature(command, eval_str=True).parameters.values()

@@ -1,7 +1,4 @@
-"""The learning curves of a sweep: AP, and the training loss where there is one, over epochs.
-
-Figures are made without pyplot, so there is no global state and no window.
-"""
+"""The learning curves of a sweep: AP, and the training loss where there is one, over epochs."""
 
 from __future__ import annotations
 
@@ -38,12 +35,7 @@ _MAX_LEGEND = 120  # letters of the settings in a line of the legend
 def plot_learning_curves(rows: Sequence[TrialRow], path: Path) -> Markup:
     """Draw all trials; the best three are colored, an x ends one that was stopped or failed.
 
-    Args:
-        rows: the trials.
-        path: of the PNG that is written.
-
-    Returns:
-        The same as SVG, for a page.
+    Writes a PNG to `path`, and returns the same as SVG, for a page.
     """
     with chart_style(path.stem):
         with_loss = any(_curve(row, "loss", 1.0) for row in rows)

@@ -43,7 +43,7 @@ def write_report(
     num_val_images: int | None = None,
     num_val_boxes: int | None = None,
 ) -> ReportPaths:
-    """Write `report.html` (one file, pictures inside), `results.json`, `results.csv` and two PNGs.
+    """Write `report.html` (one file, images inside), `results.json`, `results.csv` and two PNGs.
 
     Args:
         rows: all trials, in any order; none, or failures only, are fine.
@@ -52,7 +52,7 @@ def write_report(
         train_on_command: how to train on from the best checkpoint.
         resume_command: how to carry on with a sweep that was interrupted.
         num_val_images: images of the validation set.
-        num_val_boxes: boxes of the validation set.
+        num_val_boxes: its boxes.
     """
     # Here, because trials import this module's rows and have no use for matplotlib.
     from retina_ray.reports.html.render import render

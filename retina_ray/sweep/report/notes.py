@@ -23,13 +23,7 @@ def report_notes(
     num_val_images: int | None = None,
     num_val_boxes: int | None = None,
 ) -> list[str]:
-    """What a reader must know before believing the ranking, each note a sentence or two.
-
-    Args:
-        rows: all trials.
-        num_val_images: images of the validation set.
-        num_val_boxes: boxes of the validation set.
-    """
+    """What a reader must know before believing the ranking, each note a sentence or two."""
     notes = []
     scored = [row for row in rows if not math.isnan(average_precision(row))]
     if scored:

@@ -31,14 +31,9 @@ Point = tuple[float, float, TrialRow]
 
 
 def plot_parameters(rows: Sequence[TrialRow], path: Path) -> Markup:
-    """Draw a panel for each swept setting.
+    """Draw a panel for each swept setting; trials without an AP show as a red x at the bottom.
 
-    Args:
-        rows: the trials; those without an AP show as a red x at the bottom.
-        path: of the PNG that is written.
-
-    Returns:
-        The same as SVG, for a page.
+    Writes a PNG to `path`, and returns the same as SVG, for a page.
     """
     paths = swept_paths(rows)
     names = short_names(paths)

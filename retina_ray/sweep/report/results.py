@@ -52,7 +52,7 @@ def read_results(path: str | Path) -> list[TrialRow]:
 
 
 def write_csv(path: Path, rows: Sequence[TrialRow]) -> None:
-    """Write a line for each trial, best first: outcome, all figures, then each swept setting."""
+    """Write a line for each trial, best first: outcome, all metrics, then each swept setting."""
     paths = swept_paths(rows)
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     outcome = ["trial_id", "status", "reason", "best_epoch", "epochs_run", "time_s", "seed"]

@@ -20,13 +20,10 @@ class TrialRow:
         params: swept settings, dotted path to value; None where a setting had no effect.
         status: `finished`, `stopped` (by the scheduler), `failed`, `pending`.
         reason: why it failed or was stopped.
-        metrics: figures of its best evaluation: AP, AP50, ..., each from 0 to 1.
-        best_epoch: the epoch of that evaluation.
-        epochs_run: epochs until the trial ended.
+        metrics: of its best evaluation, at `best_epoch`: AP, AP50, ..., each from 0 to 1.
         time_s: wall-clock seconds.
         checkpoint: where that of the best evaluation lies.
         history: every evaluation in order: epoch, step, AP, AP50, loss, ...
-        seed: of the run.
     """
 
     trial_id: str
@@ -44,12 +41,9 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class Repeats:
-    """The same settings, run to the end with several seeds.
+    """The same settings, run to the end with 2 seeds or more.
 
-    Attributes:
-        num_seeds: how many, 2 or more.
-        mean: of their AP.
-        std: sample standard deviation of their AP (divided by `num_seeds - 1`).
+    `mean` and `std` are of their AP, the latter divided by `num_seeds - 1`.
     """
 
     num_seeds: int
