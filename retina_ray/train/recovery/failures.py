@@ -78,15 +78,11 @@ def cause_of(error: Any) -> str:
         return name_cause(getattr(error, "controller_failure", None) or error)
     reasons: dict[str, int] = {}
     for rank, failure in sorted(failures.items()):
-        reasons.setdefault(name_cause(raised_in_worker(failure)), rank)
+        # Ray wraps what the worker raised, in a field that is not public: it may go.
+        reasons.setdefault(name_cause(getattr(failure, "_base_exc", failure)), rank)
     if len(reasons) == 1:
         return next(iter(reasons))
     return "\n".join(f"worker {rank}: {reason}" for reason, rank in reasons.items())
-
-
-def raised_in_worker(failure: Any) -> Any:
-    """What a worker raised: Ray Train wraps it (Ray 2.51 for callbacks, too)."""
-    return getattr(failure, "_base_exc", failure)  # not public: it may go
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ from retina_ray.train.recovery.failures import (
     Note,
     name_cause,
     naming_full_disk,
-    raised_in_worker,
 )
 from retina_ray.train.recovery.preemption import PREEMPTED, TOLD, EndOnSigterm
 from retina_ray.train.recovery.rollback import NonFiniteStep, Rollbacks, dump_batch
@@ -125,7 +124,7 @@ class NoUselessRestart(WorkerGroupCallback):
         Raises:
             DiskFullError: as the worker raised it.
         """
-        for error in map(raised_in_worker, worker_group_status.errors.values()):
+        for error in worker_group_status.errors.values():
             if isinstance(error, DiskFullError):
                 raise error
 
