@@ -56,17 +56,23 @@ class EarlyStopping:
         self.rounds_without_gain = state["rounds_without_gain"]
 
 
-class TimeBudget:
-    """The time that a run has trained, validations included, over all its parts.
+class StoppingCriteria:
+    """What may end a run before its plan does.
 
-    What a killed part did after its last checkpoint is done again, and counted once.
+    The budget is of the time that a run has trained, validations included, over all its parts. What
+    a killed part did after its last checkpoint is done again, and counted once.
     """
 
-    def __init__(self, max_hours: float | None) -> None:
-        """Set the budget; None for no end."""
-        self._max_s = math.inf if max_hours is None else max_hours * 3600
-        self._before_s = 0.0
+    def __init__(self, config: TrainConfig, *, num_steps: int, device: torch.device) -> None:
+        """Read the criteria; who has done all steps has finished, whatever else is true."""
+        self._early_stopping = EarlyStopping(
+            config.early_stop_rounds, min_gain=config.early_stop_min_gain
+        )
+        self._max_s = math.inf if config.max_hours is None else config.max_hours * 3600
+        self._before_s = 0.0  # of earlier parts
         self._started: float | None = None
+        self._num_steps = num_steps
+        self._device = device
 
     def start(self) -> None:
         """Let the time run."""
@@ -77,32 +83,6 @@ class TimeBudget:
         """Seconds so far."""
         running = 0.0 if self._started is None else time.monotonic() - self._started
         return self._before_s + running
-
-    @elapsed_s.setter
-    def elapsed_s(self, seconds: float) -> None:
-        self._before_s = seconds
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether the run should end."""
-        return self.elapsed_s >= self._max_s
-
-
-class StoppingCriteria:
-    """What may end a run before its plan does."""
-
-    def __init__(self, config: TrainConfig, *, num_steps: int, device: torch.device) -> None:
-        """Read the criteria; who has done all steps has finished, whatever else is true."""
-        self._early_stopping = EarlyStopping(
-            config.early_stop_rounds, min_gain=config.early_stop_min_gain
-        )
-        self._budget = TimeBudget(config.max_hours)
-        self._num_steps = num_steps
-        self._device = device
-
-    def start(self) -> None:
-        """Let the time run."""
-        self._budget.start()
 
     def add_validation(self, metrics: dict[str, float]) -> None:
         """Take the metrics of a validation (rank 0, which alone has them and decides for all)."""
@@ -120,18 +100,18 @@ class StoppingCriteria:
 
         Time that is spent still allows a validation that is due.
         """
-        is_over = self._budget.is_spent and not validation_is_due and step < self._num_steps
+        is_spent = self.elapsed_s >= self._max_s
+        is_over = is_spent and not validation_is_due and step < self._num_steps
         reason, is_over = agree_on_stop(reason, is_over=is_over, device=self._device)
         return reason, "time budget" if is_over else ""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs of it."""
-        elapsed_s = self._budget.elapsed_s
-        return {"plateau": self._early_stopping.state_dict(), "elapsed_s": elapsed_s}
+        return {"plateau": self._early_stopping.state_dict(), "elapsed_s": self.elapsed_s}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._budget.elapsed_s = state["elapsed_s"]
+        self._before_s = state["elapsed_s"]
         self._early_stopping.load_state_dict(state["plateau"])
 
 
