@@ -3,7 +3,7 @@
 import numpy as np
 import tiny_sets
 from builders import small_config
-from tiny_sets import make_record
+from tiny_sets import annotated, make_record
 
 from retina_ray.config import AnchorConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
@@ -38,22 +38,12 @@ def write_set(folder, images, *, size=(64, 64)) -> PreparedDataset:
             (x0, y0, x1, y1, label, iscrowd).
         size: (height, width) of all.
     """
+    height, width = size
     records = []
     for number, rows in enumerate(images):
         full = [(*row, *(0, 0)[len(row) - 4 :]) for row in rows]
-        boxes = np.array([row[:4] for row in full], np.float32).reshape(-1, 4)
-        records.append(
-            make_record(
-                number,
-                boxes,
-                height=size[0],
-                width=size[1],
-                labels=np.array([row[4] for row in full], np.int32),
-                iscrowd=np.array([bool(row[5]) for row in full], bool),
-                area=(boxes[:, 2:] - boxes[:, :2]).prod(1).astype(np.float64),
-                annotation_id=1000 * number + 1 + np.arange(len(full)),
-            )
-        )
+        boxes = annotated(full, 1000 * number + 1)
+        records.append(make_record(number, **boxes, height=height, width=width))
     return tiny_sets.write_set(folder, records, name="drawn", categories=CATEGORIES)
 
 

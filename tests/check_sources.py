@@ -8,7 +8,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from retina_ray.checks.check import check_dataset
+from retina_ray.checks.images import CheckSettings
+
 NAN = float("nan")
+
+
+def reported(root, **settings) -> list[tuple[str, str, str]]:
+    """(severity, kind, message with its place) of everything that a check reports."""
+    report = check_dataset(root, settings=CheckSettings(**settings))
+    return [
+        (finding.kind.severity, finding.kind.name, str(case))
+        for finding in report.findings
+        for case in finding.cases
+    ]
 
 
 def picture(seed: int, height=48, width=64) -> np.ndarray:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import tiny_sets
-from tiny_sets import make_record
+from tiny_sets import annotated, make_record
 
 from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.data.prepared.schema import Category
@@ -29,21 +29,16 @@ def write_set(folder, truth, names, *, size=(48, 32), images=None, file_names=No
     options = {"split": folder.name, "rows_per_group": 2, "categories": classes, **options}
     records = []
     for i, rows in enumerate(truth):
-        boxes = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4)
         pixels = np.full((height, width, 3), 40 + i, np.uint8)
         records.append(
             make_record(
                 i,
-                boxes,
+                **annotated(rows, 100 * i + 1),
                 image=(images or {}).get(i, cv2.imencode(".png", pixels)[1].tobytes()),
                 file_name=(file_names or {}).get(i, f"{i:03}.png"),
                 image_id=500 + i,
                 height=height,
                 width=width,
-                labels=np.array([row[4] for row in rows], np.int32),
-                iscrowd=np.array([row[5] for row in rows], bool),
-                area=(boxes[:, 2:] - boxes[:, :2]).prod(1),
-                annotation_id=100 * i + np.arange(1, len(rows) + 1),
             )
         )
     return tiny_sets.write_set(folder, records, **options)

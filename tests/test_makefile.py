@@ -56,6 +56,11 @@ class Checkout:
             timeout=60,
         )
 
+    def makes(self, *arguments: str, **variables: str) -> None:
+        """Make it without an error."""
+        result = self.make(*arguments, **variables)
+        assert result.returncode == 0, result.stderr
+
     def calls(self) -> list[str]:
         """What the stubs were asked to do since the last time, without the checks."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
@@ -74,27 +79,32 @@ def checkout(tmp_path):
     return Checkout(tmp_path)
 
 
+@pytest.fixture
+def installed(checkout):
+    """A checkout with its environment."""
+    checkout.makes("venv")
+    checkout.calls()
+    return checkout
+
+
 INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,docs]"
 
 
 def test_the_environment_is_made_once(checkout):
-    first = checkout.make("venv")
-    assert first.returncode == 0, first.stderr
+    checkout.makes("venv")
     assert checkout.calls() == ["-m venv --clear .venv", INSTALL]
 
-    assert checkout.make("venv").returncode == 0
+    checkout.makes("venv")
     assert checkout.calls() == []
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
-def test_a_changed_requirement_installs_again_into_the_same_environment(checkout, name):
-    checkout.make("venv")
-    checkout.calls()
-    stamp = (checkout.folder / ".venv/.installed").stat().st_mtime
-    os.utime(checkout.folder / name, (stamp + 10, stamp + 10))
+def test_a_changed_requirement_installs_again_into_the_same_environment(installed, name):
+    stamp = (installed.folder / ".venv/.installed").stat().st_mtime
+    os.utime(installed.folder / name, (stamp + 10, stamp + 10))
 
-    checkout.make("venv")
-    assert checkout.calls() == [INSTALL]
+    installed.make("venv")
+    assert installed.calls() == [INSTALL]
 
 
 def test_an_installation_that_breaks_off_goes_on_next_time(checkout):
@@ -103,7 +113,7 @@ def test_an_installation_that_breaks_off_goes_on_next_time(checkout):
     checkout.calls()
 
     checkout.broken.unlink()
-    assert checkout.make("venv").returncode == 0
+    checkout.makes("venv")
     assert checkout.calls() == [INSTALL]
 
 
@@ -136,55 +146,50 @@ FAST = f"-m pytest -n logical --dist worksteal -m not ray and not long {ARGS}"
     ],
 )
 def test_a_target_installs_first_and_passes_arguments_on(checkout, target, runs):
-    result = checkout.make(target, f"ARGS={ARGS}")
-    assert result.returncode == 0, result.stderr
+    checkout.makes(target, f"ARGS={ARGS}")
     assert checkout.calls() == ["-m venv --clear .venv", INSTALL, *runs]
-    checkout.make(target, f"ARGS={ARGS}")
+    checkout.makes(target, f"ARGS={ARGS}")
     assert checkout.calls() == runs
 
 
-def test_the_oldest_versions_have_an_environment_of_their_own(checkout):
-    checkout.make("venv")
-    checkout.calls()
-    options = (f"OLDEST_PYTHON={checkout.python}", "ARGS=-m ray -n0")
-    assert checkout.make("test-oldest", *options).returncode == 0
-    *install, run = checkout.calls()
+def test_the_oldest_versions_have_an_environment_of_their_own(installed):
+    options = (f"OLDEST_PYTHON={installed.python}", "ARGS=-m ray -n0")
+    installed.makes("test-oldest", *options)
+    *install, run = installed.calls()
     assert install[0] == "-m venv --clear .venv-oldest"
     assert "--resolution lowest-direct" in install[-1]
     assert "constraints.txt" not in install[-1]
     assert run.endswith("-m not ray and not long -m ray -n0"), "the last -m counts"
-    assert checkout.make("test-oldest", *options).returncode == 0
-    assert len(checkout.calls()) == 1
+    installed.makes("test-oldest", *options)
+    assert len(installed.calls()) == 1
 
 
 @pytest.mark.parametrize("part", ["not ray", "pytest -m ray"])
-def test_a_failure_in_either_part_of_the_tests_fails(checkout, part):
-    checkout.make("venv")
-    checkout.broken.write_text(part)
-    assert checkout.make("test").returncode != 0
+def test_a_failure_in_either_part_of_the_tests_fails(installed, part):
+    installed.broken.write_text(part)
+    assert installed.make("test").returncode != 0
 
 
-def test_a_part_without_any_of_the_wanted_tests_is_no_failure(checkout):
-    checkout.make("venv")
-    environment = checkout.folder / ".venv/bin/python"
+def test_a_part_without_any_of_the_wanted_tests_is_no_failure(installed):
+    environment = installed.folder / ".venv/bin/python"
     environment.write_text('#!/bin/sh\nexit "$STUB_EXIT"\n')
-    assert checkout.make("test", STUB_EXIT="5").returncode == 0
-    assert checkout.make("test", STUB_EXIT="1").returncode != 0
+    installed.makes("test", STUB_EXIT="5")
+    assert installed.make("test", STUB_EXIT="1").returncode != 0
 
 
 def test_the_environment_may_lie_elsewhere(checkout):
-    assert checkout.make("venv", "VENV=other").returncode == 0
+    checkout.makes("venv", "VENV=other")
     assert (checkout.folder / "other/.installed").exists()
     assert not (checkout.folder / ".venv").exists()
 
 
 def test_bench_runs_every_file_that_exists_but_the_soak(checkout):
-    assert checkout.make("bench").returncode == 0
+    checkout.makes("bench")
     (checkout.folder / "benchmarks").mkdir()
     for name in ("b.py", "a.py", "soak.py", "notes.md"):
         (checkout.folder / "benchmarks" / name).touch()
     checkout.calls()
-    assert checkout.make("bench").returncode == 0
+    checkout.makes("bench")
     assert checkout.calls() == ["benchmarks/a.py", "benchmarks/b.py"]
 
 
@@ -197,21 +202,20 @@ def test_plain_make_lists_the_targets(checkout):
     assert checkout.calls() == []
 
 
-def test_clean_leaves_the_environment_the_data_and_the_results(checkout):
-    checkout.make("venv")
+def test_clean_leaves_the_environment_the_data_and_the_results(installed):
     kept = ["results/run.json", "data/image.jpg", ".venv/.installed"]
     for name in [*kept, ".pytest_cache/x", "build/x", "retina_ray/__pycache__/x"]:
-        path = checkout.folder / name
+        path = installed.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert checkout.make("clean").returncode == 0
-    assert all((checkout.folder / name).exists() for name in kept)
+    installed.makes("clean")
+    assert all((installed.folder / name).exists() for name in kept)
     for name in (".pytest_cache", "build", "retina_ray/__pycache__"):
-        assert not (checkout.folder / name).exists()
+        assert not (installed.folder / name).exists()
 
 
 def test_constraints_are_refreshed_from_an_upgraded_environment(checkout):
-    assert checkout.make("constraints").returncode == 0
+    checkout.makes("constraints")
     upgrade, freeze = checkout.calls()[-2:]
     assert "--upgrade" in upgrade
     assert "-c constraints.txt" not in upgrade
@@ -224,11 +228,10 @@ def test_constraints_are_refreshed_from_an_upgraded_environment(checkout):
 
 
 @pytest.mark.parametrize("command", ["--upgrade", "pip freeze"])
-def test_constraints_that_cannot_be_refreshed_stay(checkout, command):
-    checkout.make("venv")
-    checkout.broken.write_text(command)
-    assert checkout.make("constraints").returncode != 0
-    assert (checkout.folder / "constraints.txt").read_text().splitlines() == _constraints()
+def test_constraints_that_cannot_be_refreshed_stay(installed, command):
+    installed.broken.write_text(command)
+    assert installed.make("constraints").returncode != 0
+    assert (installed.folder / "constraints.txt").read_text().splitlines() == _constraints()
 
 
 def _constraints() -> list[str]:

@@ -30,6 +30,18 @@ def make_record(i: int, boxes=((1, 2, 11, 22.5),), *, image: bytes | None = None
     return Record(**{**fields, **changes})
 
 
+def annotated(rows, first_id=1) -> dict[str, Any]:
+    """Fields of a record from (x0, y0, x1, y1, label, iscrowd) of each box."""
+    boxes = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4)
+    return {
+        "boxes": boxes,
+        "labels": np.array([row[4] for row in rows], np.int32),
+        "iscrowd": np.array([row[5] for row in rows], np.bool_),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(1).astype(np.float64),
+        "annotation_id": first_id + np.arange(len(rows)),
+    }
+
+
 def write_set(uri, records: Iterable[Record], **options) -> PreparedDataset:
     """Write records, by `ShardWriter`'s options, and open the set."""
     options = {"name": "tiny", "split": "train", "categories": CATEGORIES, **options}

@@ -31,44 +31,26 @@ def report(folder, images, config=None, **options):
     return describe_anchors(config, boxes_of(write_set(folder, images, **options), config))
 
 
-def test_a_box_equal_to_an_anchor(tmp_path):
-    """Its neighbours have an IoU of 1/3, the anchor of 32 px around it one of 1/4."""
-    whole = report(tmp_path / "set", [[EQUAL]])
-    large, found = whole.by_size["large"], whole.overall
-    assert large.num_boxes == 0
-    assert math.isnan(large.reached)
-    assert math.isnan(large.median_iou)
-    assert set(whole.by_class) == {"cat"}
-    assert found.num_boxes == 1
-    assert (found.reached, found.mean_iou, found.median_iou) == (1.0, 1.0, 1.0)
-    assert (found.positives, found.low_quality, found.without) == (1.0, 0.0, 0.0)
-
-
-def test_a_box_that_no_anchor_reaches_is_learnt_by_its_best_ones(tmp_path):
-    """An anchor of 16 px shares 16 x 2 with it: 32 / (256 + 128 - 32) = 1/11.
-
-    Those at y = 28 and y = 36 do, at x = 12 to 52, which makes 12.
-    """
-    found = report(tmp_path / "set", [[THIN]]).overall
-    assert found.reached == 0
-    assert found.mean_iou == pytest.approx(1 / 11)
-    assert (found.positives, found.low_quality, found.without) == (12, 1.0, 0.0)
-
-
-def test_without_the_low_quality_rule_it_is_not_learnt(tmp_path):
-    config = simple_config(**{"matcher.allow_low_quality": False})
-    found = report(tmp_path / "set", [[THIN]], config).overall
-    assert (found.positives, found.low_quality, found.without) == (0, 0.0, 1.0)
-    # Four anchors of 16 px hold one of a pixel, at an IoU of 1/256.
-    found = report(tmp_path / "pixel", [[PIXEL]]).overall
-    assert (found.reached, found.mean_iou, found.positives) == (0, 1 / 256, 4)
-
-
-def test_of_two_boxes_on_one_place_the_second_has_no_anchor(tmp_path):
-    found = report(tmp_path / "set", [[EQUAL, (*EQUAL, 1)]])
-    assert (found.overall.reached, found.overall.without) == (1.0, 0.5)
-    assert found.overall.positives == 0.5
-    assert (found.by_class["cat"].without, found.by_class["dog"].without) == (0.0, 1.0)
+@pytest.mark.parametrize(
+    ("boxes", "low_quality_rule", "figures"),
+    [
+        # Its neighbours have an IoU of 1/3, the anchor of 32 px around it one of 1/4.
+        ([EQUAL], True, (1, 1, 1, 0, 0)),
+        # An anchor of 16 px shares 16 x 2 with it: 32 / (256 + 128 - 32) = 1/11. Those at y = 28
+        # and y = 36 do, at x = 12 to 52, which makes 12.
+        ([THIN], True, (0, 1 / 11, 12, 1, 0)),
+        ([THIN], False, (0, 1 / 11, 0, 0, 1)),
+        # Four anchors of 16 px hold one of a pixel, at an IoU of 1/256.
+        ([PIXEL], True, (0, 1 / 256, 4, 1, 0)),
+        # Of two boxes on one place the second has no anchor.
+        ([EQUAL, EQUAL], True, (1, 1, 0.5, 0, 0.5)),
+    ],
+)
+def test_figures_of_boxes(tmp_path, boxes, low_quality_rule, figures):
+    config = simple_config(**{"matcher.allow_low_quality": low_quality_rule})
+    found = report(tmp_path / "set", [boxes], config).overall
+    learnt = (found.positives, found.low_quality, found.without)
+    assert (found.reached, found.mean_iou, *learnt) == pytest.approx(figures)
 
 
 def test_an_anchor_claimed_by_one_box_may_learn_another(tmp_path):
@@ -85,29 +67,24 @@ def test_figures_by_size_and_class(tmp_path):
     """256, 128 and 1 square pixels are small, 32 x 32 and 64 x 64 medium, 96 x 96 large."""
     images = [[EQUAL, (*THIN, 2)], [(32, 32, 64, 64, 1)], [(0, 0, 64, 64)], [(0, 0, 96, 96, 1)]]
     found = report(tmp_path / "set", images, size=(128, 128), config=_at(128))
-    assert {name: part.num_boxes for name, part in found.by_size.items()} == {
-        "small": 2,
-        "medium": 2,
-        "large": 1,
-    }
-    assert {name: part.num_boxes for name, part in found.by_class.items()} == {
-        "cat": 2,
-        "dog": 2,
-        "newt": 1,
-    }
+
+    def counts(parts):
+        return {name: part.num_boxes for name, part in parts.items()}
+
+    assert counts(found.by_size) == {"small": 2, "medium": 2, "large": 1}
+    assert counts(found.by_class) == {"cat": 2, "dog": 2, "newt": 1}
     assert found.by_size["small"].reached == 0.5
     assert found.by_class["newt"].reached == 0
     assert found.overall.num_boxes == 5
+    few = report(tmp_path / "few", [[EQUAL]])
+    assert set(few.by_class) == {"cat"}
+    assert few.by_size["large"].num_boxes == 0
+    assert math.isnan(few.by_size["large"].reached)
 
 
 def _at(*lengths, **overrides):
-    return simple_config(
-        **{
-            "input.train_sizes_px": lengths,
-            "input.eval_size_px": 64,
-            **overrides,
-        }
-    )
+    lengths_px = {"input.train_sizes_px": lengths, "input.eval_size_px": 64}
+    return simple_config(**lengths_px, **overrides)
 
 
 def test_images_without_boxes_and_crowd_regions_count_for_nothing(tmp_path):
@@ -120,20 +97,13 @@ def test_images_without_boxes_and_crowd_regions_count_for_nothing(tmp_path):
     assert (found.overall, found.by_class) == (plain.overall, plain.by_class)
 
 
-def test_nothing_but_crowd_is_refused(tmp_path):
-    dataset = write_set(tmp_path / "set", [[EQUAL], [(0, 0, 9, 9, 0, 1)]])
-    small = simple_config(**{"input.min_box_size_px": 40.0})
-    with pytest.raises(DataError, match=r"no box is left.*1 crowd.*1 boxes below") as caught:
-        boxes_of(dataset, small)
-    assert str(tmp_path / "set") in str(caught.value)
-
-
 def test_boxes_below_the_smallest_size_are_left_out_and_counted(tmp_path):
-    dataset = write_set(tmp_path / "set", [[EQUAL, PIXEL]])
+    dataset = write_set(tmp_path / "set", [[EQUAL, PIXEL, (0, 0, 9, 9, 0, 1)]])
     assert len(boxes_of(dataset, simple_config())) == 2
-    halved = _at(32)
-    boxes = boxes_of(dataset, halved)
+    boxes = boxes_of(dataset, _at(32))
     assert (len(boxes), boxes.num_too_small) == (1, 1)
+    with pytest.raises(DataError, match=r"no box is left.*1 crowd.*2 boxes below"):
+        boxes_of(dataset, simple_config(**{"input.min_box_size_px": 40.0}))
 
 
 def test_a_box_with_a_nan_is_left_out(tmp_path, monkeypatch):
@@ -212,11 +182,8 @@ def test_many_pictures_are_matched_as_one_by_one(tmp_path, monkeypatch):
     """The batches of the matcher change nothing, nor does the number of threads."""
     rng = np.random.default_rng(0)
     images = [
-        [
-            (x, y, x + 20 * (i % 3 + 1), y + 15, i % 3)
-            for i, (x, y) in enumerate(rng.uniform(0, 60, (n, 2)))
-        ]
-        for n in (0, 3, 1, 0, 5, 2)
+        [(x, y, x + 20 * (i % 3 + 1), y + 15, i % 3) for i, (x, y) in enumerate(places)]
+        for places in (rng.uniform(0, 60, (num, 2)) for num in (0, 3, 1, 0, 5, 2))
     ]
     dataset = write_set(tmp_path / "set", images, size=(90, 140))
     config, threads = _at(64, 90), torch.get_num_threads()

@@ -10,7 +10,6 @@ from retina_ray.evaluation.confusion import confusion_matrix, score_images
 from retina_ray.evaluation.curves import (
     best_threshold,
     best_thresholds,
-    class_precisions,
     precision_at_recalls,
 )
 from retina_ray.evaluation.errors import Verdict, find_errors
@@ -20,28 +19,10 @@ CAT, DOG = 1, 2
 BOX, OTHER, THIRD = [0, 0, 100, 100], [200, 200, 100, 100], [200, 0, 100, 100]
 
 
-def test_precision_is_the_largest_at_a_recall_or_above():
-    score, hit = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
-    precision = precision_at_recalls(score, hit, 4)
-    # Recall 1/4 at precision 1, 1/2 at 2/3; nothing beyond.
-    assert precision[:26] == pytest.approx(np.ones(26))
-    assert precision[26:51] == pytest.approx(np.full(25, 2 / 3))
-    assert precision[51:].tolist() == [0] * 50
-
-
 def test_precision_without_detections_and_without_boxes():
     none, no = np.zeros(0), np.zeros(0, bool)
     assert precision_at_recalls(none, no, 3).tolist() == [0] * 101
     assert np.isnan(precision_at_recalls(none, no, 0)).all()
-
-
-def test_curves_by_class_and_threshold():
-    boxes = [(1, CAT, BOX)]
-    columns = scene(boxes, [found(1, CAT, [0, 0, 100, 60], 0.5)])
-    half, strict = (class_precisions(match(columns, iou=iou)) for iou in (0.5, 0.75))
-    assert half[0].mean() == pytest.approx(1)
-    assert strict[0].mean() == 0
-    assert np.isnan(half[1]).all()  # there are no dogs
 
 
 def test_the_threshold_with_the_best_f1():
@@ -174,8 +155,8 @@ def test_images_without_any_detections():
 
 
 def test_more_errors_are_worse_among_equals():
-    boxes = [(1, CAT, BOX), (2, CAT, BOX), (2, CAT, OTHER), (3, CAT, BOX)]
-    boxes += [(4, CAT, BOX), (4, CAT, OTHER)]
+    boxes = [(image, CAT, BOX) for image in (1, 2, 3, 4)]
+    boxes += [(image, CAT, OTHER) for image in (2, 4)]
     hits = [found(3, CAT, BOX, 0.9), found(4, CAT, BOX, 0.9), found(4, CAT, OTHER, 0.9)]
     images = scores(boxes, hits, num_images=4)
     assert images.worst(2) == [1, 0]

@@ -53,14 +53,17 @@ def test_the_file_is_small():
     assert len(predictions_to_parquet(results_of(5000))) < 50 * 5000
 
 
-def test_results_that_are_none_are_refused():
-    one, rotated = results_of(1)[0], results_of(1, size=5)[0]
-    with pytest.raises(ValueError, match="without bbox, score"):
-        predictions_to_parquet([{"image_id": 1, "category_id": 1}])
-    with pytest.raises(ValueError, match="boxes of 4, 5 numbers"):
-        predictions_to_parquet([one, rotated])
-    with pytest.raises(ValueError, match="boxes of 3 numbers"):
-        predictions_to_parquet([one | {"bbox": [1.0, 2.0, 3.0]}])
+@pytest.mark.parametrize(
+    ("results", "fault"),
+    [
+        ([{"image_id": 1, "category_id": 1}], "without bbox, score"),
+        ([*results_of(1), *results_of(1, size=5)], "boxes of 4, 5 numbers"),
+        (results_of(1, size=3), "boxes of 3 numbers"),
+    ],
+)
+def test_results_that_are_none_are_refused(results, fault):
+    with pytest.raises(ValueError, match=fault):
+        predictions_to_parquet(results)
 
 
 def test_other_bytes_are_refused():

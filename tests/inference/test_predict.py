@@ -15,6 +15,7 @@ from retina_ray.inference.predict import Predictor
 from retina_ray.train.checkpoint.load import load_checkpoint
 
 SURE = {"model.prior_prob": 0.3, "train.ema_decay": 0.5, **ONE_EPOCH}
+SURE |= {"inference.topk_per_level": 100}
 """Hardly trained, a model finds a hundred boxes at once."""
 
 
