@@ -15,7 +15,7 @@ from retina_ray.evaluation.coco import evaluate_coco
 needs_fast = pytest.mark.skipif(
     importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is missing"
 )
-LIMITS = (1, 3, 100, 300)
+LIMITS = (1, 100, 300)
 
 
 def assert_same(ground_truth, results, max_detections=100):
