@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from rotated_cases import INF, NAN, random_rotated
+from box_cases import INF, NAN, random_rotated
 
 from retina_ray.ops import rotated_boxes
 from retina_ray.ops.boxes import box_iou

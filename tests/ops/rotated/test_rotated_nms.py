@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torchvision
-from rotated_cases import INF, NAN
+from box_cases import INF, NAN
 
 from retina_ray.ops.rotated import batched_rotated_nms, rotated_from_aligned, rotated_iou
 from retina_ray.ops.rotated import nms as rotated_nms
