@@ -39,7 +39,7 @@ def make_criterion(**options) -> RetinaNetCriterion:
     return RetinaNetCriterion(**options)
 
 
-def make_outputs(num_images=2, seed=0, dtype=torch.float32) -> HeadOutputs:
+def make_outputs(num_images=2, seed=0, dtype=torch.float32, box_numbers=4) -> HeadOutputs:
     generator = torch.Generator().manual_seed(seed)
 
     def maps(channels, scale):
@@ -50,7 +50,7 @@ def make_outputs(num_images=2, seed=0, dtype=torch.float32) -> HeadOutputs:
             for h, w in GRIDS
         ]
 
-    return HeadOutputs(maps(NUM_CLASSES, 2.0), maps(4, 0.3), ANCHORS(GRIDS))
+    return HeadOutputs(maps(NUM_CLASSES, 2.0), maps(box_numbers, 0.3), ANCHORS(GRIDS))
 
 
 def make_targets() -> Targets:
@@ -299,7 +299,8 @@ def test_rotated_boxes_of_angle_0_are_assigned_as_aligned_ones():
         angle = torch.zeros_like(sides[..., :1])
         return torch.cat((boxes[..., :2] + sides / 2, sides, angle), -1)
 
-    rotated = HeadOutputs(outputs.logits, make_maps(30), [as_rotated(a) for a in outputs.anchors])
+    deltas = make_outputs(box_numbers=5).deltas
+    rotated = HeadOutputs(outputs.logits, deltas, [as_rotated(a) for a in outputs.anchors])
     criterion = make_criterion(coder=RotatedBoxCoder(symmetry_deg=90))
     boxes = Targets(as_rotated(targets.boxes), targets.labels)
     found = criterion.assign(rotated, boxes)
@@ -316,14 +317,6 @@ def test_rotated_boxes_of_angle_0_are_assigned_as_aligned_ones():
         criterion(rotated, targets)
     with pytest.raises(TypeError, match=r"AtssMatcher does not match rotated boxes"):
         make_criterion(matcher=AtssMatcher(), coder=RotatedBoxCoder())(rotated, boxes)
-
-
-def make_maps(channels: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [
-        (torch.randn(2, channels, h, w, generator=generator) * 0.3).requires_grad_()
-        for h, w in GRIDS
-    ]
 
 
 @pytest.mark.parametrize(
