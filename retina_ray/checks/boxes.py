@@ -1,4 +1,4 @@
-"""Dirt in the usable boxes of one image: those that repeat another, and those that get too small.
+"""Data issues in the usable boxes of one image: those that repeat another or get too small.
 
 Shapes: M boxes of an image.
 """

@@ -85,7 +85,7 @@ def check_dataset(
     root: str | None = None,
     on_image: OnImage | None = None,
 ) -> CheckReport:
-    """Read a data set whole, and report all its dirt.
+    """Read a data set whole, and report all its data issues.
 
     Args:
         dataset: a prepared set, a folder of such, or a set in COCO's, VOC's or YOLO's layout.
@@ -94,7 +94,7 @@ def check_dataset(
         on_image: called after each image.
 
     Returns:
-        The findings. Dirt raises nothing.
+        The findings. Data issues raise nothing.
 
     Raises:
         DataError: it is no data set that is known.

@@ -1,4 +1,4 @@
-"""What a check found: every kind of dirt with its weight, its number and its cases.
+"""What a check found: every kind of data issue with its weight, its number and its cases.
 
 An *error* would stop an import or a training, or make its result wrong without a word. A *warning*
 is what somebody should know and may have meant.
@@ -20,7 +20,7 @@ MAX_LISTED = 100_000
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of dirt.
+    """A kind of data issue.
 
     Attributes:
         name: as it stands in `Fault.kind`.
@@ -35,7 +35,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Case:
-    """One place where a kind of dirt was found."""
+    """One place where a kind of data issue was found."""
 
     split: str
     fault: Fault
@@ -49,7 +49,7 @@ class Finding:
     """All cases of one kind.
 
     Attributes:
-        kind: of dirt.
+        kind: of data issue.
         count: how many there are.
         cases: the first `MAX_LISTED` of them.
     """

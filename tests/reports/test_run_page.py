@@ -202,7 +202,7 @@ def test_a_run_that_logged_nothing(tmp_path, pets):
     folder = write_run(tmp_path / "run", pets, results=None, lines=[])
     page = page_of(folder)
     assert page.row("end") == ["nothing was logged yet"]
-    assert "The run logged no figures" in page.text("curves")
+    assert "The run logged no metrics" in page.text("curves")
 
 
 @pytest.mark.parametrize(
