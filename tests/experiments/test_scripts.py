@@ -306,9 +306,11 @@ def test_every_space_fits_the_recipes_for_it():
                 check_space(space(base), base)
 
 
-def test_rotated_models_refuse_aligned_data(shapes, tmp_path):
-    options = ["--set", f"data.train={shapes}", "--set", f"data.val={shapes}"]
+def test_rotated_models_refuse_aligned_data_and_sets_of_other_classes(aligned, rotated, tmp_path):
+    options = ["--set", f"data.train={aligned[1]}", "--set", f"data.val={rotated[1]}"]
     options += ["--set", "model.box_type=rotated", "--set", "loss.box_loss=smooth_l1"]
     message = refused("train", "--recipe", "bccd_cpu", "--storage", tmp_path, *options)
-    assert f"data.train: {shapes} has no rotated boxes" in message
-    assert f"data.val: {shapes} has no rotated boxes" in message
+    assert (
+        f'data.train: {aligned[1]} has no rotated boxes: set model.box_type to "aligned"' in message
+    )
+    assert "data.val: its classes are not those of data.train" in message

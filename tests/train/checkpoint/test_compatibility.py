@@ -144,9 +144,11 @@ def test_what_a_run_does_not_take_over_is_named_before_it_starts(config, spec, t
     (message,) = caplog.messages
     assert "the same in another order (label 1: 'ring', there 'bar'; 2" in message
     caplog.clear()
+    save_checkpoint(CheckpointStore(start), replace(checkpoint_of(spec, 9), ema=weights))
     wider = with_overrides(config, {"model.head_num_convs": 2})
     prepare_run(wider, name="wider", storage=str(tmp_path), init_from=start)
-    assert "that it lacks start afresh: head." in caplog.messages[0]
+    (message,) = caplog.messages
+    assert "that it lacks start afresh: head." in message
     with pytest.raises(ConfigError, match="no weight of that checkpoint fits"):
         prepare_run(config, name="none", storage=str(tmp_path), init_from=spec.run_uri)
     assert not os.path.exists(tmp_path / "none")

@@ -17,7 +17,6 @@ from retina_ray.train.run.launch import result_of
 from retina_ray.train.tracking.metrics_file import MetricsFile, read_metrics
 
 ASYNC = {"train.async_validation": True}
-EMA = {"train.ema_decay": 0.5}
 
 
 def config_of(**overrides):
@@ -64,7 +63,7 @@ def kept_of(spec):
 
 
 def test_weights_and_metrics_are_those_of_a_run_that_validates_itself(harness, pool):
-    changes = {**EMA, "tracking.num_pictures": 2}
+    changes = {"train.ema_decay": 0.5, "tracking.num_pictures": 2}
     inline = harness.spec(config_of(**changes), "inline")
     harness.run(inline)
     apart = harness.spec(config_of(**ASYNC, **changes), "apart")
@@ -107,7 +106,7 @@ def test_the_steps_go_on_while_a_validation_is_under_way(harness, pool):
     assert [step for step, _, _ in validations(spec)] == [2, 4, 6]
 
 
-KEPT_EVERY_STEP = {**ASYNC, **EMA, "train.checkpoint_every_steps": 1}
+KEPT_EVERY_STEP = {**ASYNC, "train.checkpoint_every_steps": 1}
 
 
 @pytest.fixture(scope="module")
