@@ -135,7 +135,10 @@ class Source:
 
 
 class CocoSource(Source):
+    """`content`, a text or what JSON makes of it, replaces the annotations of `train`."""
+
     format = "coco"
+    content: dict | str = ""
     ids = {CAT: 7, DOG: 90}  # noqa: RUF012
     bad_boxes = {  # noqa: RUF012
         "zero": (Box(ZERO_BOX), ZERO_SIZE),
@@ -156,7 +159,7 @@ class CocoSource(Source):
         return self.root / self._split_of(stem) / self.file_name(stem)
 
     def data(self, split="train") -> dict:
-        """What `write` writes."""
+        """What stands in the annotation file."""
         images, annotations = [], []
         for i, (stem, boxes) in enumerate(self.splits[split].items(), start=1):
             height, width = self.sizes.get(stem, (HEIGHT, WIDTH)) or (None, None)
@@ -180,15 +183,9 @@ class CocoSource(Source):
         return self.root / "annotations" / f"instances_{split}.json"
 
     def _write_split(self, split, stems):
+        content = self.content if split == "train" and self.content else self.data(split)
         self.json(split).parent.mkdir(exist_ok=True)
-        self.json(split).write_text(json.dumps(self.data(split)))
-
-    def run_data(self, data, **options):
-        """Import a changed annotation file."""
-        self.write()
-        text = data if isinstance(data, str) else json.dumps(data)
-        self.json().write_text(text)
-        return self.run(root=self.root, **options)
+        self.json(split).write_text(content if isinstance(content, str) else json.dumps(content))
 
     def _import(self, root, out, *, split, **keywords):
         file = f"{root}/annotations/instances_{split}.json"
