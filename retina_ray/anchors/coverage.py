@@ -39,7 +39,6 @@ class Coverage:
         num_boxes: boxes, each counted once for each training size.
         reached: share with some anchor at the threshold or above.
         mean_iou: mean of the largest IoU of each box with any anchor.
-        median_iou: median of the same.
         positives: mean number of anchors that learn a box.
         low_quality: share that is learnt only by anchors below the threshold.
         without: share that no anchor learns: none overlaps the box, or another box has them all.
@@ -59,10 +58,7 @@ class AnchorReport:
     """The figures of one anchor setting.
 
     Attributes:
-        anchors: the setting.
-        num_anchors: A, anchors of a cell.
         threshold: the IoU from which a box counts as reached.
-        overall: of all boxes.
         by_size: of COCO's small, medium and large by the box's area at training size.
         by_class: by name, those without a box left out.
     """

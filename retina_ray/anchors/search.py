@@ -51,7 +51,6 @@ class Fit:
     """A setting and how near its anchors come to the boxes: means over the classes, as AP is one.
 
     Attributes:
-        anchors: the setting.
         reached: share of a class's boxes with some anchor at the threshold or above, averaged over
             the classes that have boxes.
         mean_iou: mean of the largest IoU of each box of a class, averaged likewise.
@@ -94,7 +93,6 @@ class Proposals:
     """What was found, beside the setting that was there.
 
     Attributes:
-        current: the config's own setting.
         proposed: of all settings that reach the most boxes (within `TOLERANCE`) and, where there
             are such, come as near to them on the average as the config's own: of those with the
             fewest anchors, the one that comes nearest.
@@ -155,10 +153,6 @@ def fit_anchors(config: ExperimentConfig, dataset: PreparedDataset) -> Experimen
     The number of anchors of a cell stays: what is compared differs in where the anchors lie and
     not in how many there are. The outcome depends on the data and the config alone, and neither on
     `model.anchors.scale` nor (with "all") on the aspect ratios that were there.
-
-    Args:
-        config: of a run.
-        dataset: the training set.
 
     Returns:
         The config with `scale` and, with "all", `aspect_ratios` set, and `fit` at "none"; the same

@@ -29,14 +29,10 @@ class AnchorStudy:
 
     Attributes:
         dataset: where the boxes come from.
-        boxes: at the training sizes.
-        proposals: what the search found.
         current: figures of the config's own setting; of what `model.anchors.fit` comes to, if on.
-        proposed: figures of the proposal.
         clusters: of the boxes' widths and heights at training size.
         finest_stride_px: distance of neighbouring cells on the finest level.
         fitted: whether `model.anchors.fit` was on.
-        seed: of all draws.
     """
 
     dataset: PreparedDataset

@@ -33,8 +33,6 @@ class TrainingBoxes:
         sizes: (P, 2) int64 (height, width) of the images.
         class_names: in the order of the labels.
         lengths_px: the lengths of the shorter side that stand for the training sizes.
-        num_images: images that were looked at.
-        num_images_in_set: images that there are.
         num_crowd: crowd regions left out; they are no training targets.
         num_too_small: boxes left out, at any of the sizes, because a side is below
             `input.min_box_size_px` there.

@@ -69,9 +69,6 @@ def _short(side: float) -> str:
 def repeated_boxes(checked: CheckedBoxes) -> Iterator[tuple[int, str]]:
     """Find boxes of one class on the same place: IoU of `DUPLICATE_IOU` at least.
 
-    Args:
-        checked: usable boxes of an image.
-
     Yields:
         Annotation id and message of each box that repeats an earlier one; crowd regions are passed
         over.

@@ -32,9 +32,7 @@ class SplitSummary:
     """What a split holds.
 
     Attributes:
-        name: of the split.
         categories: in the order of the labels.
-        num_images: that were looked at.
         num_empty: of these, without a usable box.
         num_crowd: crowd regions.
         class_counts: usable boxes without crowd regions, by class name.
@@ -58,14 +56,8 @@ class CheckReport:
     """All that a check found.
 
     Attributes:
-        dataset: as it was named.
-        layout: "prepared", "coco", "voc" or "yolo".
-        settings: what it was judged by.
-        splits: those that could be read.
         passed_over: splits that are only made of others.
         findings: errors first.
-        num_errors: cases of all errors.
-        num_warnings: cases of all warnings.
     """
 
     dataset: str

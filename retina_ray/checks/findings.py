@@ -49,8 +49,6 @@ class Finding:
     """All cases of one kind.
 
     Attributes:
-        kind: of data issue.
-        count: how many there are.
         cases: the first `MAX_LISTED` of them.
     """
 

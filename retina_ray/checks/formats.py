@@ -61,7 +61,6 @@ class Layout:
     """A data set that can be checked.
 
     Attributes:
-        name: of the layout.
         splits: what opens each split, by its name, in the order train, val, test, others.
         passed_over: splits that are only made of others, and why, in words.
     """

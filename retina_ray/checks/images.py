@@ -29,7 +29,6 @@ class CheckSettings:
 
     Attributes:
         train_size_px: shorter side in training; of several, the smallest.
-        train_max_size_px: limit of the longer side.
         min_box_size_px: boxes with a side below this do not reach the loss.
         large_pixels: images of more are named; the importers' limit is beyond it.
         decode: False: look at headers and file ends only, and at no look-alikes.
@@ -57,8 +56,6 @@ class ImageItem:
     """An image to be checked.
 
     Attributes:
-        file_name: as the data set gives it.
-        image_id: as the data set gives it.
         height: as annotated, pixels; None where it is not said.
         width: as annotated, pixels; None where it is not said.
         read: gives the file, or raises `SourceFileError`.
@@ -80,7 +77,6 @@ class ImageResult:
     """What was found in an image.
 
     Attributes:
-        item: the image.
         faults: of the file and of its boxes.
         labels: (M,) classes of its usable boxes, without crowd regions.
         num_crowd: crowd regions.
@@ -97,12 +93,7 @@ class ImageResult:
 
 
 def check_image(item: ImageItem, settings: CheckSettings) -> ImageResult:
-    """Read an image, look at it, and judge its boxes by its true size.
-
-    Args:
-        item: the image.
-        settings: what to judge by.
-    """
+    """Read an image, look at it, and judge its boxes by its true size."""
     faults: list[Fault] = []
     probe = None
     try:

@@ -29,10 +29,8 @@ class PreparedSplit:
         uri: folder that holds a `dataset.json`.
 
     Attributes:
-        name: of the split.
         categories: in the order of the labels.
         num_images: as `dataset.json` says.
-        is_local: whether it lies on a disk.
         faults: of the set as a whole; complete once all of `items` was taken.
 
     Raises:

@@ -25,16 +25,9 @@ class RawReader(Protocol):
 class RawSplit:
     """The annotations of a split, read, with images that are not looked at yet.
 
-    Args:
-        name: of the split.
-        read: its reader.
-
     Attributes:
-        name: of the split.
         categories: in the order of the labels.
-        num_images: that the annotations name.
         is_local: whether the images lie on a disk.
-        faults: of the structure of the annotations.
 
     Raises:
         DataError: the annotations cannot be read at all.

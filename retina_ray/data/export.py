@@ -37,8 +37,6 @@ class Exported:
     """What an export did.
 
     Attributes:
-        num_annotations: in the JSON.
-        num_written: images that were written.
         num_kept: images that were there already with the same bytes.
     """
 

@@ -75,7 +75,6 @@ class Augmenter:
         min_visible: a box of which crop, jitter or mosaic leave a smaller share of the area than
             this is dropped.
         mixup_alpha: the main image's share in a blend is drawn from Beta(alpha, alpha).
-        colour: changes the finished image.
     """
 
     flip: Flip = "none"

@@ -57,8 +57,6 @@ class View:
         crop: of the rotated image, in its pixels.
         scaled_size: (height, width) to which the crop is resized.
         window: of the resized crop, in its pixels: what is shown of it.
-        horizontal: left becomes right.
-        vertical: top becomes bottom.
     """
 
     quarter_turns: int

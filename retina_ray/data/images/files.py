@@ -36,7 +36,6 @@ class EncodedImage:
     """An image as it goes into a shard.
 
     Attributes:
-        data: JPEG or PNG.
         height: in pixels, of `data`.
         width: in pixels, of `data`.
         original_height: in pixels, of the file.

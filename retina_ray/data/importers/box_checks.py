@@ -79,8 +79,6 @@ class ImportLog:
         options: of the import; by default every fault makes it fail.
 
     Attributes:
-        options: of the import.
-        faults: what makes the import fail.
         counts: what was changed, by name, for the report.
         dropped_boxes: by kind.
         dropped_images: by kind.

@@ -21,7 +21,6 @@ class RawDataset:
         images: with their raw boxes, in the order in which they would be written.
         categories: in the order of the labels.
         folder: what the file names of the images are relative to.
-        format: "coco", "voc" or "yolo".
         source: where all of it came from, in words.
         box_type: "rotated": every raw box has a rotated one.
     """
@@ -39,12 +38,10 @@ class RawBox:
     """An annotation as an importer read it.
 
     Attributes:
-        annotation_id: unique within the data set.
         label: 0 to K-1; any where `problem` is set.
         xyxy: float64, absolute pixels.
         xywh: float64, exactly as annotated where the format is XYWH; kept for evaluation.
         area: px^2.
-        iscrowd: a region to be ignored.
         problem: (kind, message) where the importer found the annotation bad already.
         rotated: (x_center, y_center, width, height, angle) in a set of rotated boxes; `xyxy` is
             then the aligned box around it.
@@ -67,11 +64,9 @@ class RawImage:
     """An image as an importer read it.
 
     Attributes:
-        image_id: unique within the data set.
         file_name: relative to the folder of images.
         height: as annotated, in pixels; None where the annotations do not say.
         width: as annotated, in pixels; None where the annotations do not say.
-        boxes: its annotations.
     """
 
     image_id: int

@@ -137,9 +137,6 @@ def read_voc(
 def voc_class_names(root: str | os.PathLike[str]) -> list[str]:
     """All class names in all XMLs of a root, sorted; XMLs that cannot be read are passed over.
 
-    Args:
-        root: the folder that holds Annotations.
-
     Returns:
         The names; the same for every split of the root.
     """

@@ -84,11 +84,6 @@ def read_data_yaml(
 def list_images(description: YoloDescription, split: str, log: ImportLog) -> list[str]:
     """The images of a split, sorted; names that repeat or leave the folder go to the log.
 
-    Args:
-        description: of the data set.
-        split: "train", "val" or "test".
-        log: receives the faults.
-
     Returns:
         Names relative to the data set's folder.
 

@@ -28,8 +28,6 @@ class StoredImage:
 
     Attributes:
         data: encoded; empty where it is damaged.
-        file_name: the original one.
-        image_id: the original one.
         size: (height, width) in pixels.
         boxes: without crowd regions, which never become targets. Not to be written to.
         labels: (M,), of the boxes. Not to be written to.
@@ -160,10 +158,6 @@ class StoredImages:
 
 class _Notes:
     """All of a row group's images but the images, flat: a few arrays, whatever the boxes.
-
-    Args:
-        table: of the row group.
-        box_column: which boxes.
 
     Raises:
         ValueError: boxes, labels and crowd flags of an image are not equally many.

@@ -19,8 +19,6 @@ class PlannedBatch:
     """A batch with its place in the run's plan (`plan_rows.PLAN_SCHEMA`).
 
     Attributes:
-        batch: images and targets.
-        kind: "train" or "val".
         epoch: from 0.
         step: the training step, from 0; for "val" the number of training steps done before.
         worker: rank of the worker that gets the batch.

@@ -41,7 +41,6 @@ class Segment:
         epoch: that it is, or that it follows.
         step: training steps done before it.
         first_round: its first round within the run.
-        num_rounds: rows of each worker.
     """
 
     kind: str
@@ -56,9 +55,7 @@ class RunLayout:
     """How long a run is, and in which order its parts come.
 
     Attributes:
-        num_workers: W.
         num_epochs: 0 for a pure evaluation, which is one validation round.
-        steps_per_epoch: global batches of an epoch.
         num_val_rows_per_worker: validation rows of a worker in ONE round; 0: no validation.
         eval_every_epochs: a round follows every so many epochs, and the last one.
         rows_per_step: training rows of a worker in a step, ceil(M / W).

@@ -26,7 +26,6 @@ class EpochSampler:
 
     Attributes:
         positions: (m,) the images that there are to draw from, ascending.
-        size: N, images of an epoch.
         factors: (m,) how often each is drawn on average, adding up to N; None: each once, or by
             `members`.
         members: of each class that has any, its images; None: not by class.
@@ -43,9 +42,6 @@ class EpochSampler:
         By factors: image i comes floor(f_i) or ceil(f_i) times, f_i times on average, and the
         epoch has exactly N images (systematic sampling in a random order). By class: every class is
         drawn N / K times, up to one, and its images in turn.
-
-        Args:
-            rng: of the epoch.
 
         Returns:
             (N,) positions, ascending.

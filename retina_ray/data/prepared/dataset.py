@@ -182,10 +182,6 @@ class PreparedDataset:
     ) -> list[pa.Table]:
         """Read columns other than the image of row groups, from afar several at once.
 
-        Args:
-            groups: shard and row group of each.
-            columns: their names.
-
         Returns:
             A table for each row group.
 

@@ -29,11 +29,7 @@ Range = tuple[int, int, int, int]
 
 
 class ImageReader:
-    """Reads images out of shards; safe to be used by several threads, not to be pickled.
-
-    Args:
-        shards: of the set.
-    """
+    """Reads images out of shards; safe to be used by several threads, not to be pickled."""
 
     def __init__(self, shards: ShardReader) -> None:
         self._shards = shards

@@ -25,10 +25,7 @@ class ShardInfo:
     """One Parquet file of a set.
 
     Attributes:
-        file: name within the set's folder.
-        num_rows: images in it.
         num_bytes: size of the file; a shorter one was copied incompletely.
-        row_group_rows: images in each row group.
     """
 
     file: str
@@ -42,8 +39,6 @@ class DatasetInfo:
     """The content of `dataset.json`.
 
     Attributes:
-        name: of the data set, e.g. "coco".
-        split: e.g. "train".
         source: where it came from, in words; does not enter the fingerprint.
         categories: in the order of the labels.
         num_images: with and without boxes.
@@ -81,10 +76,6 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, text: str | bytes, *, uri: str) -> DatasetInfo:
         """Read `dataset.json`.
-
-        Args:
-            text: its content.
-            uri: of the set, for messages.
 
         Raises:
             DataError: not such a file, of no version that is known here, or its numbers contradict

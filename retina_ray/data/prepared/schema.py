@@ -60,7 +60,6 @@ class Category:
 
     Attributes:
         id: the id that the original annotations use; it comes back in the predictions.
-        name: unique within the data set.
     """
 
     id: int
@@ -72,9 +71,7 @@ class Record:
     """One image with its annotations, as it is written to and read from a shard.
 
     Attributes:
-        image: encoded JPEG or PNG.
         file_name: the original name, relative to the folder of images.
-        image_id: unique within the data set.
         height: in pixels, of the encoded image.
         width: in pixels, of the encoded image.
         boxes: (M, 4) float32 XYXY, within the image.
@@ -114,10 +111,6 @@ class Record:
 
 def records_to_table(records: Sequence[Record], *, box_type: BoxType = "aligned") -> pa.Table:
     """Turn records into a table of `shard_schema(box_type)`.
-
-    Args:
-        records: any number, also none.
-        box_type: "rotated": keep their rotated boxes too.
 
     Returns:
         A table with a row for each record.
@@ -243,7 +236,6 @@ class ImageClasses:
         image: (P,) positions of the images, ascending.
         label: (P,) a class of that image, each pair once.
         num_images: n, with those that hold no class.
-        num_classes: K.
     """
 
     image: Ints

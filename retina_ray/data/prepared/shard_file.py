@@ -41,7 +41,6 @@ class ShardContent:
     """A shard that is written, and what the data set sums up over its shards.
 
     Attributes:
-        info: name, size and row groups.
         group_digests: SHA-256 of each row group's content, in hexadecimal.
         class_counts: boxes without crowd regions, by label.
         num_crowd: crowd regions.
@@ -153,12 +152,7 @@ def fingerprint(categories: Sequence[Category], contents: Iterable[ShardContent]
 
 
 class ContentHash:
-    """Recompute a fingerprint from what was read, to see whether it still holds.
-
-    Args:
-        categories: of the set.
-        box_type: of the set.
-    """
+    """Recompute a fingerprint from what was read, to see whether it still holds."""
 
     def __init__(self, categories: Sequence[Category], box_type: BoxType) -> None:
         self._box_type: BoxType = box_type

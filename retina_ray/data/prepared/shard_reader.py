@@ -40,16 +40,7 @@ _NUM_THREADS = 16
 
 
 class ShardReader:
-    """Reads the shards of a set; safe to be used by several threads, not to be pickled.
-
-    Args:
-        uri: folder of the set.
-        info: its description.
-
-    Attributes:
-        uri: as given.
-        info: as given.
-    """
+    """Reads the shards of a set; safe to be used by several threads, not to be pickled."""
 
     def __init__(self, uri: str, info: DatasetInfo) -> None:
         self.uri, self.info = uri, info

@@ -51,10 +51,6 @@ def map_in_process(
 ) -> Iterator[int | ShardResult]:
     """Run the tasks one after the other in this process; images are decoded in threads.
 
-    Args:
-        function: of one task.
-        tasks: of the import.
-
     Yields:
         What the function yields: numbers of images that are done, and results.
     """

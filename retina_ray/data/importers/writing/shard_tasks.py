@@ -41,11 +41,8 @@ class ShardPlan:
     """What all shards of an import have in common.
 
     Attributes:
-        uri: folder of the new set.
         folder: what the file names of the images are relative to.
-        num_classes: K.
         box_type: "rotated": every raw box has a rotated one.
-        options: of the import.
         check_only: there are faults already: look for more, and write nothing.
         generation: of the file names, which a set is replaced under: see `renamed_beside`.
     """
@@ -64,9 +61,7 @@ class ShardTask:
     """The images of one shard.
 
     Attributes:
-        index: of the shard.
         images: in order.
-        plan: of the import.
         key: SHA-256 of all that the shard's bytes depend on, but the content of the image files.
     """
 
@@ -97,7 +92,6 @@ class ShardResult:
     """What came of a task.
 
     Attributes:
-        index: of the shard.
         content: None where no image was left to write, or there are faults.
         log: faults, and what was changed or left out.
         largest_size: (height, width) in pixels of the file with the longest side.
@@ -132,9 +126,6 @@ def renamed_beside(tasks: list[ShardTask], taken: Set[str]) -> list[ShardTask]:
 
 def read_finished(tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
     """Find the shards that an interrupted import of the same data with the same options finished.
-
-    Args:
-        tasks: of this import.
 
     Returns:
         Their results by index of the shard; those of other data or options are passed over.
