@@ -37,7 +37,7 @@ class Coverage:
 
     Attributes:
         num_boxes: boxes, each counted once for each training size.
-        reached: share with some anchor at the threshold or above.
+        recall: share with some anchor at the threshold or above.
         mean_iou: mean of the largest IoU of each box with any anchor.
         positives: mean number of anchors that learn a box.
         low_quality: share that is learnt only by anchors below the threshold.
@@ -45,7 +45,7 @@ class Coverage:
     """
 
     num_boxes: int
-    reached: float
+    recall: float
     mean_iou: float
     median_iou: float
     positives: float
@@ -197,7 +197,7 @@ def _coverage(figures: tuple[Tensor, Tensor, Tensor], part: Tensor, threshold: f
 
     return Coverage(
         num_boxes=len(best),
-        reached=mean(best >= threshold),
+        recall=mean(best >= threshold),
         mean_iou=mean(best),
         median_iou=float(best.double().quantile(0.5)) if len(best) else float("nan"),
         positives=mean(positives),

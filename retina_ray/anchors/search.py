@@ -51,13 +51,13 @@ class Fit:
     """A setting and how near its anchors come to the boxes: means over the classes, as AP is one.
 
     Attributes:
-        reached: share of a class's boxes with some anchor at the threshold or above, averaged over
+        recall: share of a class's boxes with some anchor at the threshold or above, averaged over
             the classes that have boxes.
         mean_iou: mean of the largest IoU of each box of a class, averaged likewise.
     """
 
     anchors: AnchorConfig
-    reached: float
+    recall: float
     mean_iou: float
 
     @property
@@ -84,8 +84,8 @@ class AnchorJudge:
     def __call__(self, anchors: AnchorConfig) -> Fit:
         """Judge a setting with the base sizes and the offset of the config."""
         best = self._overlaps.of(anchors).double()
-        reached = float(self._weights @ (best >= self._threshold).double())
-        return Fit(anchors, reached, float(self._weights @ best))
+        recall = float(self._weights @ (best >= self._threshold).double())
+        return Fit(anchors, recall, float(self._weights @ best))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def propose_anchors(config: ExperimentConfig, boxes: TrainingBoxes, *, seed: int
         judge = AnchorJudge(config, boxes)
         current = judge(anchors)
         found = [current, *map(judge, settings)]
-    most = _most_reached(found)
+    most = _best_recall(found)
     near = [fit for fit in most if fit.mean_iou >= current.mean_iou] or most
     fewest = min(fit.num_anchors for fit in near)
     counts = sorted({fit.num_anchors for fit in found})
@@ -141,9 +141,9 @@ def propose_anchors(config: ExperimentConfig, boxes: TrainingBoxes, *, seed: int
         current=current,
         proposed=_nearest([fit for fit in near if fit.num_anchors == fewest]),
         by_num_anchors=tuple(
-            _nearest(_most_reached([f for f in found if f.num_anchors == n])) for n in counts
+            _nearest(_best_recall([f for f in found if f.num_anchors == n])) for n in counts
         ),
-        keep=current.reached >= max(fit.reached for fit in found) - TOLERANCE,
+        keep=current.recall >= max(fit.recall for fit in found) - TOLERANCE,
     )
 
 
@@ -178,13 +178,13 @@ def fit_anchors(config: ExperimentConfig, dataset: PreparedDataset) -> Experimen
         for s in SCALES
     ]
     with one_thread():
-        best = _nearest(_most_reached(list(map(AnchorJudge(config, boxes), settings))))
+        best = _nearest(_best_recall(list(map(AnchorJudge(config, boxes), settings))))
     logger.info(
         "anchors fitted to %d boxes of %s: %s; %.1f %% of a class's boxes have one at IoU >= %g",
         len(seen),
         dataset.uri,
         " ".join(assignments(anchors, best.anchors)) or "as they were",
-        100 * best.reached,
+        100 * best.recall,
         match_threshold(config.matcher),
     )
     return with_overrides(config, {"model.anchors": best.anchors})
@@ -224,10 +224,10 @@ def assignments(before: AnchorConfig, after: AnchorConfig) -> list[str]:
     ]
 
 
-def _most_reached(fits: Sequence[Fit]) -> list[Fit]:
+def _best_recall(fits: Sequence[Fit]) -> list[Fit]:
     """Those that reach as many boxes as any, within `TOLERANCE`."""
-    most = max(fit.reached for fit in fits)
-    return [fit for fit in fits if fit.reached >= most - TOLERANCE]
+    most = max(fit.recall for fit in fits)
+    return [fit for fit in fits if fit.recall >= most - TOLERANCE]
 
 
 def _nearest(fits: Sequence[Fit]) -> Fit:

@@ -60,7 +60,7 @@ def _comparison(proposals: Proposals) -> Table:
     table = Table(
         title="Settings (means over the classes)", box=box.SIMPLE_HEAD, title_justify="left"
     )
-    for name in ("", "anchors a cell", "scale", "octave scales", "ratios", "reached %", "mean IoU"):
+    for name in ("", "anchors a cell", "scale", "octave scales", "ratios", "recall %", "mean IoU"):
         table.add_column(name, justify="left" if name == "" else "right")
     table.add_row("config", *_fit_cells(proposals.current), style="bold")
     if not proposals.keep:
@@ -88,9 +88,9 @@ def _cluster_table(clusters: Clusters) -> Table:
 def _advice(study: AnchorStudy) -> Iterator[str]:
     yield from _verdict(study)
     small = study.proposed.by_size["small"]
-    if small.reached < HARD_TO_REACH:
+    if small.recall < HARD_TO_REACH:
         yield (
-            f"{percent(1 - small.reached)} % of the small boxes are not reached even so: on the "
+            f"{percent(1 - small.recall)} % of the small boxes are not reached even so: on the "
             f"finest level, anchors lie {study.finest_stride_px} px apart. Larger "
             "input.train_sizes_px or a finer level (model.min_level) would reach more of them."
         )
@@ -100,14 +100,14 @@ def _verdict(study: AnchorStudy) -> Iterator[str]:
     current, proposed = study.proposals.current, study.proposals.proposed
     if study.proposals.keep:
         yield (
-            f"The anchors of the config reach {percent(current.reached)} % of the boxes of a "
+            f"The anchors of the config reach {percent(current.recall)} % of the boxes of a "
             f"class, within {100 * TOLERANCE:g} percent points of the best that was found: "
             "keep them."
         )
         return
     yield (
-        f"Proposed: {percent(proposed.reached)} % of the boxes of a class reached instead of "
-        f"{percent(current.reached)} %, with {proposed.num_anchors} anchors a cell instead of "
+        f"Proposed: {percent(proposed.recall)} % of the boxes of a class reached instead of "
+        f"{percent(current.recall)} %, with {proposed.num_anchors} anchors a cell instead of "
         f"{current.num_anchors}. To use it:"
     )
     yield " ".join(f"--set {change}" for change in study.changes)
@@ -120,7 +120,7 @@ def _verdict(study: AnchorStudy) -> Iterator[str]:
 
 def _coverage_table(report: AnchorReport, which: str) -> Table:
     """Rows for all boxes, by size, and by class, the worst first."""
-    ranked = sorted(report.by_class.items(), key=lambda item: (item[1].reached, item[0]))
+    ranked = sorted(report.by_class.items(), key=lambda item: (item[1].recall, item[0]))
     hidden = len(ranked) - MAX_CLASS_ROWS
     table = Table(
         title=f"Anchors {which}: {report.num_anchors} a cell, {_setting(report.anchors)}",
@@ -153,7 +153,7 @@ def _coverage_table(report: AnchorReport, which: str) -> Table:
 def _coverage_cells(coverage: Coverage) -> list[str]:
     return [
         str(coverage.num_boxes),
-        percent(coverage.reached),
+        percent(coverage.recall),
         _number(coverage.mean_iou),
         _number(coverage.median_iou),
         _number(coverage.positives, 1),
@@ -169,7 +169,7 @@ def _fit_cells(fit: Fit) -> list[str]:
         f"{anchors.scale:.4g}",
         str(len(anchors.octave_scales)),
         " ".join(f"{ratio:g}" for ratio in anchors.aspect_ratios),
-        percent(fit.reached),
+        percent(fit.recall),
         _number(fit.mean_iou),
     ]
 

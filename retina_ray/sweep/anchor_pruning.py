@@ -227,7 +227,7 @@ class _Judges:
         )
         if common not in self._judges:
             self._judges[common] = AnchorJudge(config, self._boxes[inputs])
-        return self._judges[common](model.anchors).reached
+        return self._judges[common](model.anchors).recall
 
 
 def _combinations(

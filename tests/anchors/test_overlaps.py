@@ -50,7 +50,7 @@ def test_figures_of_boxes(tmp_path, boxes, low_quality_rule, figures):
     config = simple_config(**{"matcher.allow_low_quality": low_quality_rule})
     found = report(tmp_path / "set", [boxes], config).overall
     learnt = (found.positives, found.low_quality, found.without)
-    assert (found.reached, found.mean_iou, *learnt) == pytest.approx(figures)
+    assert (found.recall, found.mean_iou, *learnt) == pytest.approx(figures)
 
 
 def test_an_anchor_claimed_by_one_box_may_learn_another(tmp_path):
@@ -73,13 +73,13 @@ def test_figures_by_size_and_class(tmp_path):
 
     assert counts(found.by_size) == {"small": 2, "medium": 2, "large": 1}
     assert counts(found.by_class) == {"cat": 2, "dog": 2, "newt": 1}
-    assert found.by_size["small"].reached == 0.5
-    assert found.by_class["newt"].reached == 0
+    assert found.by_size["small"].recall == 0.5
+    assert found.by_class["newt"].recall == 0
     assert found.overall.num_boxes == 5
     few = report(tmp_path / "few", [[EQUAL]])
     assert set(few.by_class) == {"cat"}
     assert few.by_size["large"].num_boxes == 0
-    assert math.isnan(few.by_size["large"].reached)
+    assert math.isnan(few.by_size["large"].recall)
 
 
 def _at(*lengths, **overrides):
@@ -173,7 +173,7 @@ def test_other_assigners(tmp_path, method):
     config = simple_config(**{"matcher.method": method, "matcher.high": 0.6})
     assert match_threshold(config.matcher) == (0.6 if method == "best" else 0.5)
     found = report(tmp_path / "set", [[EQUAL], [THIN]], config)
-    assert found.overall.reached == 0.5
+    assert found.overall.recall == 0.5
     if method == "best":
         assert (found.overall.positives, found.overall.low_quality) == (1.0, 0.5)
 

@@ -119,8 +119,8 @@ def test_where_the_usual_anchors_are_bad_better_ones_are_proposed(name, reached,
     dataset, config = request.getfixturevalue(name), usual_config()
     study = study_anchors(config, dataset, max_images=100)
     assert not study.proposals.keep
-    assert study.current.overall.reached < 0.1
-    assert study.proposed.overall.reached > reached
+    assert study.current.overall.recall < 0.1
+    assert study.proposed.overall.recall > reached
     assert any("anchors lie 8 px apart" in line for line in said(study)) == (name == "tiny")
     changed = with_overrides(
         config,
@@ -133,7 +133,7 @@ def test_where_the_usual_anchors_are_bad_better_ones_are_proposed(name, reached,
 def test_where_they_are_good_they_are_kept(usual):
     study = study_anchors(usual_config(), usual, max_images=100)
     assert study.proposals.keep
-    assert study.current.overall.reached == 1
+    assert study.current.overall.recall == 1
     assert study.proposed == study.current
     assert study.changes == []
     assert "keep them" in said(study)[-1]
@@ -144,8 +144,8 @@ def test_a_proposal_has_the_fewest_anchors_of_equals(tmp_path):
     dataset = write_set(tmp_path / "set", squares(20, 40), size=(256, 256))
     config = usual_config(**{"model.anchors.scale": 2.0})
     found = propose_anchors(config, boxes_of(dataset, config))
-    most = max(fit.reached for fit in found.by_num_anchors)
-    assert found.proposed.reached >= most - TOLERANCE
+    most = max(fit.recall for fit in found.by_num_anchors)
+    assert found.proposed.recall >= most - TOLERANCE
     assert found.proposed.num_anchors == 1
     assert [fit.num_anchors for fit in found.by_num_anchors] == sorted(
         {fit.num_anchors for fit in found.by_num_anchors}
@@ -159,10 +159,10 @@ def test_classes_count_alike(thin):
     boxes = boxes_of(thin, config)
     fit = AnchorJudge(config, boxes)(config.model.anchors)
     report = describe_anchors(config, boxes)
-    assert report.by_class["dog"].reached == 0
-    assert report.by_class["cat"].reached > 0.8
-    assert fit.reached == pytest.approx(report.by_class["cat"].reached / 2)
-    assert report.overall.reached == pytest.approx(report.by_class["cat"].reached * 40 / 45)
+    assert report.by_class["dog"].recall == 0
+    assert report.by_class["cat"].recall > 0.8
+    assert fit.recall == pytest.approx(report.by_class["cat"].recall / 2)
+    assert report.overall.recall == pytest.approx(report.by_class["cat"].recall * 40 / 45)
 
 
 def test_a_study_is_repeatable_and_json(thin):
@@ -181,7 +181,7 @@ def test_a_study_of_fitted_anchors_is_of_what_a_run_gets(thin):
     study = study_anchors(config, thin, max_images=100)
     assert study.fitted
     assert study.current.anchors == fit_anchors(config, thin).model.anchors
-    assert study.current.overall.reached > 0.8
+    assert study.current.overall.recall > 0.8
     assert "model.anchors.fit" in said(study)[0]
 
 
@@ -206,7 +206,7 @@ def test_fitted_anchors_reach_more(name, fit, gain, request):
     fitted = fit_anchors(config, dataset)
     boxes = boxes_of(dataset, config)
     before, after = (describe_anchors(c, boxes).overall for c in (config, fitted))
-    assert after.reached >= before.reached + gain
+    assert after.recall >= before.recall + gain
     anchors = fitted.model.anchors
     assert fitted.model.num_anchors == config.model.num_anchors
     assert anchors.fit == "none"
@@ -273,6 +273,6 @@ def test_blood_cells_get_better_anchors(tmp_path):
         }
     )
     study = study_anchors(config, dataset, max_images=30)
-    assert study.current.by_class["Platelets"].reached < 0.9
-    assert study.proposed.by_class["Platelets"].reached > 0.92
-    assert study.proposed.overall.reached > study.current.overall.reached
+    assert study.current.by_class["Platelets"].recall < 0.9
+    assert study.proposed.by_class["Platelets"].recall > 0.92
+    assert study.proposed.overall.recall > study.current.overall.recall
