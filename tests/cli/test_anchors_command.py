@@ -44,9 +44,9 @@ def test_a_recipe_whose_anchors_are_too_small(splits, tmp_path):
     assert "Proposed: 100.0 % of the boxes of a class reached instead of 0.0 %" in result.output
     assert "--set model.anchors." in result.output
     tree = json.loads(file.read_text())
-    assert tree["current"]["overall"]["reached"] == 0
+    assert tree["current"]["overall"]["recall"] == 0
     assert tree["current"]["overall"]["mean_iou"] == pytest.approx(0.258, abs=0.001)
-    assert tree["proposed"]["overall"]["reached"] == 1
+    assert tree["proposed"]["overall"]["recall"] == 1
     assert tree["clusters"]["width_height_px"][0] == pytest.approx([100, 100])
 
     changes = [part for change in tree["set"] for part in ("--set", change)]
@@ -55,7 +55,7 @@ def test_a_recipe_whose_anchors_are_too_small(splits, tmp_path):
         splits, "--recipe", "small", "--recipes", splits / "recipes.py", *changes, "--json", file
     )
     assert "keep them" in better.output
-    assert json.loads(file.read_text())["current"]["overall"]["reached"] == 1
+    assert json.loads(file.read_text())["current"]["overall"]["recall"] == 1
 
 
 def test_recipes_are_looked_for_where_the_command_runs(splits, tmp_path, monkeypatch):
