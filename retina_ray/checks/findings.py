@@ -93,79 +93,64 @@ _IMAGES = "copy the files again, or import with --on-bad-image drop"
 _IDS = "ids must be unique and known: mend the annotations"
 _SHARDS = "copy the set again, or prepare it again"
 
+_ERRORS = {
+    "data set": "",
+    "missing shard": _SHARDS,
+    "damaged shard": _SHARDS,
+    "unreadable shard": _SHARDS,
+    "shard with other columns": _SHARDS,
+    "shard that misplaces its images": _SHARDS,
+    "fingerprint differs": f"the shards are not those described: {_SHARDS}",
+    "counts differ": f"dataset.json does not fit the shards: {_SHARDS}",
+    "split without images": "there is nothing to train on or to evaluate",
+    "split without boxes": "there is nothing to train on or to evaluate",
+    "classes differ between splits": (
+        "labels would mean other things: give all splits the same categories, ids and order"
+    ),
+    "duplicate image id": _IDS,
+    "duplicate annotation id": _IDS,
+    "annotation of an unknown image": _IDS,
+    "annotation of an unknown category": _IDS,
+    "malformed box": _BOXES,
+    "box is not finite": _BOXES,
+    "box of zero or negative size": _BOXES,
+    "box out of the image": _BOXES,
+    "class is not in the list": _BOXES,
+    "missing image": _IMAGES,
+    "unreadable image": _IMAGES,
+    "truncated image": _IMAGES,
+    "annotated size differs from the image": (
+        "boxes may lie elsewhere: find the right copy, or import with --on-bad-image drop"
+    ),
+    "enormous image": (
+        "importing refuses it: cut it into tiles, shrink it, or import with --max-pixels"
+    ),
+    "image in two splits": "evaluating on what was trained on flatters: leave it out of one",
+}
+"""Advice by name."""
 
-def _kinds() -> Iterable[Kind]:
-    """Everything that is looked for. The names of the first ones are those of the importers."""
-    for name in ("data set", "missing shard", "damaged shard", "unreadable shard"):
-        yield Kind(name, "error", _SHARDS if name != "data set" else "")
-    for name in ("shard with other columns", "shard that misplaces its images"):
-        yield Kind(name, "error", _SHARDS)
-    yield Kind("fingerprint differs", "error", f"the shards are not those described: {_SHARDS}")
-    yield Kind("counts differ", "error", f"dataset.json does not fit the shards: {_SHARDS}")
-    yield Kind("split without images", "error", "there is nothing to train on or to evaluate")
-    yield Kind("split without boxes", "error", "there is nothing to train on or to evaluate")
-    yield Kind(
-        "classes differ between splits",
-        "error",
-        "labels would mean other things: give all splits the same categories, ids and order",
-    )
-    for name in ("duplicate image id", "duplicate annotation id"):
-        yield Kind(name, "error", _IDS)
-    for name in ("annotation of an unknown image", "annotation of an unknown category"):
-        yield Kind(name, "error", _IDS)
-    for name in ("malformed box", "box is not finite", "box of zero or negative size"):
-        yield Kind(name, "error", _BOXES)
-    for name in ("box out of the image", "class is not in the list"):
-        yield Kind(name, "error", _BOXES)
-    for name in ("missing image", "unreadable image", "truncated image"):
-        yield Kind(name, "error", _IMAGES)
-    yield Kind(
-        "annotated size differs from the image",
-        "error",
-        "boxes may lie elsewhere: find the right copy, or import with --on-bad-image drop",
-    )
-    yield Kind(
-        "enormous image",
-        "error",
-        "importing refuses it: cut it into tiles, shrink it, or import with --max-pixels",
-    )
-    yield Kind(
-        "image in two splits",
-        "error",
-        "evaluating on what was trained on flatters: leave it out of one",
-    )
-    yield Kind(
-        "near-duplicate images across splits",
-        "warning",
-        "evaluating on what was nearly trained on flatters: keep alike images in one split",
-    )
-    yield Kind("image twice in a split", "warning", "it counts double: leave one out")
-    yield Kind("near-duplicate images", "warning", "they count double: leave some out if not meant")
-    yield Kind("duplicate box", "warning", "two boxes for one object: the loss counts it double")
-    yield Kind(
-        "box under a pixel at the training size",
-        "warning",
-        "it never reaches the loss at that size: train on larger images, or leave it out",
-    )
-    yield Kind(
-        "large image",
-        "warning",
-        "decoding takes long and much memory: import with --max-size, or cut it into tiles",
-    )
-    yield Kind("CMYK JPEG", "warning", "colours depend on the decoder: convert it to RGB")
-    yield Kind("more than 8 bits", "warning", "the lower bits are cut off: convert it on purpose")
-    yield Kind(
-        "EXIF orientation",
-        "warning",
-        "look whether its boxes fit: importing rotates the image as EXIF says",
-    )
-    yield Kind("class without any box", "warning", "it cannot be learnt: leave it out of the list")
-    yield Kind(
-        "class missing from a split",
-        "warning",
-        "it is not trained, or not evaluated, there: its AP says nothing",
-    )
+_WARNINGS = {
+    "near-duplicate images across splits": (
+        "evaluating on what was nearly trained on flatters: keep alike images in one split"
+    ),
+    "image twice in a split": "it counts double: leave one out",
+    "near-duplicate images": "they count double: leave some out if not meant",
+    "duplicate box": "two boxes for one object: the loss counts it double",
+    "box under a pixel at the training size": (
+        "it never reaches the loss at that size: train on larger images, or leave it out"
+    ),
+    "large image": (
+        "decoding takes long and much memory: import with --max-size, or cut it into tiles"
+    ),
+    "CMYK JPEG": "colours depend on the decoder: convert it to RGB",
+    "more than 8 bits": "the lower bits are cut off: convert it on purpose",
+    "EXIF orientation": "look whether its boxes fit: importing rotates the image as EXIF says",
+    "class without any box": "it cannot be learnt: leave it out of the list",
+    "class missing from a split": "it is not trained, or not evaluated, there: its AP says nothing",
+}
+"""Advice by name."""
 
-
-KINDS: dict[str, Kind] = {kind.name: kind for kind in _kinds()}
+KINDS = {name: Kind(name, "error", advice) for name, advice in _ERRORS.items()} | {
+    name: Kind(name, "warning", advice) for name, advice in _WARNINGS.items()
+}
 """By name, in the order in which they are shown."""
