@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -122,40 +121,6 @@ def make_chart(
         else:
             draw(axes)
         return Chart(title, to_svg(figure), legend, notes, square=shape == "square")
-
-
-def make_small_charts(charts: Sequence[tuple[str, Draw | None, Sequence[str]]]) -> list[Chart]:
-    """Draw small charts of lines over the same axes, all at once: the axes are what takes long.
-
-    Args:
-        charts: title, what draws the lines (None: there is nothing to draw) and notes of each.
-    """
-
-    def draw_all(axes: Axes) -> None:
-        for number, (_, draw, _) in enumerate(charts):
-            known = len(axes.lines)
-            if draw is not None:
-                draw(axes)
-            for line in axes.lines[known:]:
-                line.set_gid(f"of-{number}")
-        axes.plot([0, 1], [0, 1], gid="end")  # of no chart; what follows it belongs to all
-
-    svg = str(make_chart("", draw_all, shape="small").svg)
-    lines, _, tail = svg.partition('<g id="end">')
-    tail = tail.partition("</g>")[2]
-    frame, *pieces = re.split(r'<g id="(of-\d+)">', lines)
-    parts: defaultdict[str, str] = defaultdict(str)
-    for owner, drawn in zip(pieces[::2], pieces[1::2], strict=True):
-        parts[owner] += f"<g>{drawn}"
-    made = []
-    for number, (title, draw, notes) in enumerate(charts):
-        own = parts[f"of-{number}"]
-        if not own or "<use" in own:  # a marker is defined only where it is first used
-            made.append(make_chart(title, draw, notes=notes, shape="small"))
-        else:
-            own = re.sub(r'(#|<clipPath id=")(?=p)', rf"\g<1>c{number}-", frame + own + tail)
-            made.append(Chart(title, Markup(own), notes=notes))
-    return made
 
 
 def draw_lines(

@@ -11,7 +11,7 @@ import numpy as np
 from retina_ray.evaluation.coco import COCO_METRICS
 from retina_ray.evaluation.curves import RECALL_POINTS
 from retina_ray.evaluation.tables import MEANINGS, percent
-from retina_ray.reports.html.charts import Chart, Draw, Line, draw_lines, make_small_charts
+from retina_ray.reports.html.charts import Chart, Line, draw_lines, make_chart
 from retina_ray.reports.run.analysis import RunAnalysis
 
 IOU_NAMES = ("IoU 0.50", "IoU 0.75")
@@ -85,22 +85,23 @@ def precision_charts(analysis: RunAnalysis) -> PrecisionCharts:
     charts = []
     if len(present) > 1:
         mean = [curve[present].mean(axis=0) for curve in curves]
-        charts.append(("mean of all classes", _curves(mean), ()))
+        charts.append(_curve("mean of all classes", mean))
     for k in present[:_MAX_CURVES]:
         best = analysis.thresholds[k]
         words = f"{boxes[k]:,} boxes"
         words += "" if math.isnan(best.score) else f", best F1 at score {best.score:.2f}"
-        charts.append((scene.names[k], _curves([curve[k] for curve in curves]), (words,)))
-    return PrecisionCharts(make_small_charts(charts), max(0, len(present) - _MAX_CURVES))
+        charts.append(_curve(scene.names[k], [curve[k] for curve in curves], words))
+    return PrecisionCharts(charts, max(0, len(present) - _MAX_CURVES))
 
 
-def _curves(curves: Sequence[np.ndarray]) -> Draw | None:
+def _curve(name: str, curves: Sequence[np.ndarray], *notes: str) -> Chart:
     lines = []
     for title, precision in zip(IOU_NAMES, curves, strict=True):
         ends = int(np.flatnonzero(precision).max(initial=-1)) + 1
         if ends:
             lines.append(Line(*_corners(RECALL_POINTS[:ends], precision[:ends]), title))
-    return draw_lines(lines, x_label="recall", x_span=(0.0, 1.0), y_span=(0.0, 1.02))
+    draw = draw_lines(lines, x_label="recall", x_span=(0.0, 1.0), y_span=(0.0, 1.02))
+    return make_chart(name, draw, notes=notes, shape="small")
 
 
 def _corners(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
