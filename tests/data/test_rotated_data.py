@@ -358,7 +358,10 @@ def test_imported_rotated_boxes_keep_their_angle_and_shrink_with_their_image(tmp
     first = records(dataset)[0]
     np.testing.assert_array_equal(first.rotated_boxes, boxes)
     np.testing.assert_array_equal(first.area, boxes[:, 2] * boxes[:, 3])
-    np.testing.assert_allclose(first.boxes, cut_enclosing_boxes(boxes, 48, 64), atol=1e-4)
+    around = cut_enclosing_boxes(boxes, 48, 64)
+    np.testing.assert_allclose(first.boxes, around, atol=1e-4)
+    np.testing.assert_allclose(first.bbox[:, :2], around[:, :2], atol=1e-4)  # for evaluation, XYWH
+    np.testing.assert_allclose(first.bbox[:, 2:], around[:, 2:] - around[:, :2], atol=1e-4)
     assert dataset.report["clipped_boxes"] == dataset.report["rounded_boxes"] == 0
     half = records(source.run(out="half", max_size_px=32))[0]
     np.testing.assert_array_equal(half.rotated_boxes, boxes * [0.5, 0.5, 0.5, 0.5, 1])
