@@ -108,8 +108,9 @@ def test_a_submitted_sweep_of_two_workers_runs_on_the_cluster(head, tmp_path):
     for path, value in settings.items():
         command += ["--set", f"{path}={value}"]
     done = submit(command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "best checkpoint:" in done.stdout
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "best checkpoint:" in done.stdout, output
     (row,) = read_results(tmp_path / "job" / "results.json")
     assert (row.status, row.reason) == ("finished", "")
     assert row.time_s > 0  # Tune's own clock: it heard of the evaluation
