@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import Any
 
 from ray import tune
@@ -19,38 +20,60 @@ from retina_ray.anchors.search import fit_anchors
 from retina_ray.config import ExperimentConfig, from_json, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import StorageError
+from retina_ray.ray_internals.tune import drop_report
 from retina_ray.storage.files import read_text, write_text
 from retina_ray.storage.uris import join_uri
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import decode_params
 from retina_ray.train.checkpoint.load import load_meta
-from retina_ray.train.recovery.failures import FailureNote, name_cause
+from retina_ray.train.errors import RunTerminatedError
+from retina_ray.train.recovery.failures import FailureNote, Note, name_cause
+from retina_ray.train.recovery.preemption import STOP
 from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.run.trainer import fit, fit_in_process
 from retina_ray.train.run_files import CONFIG
 from retina_ray.train.spec import RunSpec
 
 CLOSE_S = 120.0
-"""How long a stopped trial may take to close its records (W&B's upload)."""
+"""How long a stopped trial may take to close its records (the last checkpoint, W&B's upload)."""
 
 _reporting, _closed = threading.Event(), threading.Event()
+_told = threading.Event()  # the workers of this trial were asked to end
 
 
 def trial_class(plan: SweepPlan, request: ResourceRequest) -> type:
     """The trials of a sweep, as Ray Tune takes them.
 
-    Tune stops a trial by ending its thread where it reports, and then ends the process without
-    waiting for the thread: the trial's W&B run would count as crashed. This class waits.
+    Tune stops a trial where it reports, its last evaluation too, and ends the process at once: the
+    checkpoint of that evaluation may not be written yet, and the trial's W&B run would count as
+    crashed. This class waits; workers of processes of their own are asked to end first.
     """
 
     class Trial(wrap_function(tune.with_parameters(_trial, plan=plan, request=request))):
         def cleanup(self) -> None:
+            if request.num_workers > 1:
+                _end_workers(plan.trial_uri(self.trial_name))
             try:
                 super().cleanup()
             finally:
                 _wait_until_closed()
 
     return Trial
+
+
+def _end_workers(run_uri: str) -> None:
+    """Ask the workers of a trial to end in order, and wait for them."""
+    if _closed.is_set():
+        return
+    _told.set()
+    note = Note(run_uri, STOP)
+    with contextlib.suppress(StorageError, OSError):
+        note.write("Ray Tune stopped the trial")
+    deadline = time.monotonic() + CLOSE_S
+    while not _closed.wait(0.2) and time.monotonic() < deadline:
+        drop_report()
+    with contextlib.suppress(StorageError, OSError):
+        note.clear()
 
 
 def _wait_until_closed() -> None:
@@ -72,7 +95,11 @@ def _trial(params: dict[str, Any], *, plan: SweepPlan, request: ResourceRequest)
         if request.num_workers == 1:
             fit_in_process(spec, report=_report_to_tune)
         else:
-            fit(spec, request, callbacks=[TuneReportCallback()])
+            try:
+                fit(spec, request, callbacks=[TuneReportCallback()])
+            except RunTerminatedError:
+                if not _told.is_set():
+                    raise
         if unheard is not None:
             _report_to_tune(unheard, spec.checkpoints.last or "")
     except Exception as error:

@@ -116,7 +116,8 @@ def test_a_submitted_sweep_of_two_workers_runs_on_the_cluster(head, tmp_path):
     assert row.time_s > 0  # Tune's own clock: it heard of the evaluation
     assert (row.epochs_run, len(row.history)) == (1, 1)
     assert row.metrics["AP"] >= 0
-    assert row.checkpoint is not None
+    assert row.checkpoint is not None  # Tune stops a trial at its last report, before it is written
+    assert not (tmp_path / "job/trials" / row.trial_id / "failure.txt").exists()
     config = json.loads((tmp_path / "job/trials" / row.trial_id / "config.json").read_text())
     assert config["train"]["num_workers"] == 2
     assert config["loss"]["focal_gamma"] == row.params["loss.focal_gamma"]

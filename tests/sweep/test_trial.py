@@ -1,6 +1,8 @@
 """A trial's run, as it starts and as it goes on."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,13 @@ import torch
 from builders import save_checkpoint
 
 from retina_ray.config import ExperimentConfig, ModelConfig, TrainConfig
+from retina_ray.sweep import trial
 from retina_ray.sweep.collect import _history
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import Choice
 from retina_ray.sweep.trial import last_evaluation, prepare_trial
 from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
+from retina_ray.train.recovery.preemption import StopSigns
 
 
 @pytest.fixture
@@ -98,3 +102,26 @@ def test_the_history_of_a_trial_that_was_killed_while_it_wrote(prepare):
     Path(spec.run_uri, "metrics.jsonl").write_text(text + '{"step": 8, "metr')
     (record,) = _history(spec.run_uri)
     assert record == {"AP": 0.25, "train/epoch": 1.0, "epoch": 1, "step": 4, "loss": 2.5}
+
+
+def test_workers_of_a_stopped_trial_are_asked_to_end_and_waited_for(tmp_path, monkeypatch):
+    closed, reasons = threading.Event(), []
+    monkeypatch.setattr(trial, "_closed", closed)
+    monkeypatch.setattr(trial, "_told", threading.Event())
+
+    def work():
+        with StopSigns(str(tmp_path)) as signs:
+            while signs.reason() is None:
+                time.sleep(0.01)
+            reasons.append(signs.reason())
+        closed.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    trial._end_workers(str(tmp_path))
+    assert closed.is_set()  # also where the note came to nothing: the test would stand still
+    assert reasons == ["told to end: Ray Tune stopped the trial"]
+    worker.join()
+    assert not list(tmp_path.iterdir())  # a trial that is resumed is not told again
+    trial._end_workers(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()  # who has ended is not asked
