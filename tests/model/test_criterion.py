@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 import two_processes
+from head_outputs import random_outputs
 from torchvision.models.detection._utils import BoxCoder as TorchvisionCoder
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
@@ -39,18 +40,7 @@ def make_criterion(**options) -> RetinaNetCriterion:
     return RetinaNetCriterion(**options)
 
 
-def make_outputs(num_images=2, seed=0, dtype=torch.float32, box_numbers=4) -> HeadOutputs:
-    generator = torch.Generator().manual_seed(seed)
-
-    def maps(channels, scale):
-        return [
-            (torch.randn(num_images, 6 * channels, h, w, generator=generator) * scale)
-            .to(dtype)
-            .requires_grad_()
-            for h, w in GRIDS
-        ]
-
-    return HeadOutputs(maps(NUM_CLASSES, 2.0), maps(box_numbers, 0.3), ANCHORS(GRIDS))
+make_outputs = partial(random_outputs, ANCHORS, GRIDS, NUM_CLASSES)
 
 
 def make_targets() -> Targets:

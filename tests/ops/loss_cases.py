@@ -6,6 +6,7 @@ Shapes: N images, A anchors a cell, K classes, R anchors in all.
 import pytest
 import torch
 import torch.nn.functional as F
+from head_outputs import random_maps
 
 from retina_ray.ops.losses import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 
@@ -17,41 +18,38 @@ GAMMAS = (0, 0.5, 1, 2, 5)
 
 
 def make_case(
-    num_images=2, num_classes=5, seed=0, dtype=torch.float32, spread=3.0, grids=GRIDS
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Logits of a pyramid and labels, a fifth of them positive and a fifth ignored."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = [
-        (torch.randn(num_images, NUM_ANCHORS * num_classes, h, w, generator=generator) * spread)
-        .to(dtype)
-        .requires_grad_()
-        for h, w in grids
-    ]
-    num_rows = sum(NUM_ANCHORS * h * w for h, w in grids)
-    kind = torch.rand(num_images, num_rows, generator=generator)
-    positive = torch.randint(num_classes, (num_images, num_rows), generator=generator)
-    labels = torch.full((num_images, num_rows), num_classes)
-    labels = torch.where(kind < 0.2, positive, labels)
-    labels[kind > 0.8] = -1
-    return logits, labels
+    num_images=2,
+    num_classes=5,
+    seed=0,
+    dtype=torch.float32,
+    spread=3.0,
+    grids=GRIDS,
+    *,
+    quality_apart=False,
+):
+    """Logits of a pyramid, labels and qualities of the anchors.
 
-
-def make_quality(labels, seed=0):
-    quality = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
-    quality[:, ::5] = 0  # predicted beside the box
-    return quality
-
-
-def apart_from_scores(quality, logits, labels, num_classes):
-    """Move each quality at least 0.1 away from the score that is to reach it.
-
-    With an exponent below 1, the slope of quality focal loss is as steep as one likes where the two
-    come close, and so is the effect of rounding.
+    A fifth of the labels is positive and a fifth ignored; a fifth of the qualities is 0, as of what
+    is predicted beside its box. `quality_apart`: each is at least 0.1 away from the score that is
+    to reach it. With an exponent below 1, the slope of quality focal loss is as steep as one likes
+    where the two come close, and so is the effect of rounding.
     """
-    rows = rows_of(logits, num_classes).detach()
-    own = rows.gather(2, labels.clamp(0, num_classes - 1)[..., None])[..., 0].sigmoid()
-    away = torch.where(own > 0.5, own - 0.3, own + 0.3).to(quality.dtype)
-    return torch.where((own - quality).abs() < 0.1, away, quality)
+    generator = torch.Generator().manual_seed(seed)
+    options = {"num_images": num_images, "spread": spread, "dtype": dtype}
+    logits = random_maps(NUM_ANCHORS * num_classes, grids, generator, **options)
+    shape = num_images, sum(NUM_ANCHORS * h * w for h, w in grids)
+    kind = torch.rand(shape, generator=generator)
+    positive = torch.randint(num_classes, shape, generator=generator)
+    labels = torch.where(kind < 0.2, positive, num_classes)
+    labels[kind > 0.8] = -1
+    quality = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    quality[:, ::5] = 0
+    if quality_apart:
+        rows = rows_of(logits, num_classes).detach()
+        own = rows.gather(2, labels.clamp(0, num_classes - 1)[..., None])[..., 0].sigmoid()
+        away = torch.where(own > 0.5, own - 0.3, own + 0.3).to(quality.dtype)
+        quality = torch.where((own - quality).abs() < 0.1, away, quality)
+    return logits, labels, quality
 
 
 def channels_last(logits):

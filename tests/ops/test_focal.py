@@ -7,17 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from loss_cases import (
-    ALPHAS,
-    GAMMAS,
-    KINDS,
-    apart_from_scores,
-    by_definition,
-    channels_last,
-    check,
-    make_case,
-    make_quality,
-)
+from loss_cases import ALPHAS, GAMMAS, KINDS, by_definition, channels_last, check, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retina_ray.ops import focal, focal_blocks, focal_compiled
@@ -43,10 +33,8 @@ def gradients(loss, logits):
 @every_kind
 def test_equals_the_definition(kind, compiled):
     for num_classes, alpha, gamma in product((5, 1), ALPHAS, GAMMAS):
-        logits, labels = make_case(num_classes=num_classes)
-        quality = make_quality(labels)
-        if kind == "quality_focal" and 0 < gamma < 1:
-            quality = apart_from_scores(quality, logits, labels, num_classes)
+        steep = kind == "quality_focal" and 0 < gamma < 1
+        logits, labels, quality = make_case(num_classes=num_classes, quality_apart=steep)
         options = {"num_classes": num_classes, "kind": kind, "alpha": alpha, "gamma": gamma}
         expected = by_definition(logits, labels, quality, **options)
         given = channels_last(logits) if num_classes > 1 else logits
@@ -59,8 +47,7 @@ def test_equals_the_definition(kind, compiled):
 
 @every_kind
 def test_bfloat16_logits_lose_only_the_rounding_of_their_gradient(kind, compiled):
-    logits, labels = make_case(dtype=torch.bfloat16)
-    quality = apart_from_scores(make_quality(labels), logits, labels, 5)
+    logits, labels, quality = make_case(dtype=torch.bfloat16, quality_apart=True)
     for gamma in GAMMAS:
         options = {"num_classes": 5, "kind": kind, "alpha": 0.75, "gamma": gamma}
         loss = pyramid_class_loss(logits, labels, quality, compiled=compiled, **options)
@@ -73,9 +60,8 @@ def test_bfloat16_logits_lose_only_the_rounding_of_their_gradient(kind, compiled
 @every_kind
 def test_gradcheck(kind, compiled):
     grids = ((1, 3), (1, 1))
-    logits, labels = make_case(1, 2, dtype=torch.float64, spread=2.0, grids=grids)
+    logits, labels, quality = make_case(1, 2, dtype=torch.float64, spread=2.0, grids=grids)
     labels[0, :6] = torch.tensor([0, 2, -1, 1, 0, 2])
-    quality = make_quality(labels)
     for alpha, gamma in product((-1, 0.25), (0, 0.5, 2)):
         options = {"num_classes": 2, "kind": kind, "alpha": alpha, "gamma": gamma}
 
@@ -87,7 +73,7 @@ def test_gradcheck(kind, compiled):
 
 
 def test_blocks_and_memory_formats_give_the_same(monkeypatch):
-    logits, labels = make_case()
+    logits, labels, _ = make_case()
     expected = by_definition(logits, labels, **FOCAL)
     last = channels_last(logits)
     wide = [torch.cat((x, x), -1)[..., : x.shape[-1]] for x in logits]
@@ -102,7 +88,7 @@ def test_the_number_of_threads_is_as_before():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        logits, labels = make_case()
+        logits, labels, _ = make_case()
         pyramid_focal_loss(logits, labels, num_classes=5).backward()
         assert torch.get_num_threads() == 3
     finally:
@@ -110,7 +96,7 @@ def test_the_number_of_threads_is_as_before():
 
 
 def test_a_graph_can_be_walked_twice():
-    logits, labels = make_case()
+    logits, labels, _ = make_case()
     loss = pyramid_focal_loss(logits, labels, num_classes=5)
     first = [g.clone() for g in torch.autograd.grad(3 * loss, logits, retain_graph=True)]
     for a, b in zip(first, gradients(3 * loss, logits), strict=True):
@@ -138,8 +124,7 @@ def test_a_confident_positive_costs_nothing():
 
 @every_kind
 def test_ignored_anchors_cost_nothing_but_do_not_hide_a_nan(kind, compiled):
-    logits, labels = make_case()
-    quality = make_quality(labels)
+    logits, labels, quality = make_case()
     options = {"num_classes": 5, "kind": kind, "compiled": compiled}
     loss = pyramid_class_loss(logits, torch.full_like(labels, -1), quality, **options)
     assert loss.item() == 0
@@ -174,7 +159,7 @@ def test_no_images_and_no_cells():
 
 
 def test_no_gradient_is_kept_when_none_is_wanted():
-    logits, labels = make_case()
+    logits, labels, _ = make_case()
     with torch.no_grad():
         without = pyramid_focal_loss(logits, labels, num_classes=5)
     assert not without.requires_grad
@@ -249,16 +234,15 @@ def test_the_quality_slope_of_large_logits_is_exact(compiled):
 
 
 def test_the_quality_gets_no_gradient():
-    logits, labels = make_case()
-    quality = make_quality(labels).requires_grad_()
+    logits, labels, quality = make_case()
+    quality.requires_grad_()
     pyramid_class_loss(logits, labels, quality, num_classes=5, kind="varifocal").backward()
     assert quality.grad is None
 
 
 @every_kind
 def test_a_tensor_of_one_number_is_that_number(kind, compiled):
-    logits, labels = make_case()
-    quality = make_quality(labels)
+    logits, labels, quality = make_case()
     options = {"num_classes": 5, "kind": kind, "compiled": compiled}
     wide = [x.detach().double().requires_grad_() for x in logits]
     kinds = [
@@ -281,7 +265,7 @@ def test_a_tensor_of_one_number_is_that_number(kind, compiled):
 
 
 def test_what_does_not_fit_is_refused():
-    logits, labels = make_case()
+    logits, labels, _ = make_case()
     for found, classes, fault in (
         (labels, 4, r"level 0.*K = 4"),
         (labels[:, 1:], 5, r"labels: expected \(N, 144\)"),

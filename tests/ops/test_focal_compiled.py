@@ -6,16 +6,7 @@ compiler; here are a few of them with it.
 
 import pytest
 import torch
-from loss_cases import (
-    GAMMAS,
-    KINDS,
-    apart_from_scores,
-    by_definition,
-    channels_last,
-    check,
-    make_case,
-    make_quality,
-)
+from loss_cases import GAMMAS, KINDS, by_definition, channels_last, check, make_case
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from retina_ray.ops import focal, focal_compiled
@@ -56,11 +47,12 @@ def counted(monkeypatch):
 
 def case_of(kind, num_images=2, height=9, dtype=torch.float32):
     """A level of the size from which it is compiled, and a small one that is not."""
-    logits, labels = make_case(num_images, seed=height, dtype=dtype, grids=((height, 6), (2, 2)))
+    grids = ((height, 6), (2, 2))
+    logits, labels, quality = make_case(
+        num_images, seed=height, dtype=dtype, grids=grids, quality_apart=True
+    )
     assert logits[0].numel() >= focal.SMALLEST_COMPILED > 2 * logits[1].numel()
-    if kind == "focal":
-        return logits, labels, None
-    return logits, labels, apart_from_scores(make_quality(labels), logits, labels, 5)
+    return logits, labels, quality if kind != "focal" else None
 
 
 def warnings_of(caplog):

@@ -42,6 +42,19 @@ def assert_same(ours, theirs, leaf, **tolerance):
     torch.testing.assert_close(gradient, expected, **tolerance)
 
 
+def assert_wide_and_of_nothing_0(loss, pred, target):
+    """Computed in float32 under autocast; without rows 0, with a gradient."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(pred, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(pred.float(), target))
+    empty = torch.zeros_like(target[:0]).requires_grad_()
+    value = loss(empty, target[:0])
+    value.backward()
+    assert value.item() == 0
+    assert empty.grad.shape == empty.shape
+
+
 def by_parameter(function, parameters):
     return [
         pytest.param(lambda x, y, p=p: function(x, y, *p), id=f"{function.__name__}-{p}")
@@ -72,16 +85,8 @@ def test_extreme_logits_are_finite(loss, request):
 
 @every_class_loss
 def test_half_precision_is_widened_and_nothing_costs_nothing(loss):
-    logits, targets = torch.randn(100).bfloat16(), torch.rand(100).round()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(logits, targets)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(logits.float(), targets))
-    empty = torch.zeros(0, 3, requires_grad=True)
-    value = loss(empty, torch.zeros(0, 3))
-    value.backward()
-    assert value.item() == 0
-    assert empty.grad.shape == (0, 3)
+    logits, targets = torch.randn(100, 3).bfloat16(), torch.rand(100, 3).round()
+    assert_wide_and_of_nothing_0(loss, logits, targets)
 
 
 class TestFocal:
@@ -201,12 +206,4 @@ class TestBoxLosses:
 
     def test_half_precision_and_empty(self, loss):
         pred, target = (boxes_of(9, 4) * 10).bfloat16(), boxes_of(9, 5) * 10
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = loss(pred, target)
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, loss(pred.float(), target))
-        empty = torch.zeros(0, 4, requires_grad=True)
-        value = loss(empty, torch.zeros(0, 4))
-        value.backward()
-        assert value.item() == 0
-        assert empty.grad.shape == (0, 4)
+        assert_wide_and_of_nothing_0(loss, pred, target)

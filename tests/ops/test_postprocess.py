@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from head_outputs import random_outputs
 from torchvision.ops import nms
 
 from retina_ray.ops.anchors import AnchorGenerator
@@ -15,21 +16,14 @@ from retina_ray.structures import HeadOutputs
 NAN = float("nan")
 NUM_ANCHORS, NUM_CLASSES = 6, 4
 GRIDS = [(6, 8), (3, 4), (2, 2)]
+ANCHORS = AnchorGenerator([(12, 18), (24, 36), (48, 60)], (0.5, 1, 2), (8, 16, 32))
 SIZES = torch.tensor([[48, 64], [40, 50]])
 
 
-def make_outputs(seed=0, num_images=2, shift=-2.0, num_classes=NUM_CLASSES) -> HeadOutputs:
-    generator = torch.Generator().manual_seed(seed)
-
-    def maps(channels, scale):
-        return [
-            torch.randn(num_images, NUM_ANCHORS * channels, h, w, generator=generator) * scale
-            for h, w in GRIDS
-        ]
-
-    anchors = AnchorGenerator([(12, 18), (24, 36), (48, 60)], (0.5, 1, 2), (8, 16, 32))
-    logits = [level + shift for level in maps(num_classes, 1.5)]
-    return HeadOutputs(logits, maps(4, 0.3), anchors(GRIDS))
+def make_outputs(shift=-2.0, **options) -> HeadOutputs:
+    made = random_outputs(ANCHORS, GRIDS, NUM_CLASSES, spreads=(1.5, 0.3), **options)
+    logits, deltas = ([x.detach() for x in levels] for levels in (made.logits, made.deltas))
+    return HeadOutputs([level + shift for level in logits], deltas, made.anchors)
 
 
 def channels_last(outputs: HeadOutputs) -> HeadOutputs:
@@ -94,7 +88,7 @@ def reference(outputs, i, size, threshold=0.05, topk=1000, nms_threshold=0.5, li
     ],
 )
 def test_equals_the_plain_way(options):
-    outputs = make_outputs(0)
+    outputs = make_outputs()
     names = {"threshold": "score_threshold", "topk": "topk_per_level", "limit": "max_detections"}
     keywords = {names.get(name, name): value for name, value in options.items()}
     results = select(outputs, **keywords)
@@ -109,7 +103,7 @@ def test_equals_the_plain_way(options):
 
 @pytest.mark.parametrize("topk", [1, 5, 25, 100])
 def test_the_best_of_many_equal_scores(topk):
-    outputs = make_outputs(4, shift=1.0)
+    outputs = make_outputs(seed=4, shift=1.0)
     for level in outputs.logits:
         level[level > 3] += 20  # scores of exactly 1, from logits that differ
         level.mul_(2).round_().div_(2)
