@@ -1,6 +1,7 @@
 """The config classes: defaults, freezing, direct construction, and impossible combinations."""
 
 import pickle
+from operator import attrgetter
 
 import pydantic
 import pytest
@@ -82,12 +83,6 @@ DETECTRON2 = {
 }
 
 
-def value_at(config, path):
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
-
-
 def faults_of(**sections) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         ExperimentConfig(**sections)
@@ -96,7 +91,7 @@ def faults_of(**sections) -> dict[str, str]:
 
 def test_the_defaults_are_detectron2s():
     config = ExperimentConfig()
-    assert {path: value_at(config, path) for path in DETECTRON2} == DETECTRON2
+    assert {path: attrgetter(path)(config) for path in DETECTRON2} == DETECTRON2
 
 
 def test_defaults_differ_from_detectron2_where_the_docs_say_so():
@@ -139,7 +134,7 @@ def test_derived_values_of_the_model():
 def test_nothing_can_be_set(path):
     config = ExperimentConfig()
     *parents, leaf = path.split(".")
-    section = value_at(config, ".".join(parents)) if parents else config
+    section = attrgetter(".".join(parents))(config) if parents else config
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         setattr(section, leaf, 1.0)
     assert config == ExperimentConfig()

@@ -274,42 +274,26 @@ for name in {sorted(set(_of_packages("retina_ray.data")) - set(needs_torch))!r}:
 # The test itself
 
 PLANTED = [
-    # up, at the top, in a function, in a class, in a try, by name
+    # up: at the top, in a function, in a try, by name
     ("retina_ray.ops.boxes", "from retina_ray.model import RetinaNet"),
-    ("retina_ray.config", "import retina_ray.ops.boxes"),
+    ("retina_ray.config", "import retina_ray.ops.boxes as boxes"),
     ("retina_ray.model.fpn", "def f():\n    from retina_ray.train.engine.loop import TrainingLoop"),
-    ("retina_ray.model.fpn", "class A:\n    import retina_ray.cli"),
-    (
-        "retina_ray.data.plan.run_plan",
-        "try:\n    import retina_ray.sweep\nexcept ImportError:\n    pass",
-    ),
+    ("retina_ray.model.fpn", "try:\n    import retina_ray.cli\nexcept ImportError:\n    pass"),
     ("retina_ray.ops.boxes", "import importlib\nimportlib.import_module('retina_ray.model')"),
     ("retina_ray.train.engine.loop", "from experiments.recipes import shapes"),
-    ("retina_ray.train.engine.loop", "import retina_ray.sweep.space as space"),
     # sideways
-    ("retina_ray.model.head", "from retina_ray.data.plan.run_plan import Plan"),
     ("retina_ray.data.plan.run_plan", "from retina_ray.evaluation import coco"),
-    ("retina_ray.overrides", "from retina_ray.config import ExperimentConfig"),
-    ("retina_ray.reports.run.report", "from retina_ray.inference import predict"),
-    ("retina_ray.train.engine.loop", "from retina_ray.inference import predict"),
     # relative
     ("retina_ray.ops.boxes", "from ..model import RetinaNet"),
     ("retina_ray.ops.boxes", "from .. import model"),
     ("retina_ray.data.importers.coco", "from ...model.fpn import FPN"),
     # only parts of ops for data
-    ("retina_ray.data.plan.run_plan", "from retina_ray.ops.losses import giou_loss"),
     ("retina_ray.data.plan.run_plan", "from retina_ray.ops import losses"),
     ("retina_ray.data.plan.run_plan", "import retina_ray.ops"),
     # libraries with owners
-    ("retina_ray.model.fpn", "import ray"),
     ("retina_ray.data.plan.run_plan", "import ray.data"),
-    ("retina_ray.data.loading.batch_loader", "def f():\n    from ray.data import Dataset"),
     ("retina_ray.train.run.trainer", "from ray.train.v2._internal.execution import context"),
-    ("retina_ray.train.run.trainer", "def f():\n    import ray._private.state"),
-    ("retina_ray.train.engine.loop", "import wandb"),
     ("retina_ray.sweep.report", "from wandb.sdk import wandb_run"),
-    ("retina_ray.train.engine.loop", "import cv2"),
-    ("retina_ray.data.plan.run_plan", "from pycocotools.coco import COCO"),
     ("retina_ray.model.fpn", "if not TYPE_CHECKING:\n    import ray"),
     ("retina_ray.model.fpn", "if TYPE_CHECKING:\n    pass\nelse:\n    import ray"),
 ]
@@ -317,20 +301,11 @@ PLANTED = [
 ALLOWED = [
     ("retina_ray.config", "from retina_ray.overrides import ConfigError"),
     ("retina_ray.ops.boxes", "from retina_ray import __version__"),
-    (
-        "retina_ray.inference.predict",
-        "from retina_ray.train.checkpoint.load import load_checkpoint",
-    ),
     ("retina_ray.ops.boxes", "from .anchors import AnchorGenerator"),
-    ("retina_ray.model.fpn", "from ..ops import boxes"),
     ("retina_ray.data.plan.run_plan", "from retina_ray.ops import boxes"),
     ("retina_ray.data.plan.run_plan", "from retina_ray.ops.anchors import AnchorGenerator"),
     ("retina_ray.data.loading.ray_stream", "import ray.data"),
     ("retina_ray.ray_internals.cluster", "from ray._private.state import state"),
-    ("retina_ray.train.tracking", "def f():\n    import wandb"),
-    ("retina_ray.evaluation.coco", "from pycocotools.coco import COCO"),
-    ("retina_ray.cli", "from retina_ray.sweep.space import Space\nimport ray"),
-    ("retina_ray.model.fpn", "if TYPE_CHECKING:\n    import ray"),
     ("retina_ray.model.fpn", "import typing\nif typing.TYPE_CHECKING:\n    import wandb"),
     ("retina_ray.model.fpn", "import raytracer, wandbox, torch"),
 ]

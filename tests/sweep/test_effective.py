@@ -2,6 +2,7 @@
 
 import itertools
 from functools import cache
+from operator import attrgetter
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -52,12 +53,6 @@ TRIED = [
 """All that is read without a network and without data."""
 
 
-def value_at(config, path):
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
-
-
 def candidates(path, value):
     """Other values for a setting; not all of them need be valid."""
     annotation = FIELDS[path].annotation
@@ -74,7 +69,7 @@ def candidates(path, value):
 
 def variants(config, path):
     """Configs that differ from `config` in one setting."""
-    now = value_at(config, path)
+    now = attrgetter(path)(config)
     for value in (value for value in candidates(path, now) if value != now):
         changes = {path: value}
         if path == "model.max_level":
