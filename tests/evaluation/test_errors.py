@@ -37,78 +37,43 @@ A_CAT, ANOTHER, A_DOG = (CAT, BOX), (CAT, OTHER), (DOG, OTHER)
 
 
 @pytest.mark.parametrize(
-    ("boxes", "results", "verdicts", "missed", "ap", "costs"),
+    ("boxes", "results", "verdicts", "missed", "ap", "costs"),  # the results by falling score
     [
-        pytest.param([A_CAT], [(CAT, BOX, 0.5)], [RIGHT], 0, 1, {}, id="nothing wrong"),
+        pytest.param([A_CAT], [A_CAT], [RIGHT], 0, 1, {}, id="nothing wrong"),
         # Not missed too: the error covers the box.
-        ([A_CAT], [(CAT, OFF, 0.5)], [LOCATION], 0, 0, {LOCATION: 1}),
-        ([A_CAT], [(DOG, BOX, 0.5)], [CLASS], 0, 0, {CLASS: 1}),
-        # Dogs: a false alarm at 0.9, a hit at 0.5, so AP 1/2; cats: AP 0. Without the missed cat
-        # there are no cats: the mean is over dogs alone.
+        ([A_CAT], [(CAT, OFF)], [LOCATION], 0, 0, {LOCATION: 1}),
+        ([A_CAT], [(DOG, BOX)], [CLASS], 0, 0, {CLASS: 1}),
+        # Dogs: a false alarm, then a hit, so AP 1/2; cats: AP 0. Without the missed cat there are
+        # no cats: the mean is over dogs alone.
+        ([A_CAT, A_DOG], [(DOG, OFF), A_DOG], [BOTH, RIGHT], 1, 0.25, {BOTH: 0.25, MISSED: 0.25}),
         (
-            [A_CAT, A_DOG],
-            [(DOG, OFF, 0.9), (DOG, OTHER, 0.5)],
-            [BOTH, RIGHT],
-            1,
-            0.25,
-            {BOTH: 0.25, MISSED: 0.25},
-        ),
-        (
-            [A_CAT, ANOTHER],
-            [(CAT, BOX, 0.9), (CAT, BOX, 0.8), (CAT, OTHER, 0.7)],
-            [RIGHT, DUPLICATE, RIGHT],
-            0,
-            TWO_THIRDS,
-            {DUPLICATE: 1 - TWO_THIRDS},
+            *([A_CAT, ANOTHER], [A_CAT, A_CAT, ANOTHER], [RIGHT, DUPLICATE, RIGHT]),
+            *(0, TWO_THIRDS, {DUPLICATE: 1 - TWO_THIRDS}),
         ),
         # An overlap of a half with a box that is taken.
-        ([A_CAT], [(CAT, BOX, 0.9), (CAT, HALF, 0.5)], [RIGHT, DUPLICATE], 0, 1, {}),
-        (
-            [A_CAT],
-            [(CAT, OTHER, 0.9), (CAT, BOX, 0.5)],
-            [BACKGROUND, RIGHT],
-            0,
-            0.5,
-            {BACKGROUND: 0.5},
-        ),
-        ([A_CAT, ANOTHER], [(CAT, OTHER, 0.5)], [RIGHT], 1, 51 / 101, {MISSED: 50 / 101}),
+        ([A_CAT], [A_CAT, (CAT, HALF)], [RIGHT, DUPLICATE], 0, 1, {}),
+        ([A_CAT], [ANOTHER, A_CAT], [BACKGROUND, RIGHT], 0, 0.5, {BACKGROUND: 0.5}),
+        ([A_CAT, ANOTHER], [ANOTHER], [RIGHT], 1, 51 / 101, {MISSED: 50 / 101}),
         ([A_CAT, A_DOG], [], [], 2, 0, {MISSED: NAN}),
         # Mended once, by the best of its errors; the background would come before the other one.
         (
-            [A_CAT],
-            [(CAT, OFF, 0.9), (CAT, OTHER, 0.7), (CAT, [0, 0, 100, 40], 0.5)],
-            [LOCATION, BACKGROUND, LOCATION],
-            0,
-            0,
-            {LOCATION: 1},
+            *([A_CAT], [(CAT, OFF), ANOTHER, (CAT, [0, 0, 100, 40])]),
+            *([LOCATION, BACKGROUND, LOCATION], 0, 0, {LOCATION: 1}),
         ),
         # Each kind by itself: the misplaced cat stays a false alarm above the mended one.
-        (
-            [A_CAT],
-            [(CAT, OFF, 0.9), (DOG, BOX, 0.8)],
-            [LOCATION, CLASS],
-            0,
-            0,
-            {LOCATION: 1, CLASS: 0.5},
-        ),
+        ([A_CAT], [(CAT, OFF), (DOG, BOX)], [LOCATION, CLASS], 0, 0, {LOCATION: 1, CLASS: 0.5}),
         # A mended class counts for the class that it should have been.
-        (
-            [A_CAT, A_DOG],
-            [(DOG, BOX, 0.9), (DOG, OTHER, 0.5)],
-            [CLASS, RIGHT],
-            0,
-            0.25,
-            {CLASS: 0.75},
-        ),
+        ([A_CAT, A_DOG], [(DOG, BOX), A_DOG], [CLASS, RIGHT], 0, 0.25, {CLASS: 0.75}),
         # The thresholds: IoU 0.1 and 0.5, which COCO's matching takes for well placed.
         *(
-            ([A_CAT], [(CAT, [0, 0, 100, height], 0.5)], [kind], kind == BACKGROUND, None, {})
+            ([A_CAT], [(CAT, [0, 0, 100, height])], [kind], kind == BACKGROUND, None, {})
             for height, kind in ((9.99, BACKGROUND), (10, LOCATION), (49.99, LOCATION), (50, RIGHT))
         ),
     ],
 )
 def test_kinds_and_costs(boxes, results, verdicts, missed, ap, costs):
-    analysis = errors([(1, *box) for box in boxes], [found(1, *result) for result in results])
+    scored = [found(1, *result, 0.9 - 0.1 * place) for place, result in enumerate(results)]
+    analysis = errors([(1, *box) for box in boxes], scored)
     assert analysis.verdict.tolist() == verdicts
     assert analysis.missed.sum() == missed
     if ap is not None:
@@ -141,7 +106,7 @@ def test_the_first_kind_that_fits_counts():
     boxes = [(1, CAT, BOX), (1, DOG, near)]
     # 0.3 with the cat, 0.375 with the dog; 0.4 with the cat, 0.5 with the dog; both boxes taken.
     tried = ([0, 0, 100, 30], [0, 0, 100, 40], BOX)
-    kinds = (Verdict.LOCATION, Verdict.LOCATION, Verdict.CLASS)
+    kinds = (LOCATION, LOCATION, CLASS)
     for box, kind in zip(tried, kinds, strict=True):
         results = [found(1, CAT, BOX, 0.9), found(1, DOG, near, 0.9), found(1, CAT, box, 0.5)]
         assert errors(boxes, results).verdict[2] == kind
@@ -151,10 +116,10 @@ def test_an_error_at_a_box_that_is_found_is_left_out():
     results = [found(1, CAT, OFF, 0.9), found(1, CAT, BOX, 0.5)]
     analysis = errors([(1, CAT, BOX)], results)
     assert analysis.ap == pytest.approx(0.5)
-    assert analysis.cost[Verdict.LOCATION] == pytest.approx(0.5)
+    assert analysis.cost[LOCATION] == pytest.approx(0.5)
     # Mended, it would stand for the second box as well.
     analysis = errors([(1, CAT, BOX), (1, CAT, OTHER)], results[::-1])
-    assert analysis.cost[Verdict.LOCATION] == pytest.approx(51 / 101 - 51 * 0.5 / 101)
+    assert analysis.cost[LOCATION] == pytest.approx(51 / 101 - 51 * 0.5 / 101)
 
 
 def test_crowd_regions():
@@ -168,9 +133,9 @@ def test_crowd_regions():
         found(1, CAT, BOX, 0.6),
     ]
     analysis = errors(boxes, results)
-    ignored, right = Verdict.IGNORED, Verdict.RIGHT
-    assert analysis.verdict.tolist() == [ignored, ignored, Verdict.BACKGROUND, right]
-    assert only(analysis) == {Verdict.BACKGROUND: 1}  # and the region is not missed
+    ignored = Verdict.IGNORED
+    assert analysis.verdict.tolist() == [ignored, ignored, BACKGROUND, RIGHT]
+    assert only(analysis) == {BACKGROUND: 1}  # and the region is not missed
     assert analysis.ap == pytest.approx(1)
 
 
@@ -181,8 +146,8 @@ def test_rotated_boxes():
         found(1, CAT, [100, 100, 80, 40, 120], 0.8),  # rotated by 90 degrees: IoU 1/3
     ]
     analysis = errors(boxes, results)
-    assert analysis.verdict.tolist() == [Verdict.RIGHT, Verdict.LOCATION]
-    assert only(analysis) == {Verdict.LOCATION: 1, Verdict.MISSED: 1}
+    assert analysis.verdict.tolist() == [RIGHT, LOCATION]
+    assert only(analysis) == {LOCATION: 1, MISSED: 1}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -199,7 +164,7 @@ def test_ap_is_pycocotools(seed):
     counts = np.bincount(analysis.verdict, minlength=8)
     assert counts.sum() == len(columns.found_score)
     found_boxes = (analysis.matching.found_by >= 0).sum()
-    assert counts[Verdict.RIGHT] == found_boxes
+    assert counts[RIGHT] == found_boxes
     assert analysis.false_positives >= -1e-12
     assert found_boxes + analysis.missed.sum() <= columns.num_true.sum()
 

@@ -96,14 +96,7 @@ def shapes(aligned):
         (["--set", "loss.focal_gamma=much"], ["loss.focal_gamma", "'much'"]),
         (["--set", "loss.focal_gamma=-1"], ["loss.focal_gamma", "greater than or equal to 0"]),
         (
-            [
-                "--set",
-                "loss.focal_gama=2",
-                "--set",
-                "modle.backbone=a",
-                "--set",
-                "train.epochs=2.5",
-            ],
+            ["--set=loss.focal_gama=2", "--set=modle.backbone=a", "--set=train.epochs=2.5"],
             ["did you mean loss.focal_gamma?", "did you mean model.backbone?", "train.epochs: "],
         ),
         (["--set", "loss.focal_gamma"], ["'loss.focal_gamma' is not of the form path=value"]),

@@ -1,6 +1,7 @@
 """Shapes: N images, M boxes, A anchors a cell, K classes, R anchors in all."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,6 @@ from head_outputs import random_outputs
 from torchvision.models.detection._utils import BoxCoder as TorchvisionCoder
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
-from retina_ray.model.assignment import Assignment
 from retina_ray.model.box_pairs import all_rows, positive_rows
 from retina_ray.model.criterion import RetinaNetCriterion
 from retina_ray.ops.anchors import AnchorGenerator
@@ -55,10 +55,8 @@ def make_targets() -> Targets:
 
 
 def image(outputs: HeadOutputs, i: int) -> HeadOutputs:
-    part = slice(i, i + 1)
-    return HeadOutputs(
-        [x[part] for x in outputs.logits], [x[part] for x in outputs.deltas], outputs.anchors
-    )
+    logits, deltas = ([x[i : i + 1] for x in y] for y in (outputs.logits, outputs.deltas))
+    return replace(outputs, logits=logits, deltas=deltas)
 
 
 def leaves(outputs: HeadOutputs) -> list[torch.Tensor]:
@@ -129,15 +127,8 @@ def test_values_and_gradients_equal_the_definition(matcher, cls_loss, box_loss):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-BAD = [
-    [5.0, 5, 5, 20],
-    [5, 20, 20, 20],
-    [20, 20, 5, 5],
-    [0, 0, 0, 0],
-    [NAN, 0, 10, 10],
-    [NAN] * 4,
-    [0, 0, INF, 10],
-]
+BAD = [[5.0, 5, 5, 20], [5, 20, 20, 20], [20, 20, 5, 5], [0, 0, 0, 0]]
+BAD += [[NAN, 0, 10, 10], [NAN] * 4, [0, 0, INF, 10]]
 
 
 @pytest.mark.parametrize("box_loss", BOX_LOSSES)
@@ -214,9 +205,8 @@ def test_the_normalizer_is_saved_and_only_changed_in_training():
 def test_half_precision_outputs(box_loss):
     outputs, targets = make_outputs(dtype=torch.bfloat16), make_targets()
     logits, deltas = ([x.detach().float() for x in y] for y in (outputs.logits, outputs.deltas))
-    expected = make_criterion(box_loss=box_loss)(
-        HeadOutputs(logits, deltas, outputs.anchors), targets
-    )
+    wide = replace(outputs, logits=logits, deltas=deltas)
+    expected = make_criterion(box_loss=box_loss)(wide, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = make_criterion(box_loss=box_loss)(outputs, targets)
     for name, loss in losses.items():
@@ -245,25 +235,17 @@ def test_what_a_gpu_does_equals_the_gathered_box_loss(box_loss):
     gathered = criterion._box_loss_sum(positive_rows(outputs, assignment))
     everywhere = criterion._box_loss_sum(all_rows(outputs, assignment))
     torch.testing.assert_close(everywhere, gathered)
-    for a, b in zip(
-        torch.autograd.grad(everywhere, outputs.deltas),
-        torch.autograd.grad(gathered, outputs.deltas),
-        strict=True,
-    ):
+    ours, theirs = (torch.autograd.grad(x, outputs.deltas) for x in (everywhere, gathered))
+    for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
     # What an anchor that is not positive predicts or matches is of no meaning.
-    wild = HeadOutputs(
-        outputs.logits,
-        [(x * 1e6).detach().masked_fill(x > 1, NAN) for x in outputs.deltas],
-        outputs.anchors,
+    wild = [(x * 1e6).detach().masked_fill(x > 1, NAN) for x in outputs.deltas]
+    nothing = replace(
+        assignment,
+        positive=torch.zeros_like(assignment.positive),
+        boxes=torch.full_like(assignment.boxes, NAN),
     )
-    nothing = Assignment(
-        assignment.labels,
-        assignment.index,
-        torch.zeros_like(assignment.positive),
-        torch.full_like(assignment.boxes, NAN),
-    )
-    assert criterion._box_loss_sum(all_rows(wild, nothing)) == 0
+    assert criterion._box_loss_sum(all_rows(replace(outputs, deltas=wild), nothing)) == 0
 
 
 @pytest.mark.parametrize("cls_loss", ["quality_focal", "varifocal"])
@@ -297,11 +279,8 @@ def test_rotated_boxes_of_angle_0_are_assigned_as_aligned_ones():
     # Coordinates were rounded on the way, so an IoU may pass a threshold or lose a tie.
     assert (found.labels == aligned.labels).float().mean() > 0.98
     losses = criterion(rotated, boxes)
-    for loss, maps in (
-        (losses["loss_cls"], rotated.logits),
-        (losses["loss_box_reg"], rotated.deltas),
-    ):
-        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, maps, retain_graph=True))
+    for gradient in torch.autograd.grad(sum(losses.values()), leaves(rotated)):
+        assert gradient.isfinite().all()
     assert losses["loss_box_reg"] > 0
     with pytest.raises(ValueError, match=r"boxes of 4 numbers for a model with boxes of 5"):
         criterion(rotated, targets)
@@ -324,10 +303,7 @@ def test_nothing_depends_on_values_that_a_gpu_would_have_to_send(
     # Meta tensors have no values, so anything that looked at one would raise here.
     outputs, targets = make_outputs(), make_targets().to("meta")
     on_meta = HeadOutputs(
-        *(
-            [x.detach().to("meta").requires_grad_() for x in levels]
-            for levels in (outputs.logits, outputs.deltas, outputs.anchors)
-        )
+        *([x.detach().to("meta").requires_grad_() for x in y] for y in vars(outputs).values())
     )
     criterion = make_criterion(
         box_loss=box_loss,
@@ -389,10 +365,9 @@ def test_from_config_builds_the_assigner_and_the_coder():
 
 
 def test_faults_are_named():
+    config = with_overrides(ExperimentConfig(), {"model.num_classes": None})
     with pytest.raises(ConfigError, match=r"model\.num_classes"):
-        RetinaNetCriterion.from_config(
-            with_overrides(ExperimentConfig(), {"model.num_classes": None})
-        )
+        RetinaNetCriterion.from_config(config)
     for name in ("box_loss", "cls_loss", "normalizer"):
         with pytest.raises(ValueError, match=f"{name}: .* got 'other'"):
             make_criterion(**{name: "other"})

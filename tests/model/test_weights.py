@@ -351,57 +351,46 @@ def test_backbone_from_files(imagenet, tmp_path):
             assert not backbone.conv1.weight.requires_grad
 
 
-def test_backbone_of_another_depth_or_norm_is_refused(imagenet):
-    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet34"), imagenet))
-    assert message.startswith("model.backbone_weights: ")
-    assert "missing in the file: layer1.2.conv1.weight" in message
-    assert "more" in message  # a long list is cut, with its count
-    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet18", norm="gn"), imagenet))
-    assert "choose a model.backbone_norm with bn" in message
-
-
-def test_backbone_names_are_checked(tmp_path):
-    backbone = ResNetBackbone("resnet18")
-    for name, fault in (
-        ("IMAGENET1K_V9", "one of ResNet18_Weights.IMAGENET1K_V1"),
-        ("ResNet50_Weights.IMAGENET1K_V2", "for resnet18"),
-        (str(tmp_path / "none.pth"), "no such file"),
-    ):
-        message = _refusal(lambda name=name: load_backbone(backbone, name))
-        assert fault in message
-        assert message.startswith("model.backbone_weights: ")
-
-
-def test_backbone_by_name_without_a_network(monkeypatch):
-    calls = []
-
-    def fail(url, **kwargs):
-        calls.append((url, kwargs))
-        raise URLError("no route")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    message = _refusal(lambda: load_backbone(ResNetBackbone("resnet18"), "IMAGENET1K_V1"))
-    assert "cannot download ResNet18_Weights.IMAGENET1K_V1" in message
-    assert calls[0][1]["weights_only"] is True
-    assert calls[0][1]["check_hash"] is True
-
-
 def test_backbone_by_name(monkeypatch, imagenet):
-    monkeypatch.setattr(
-        "torchvision.models._api.load_state_dict_from_url", lambda url, **_: dict(imagenet)
-    )
+    answers = [imagenet, imagenet, URLError("no route")]
+
+    def download(url, *, weights_only, check_hash, **_):
+        assert weights_only
+        assert check_hash
+        answer = answers.pop(0)
+        if isinstance(answer, URLError):
+            raise answer
+        return dict(answer)
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     backbone = ResNetBackbone("resnet18")
     for name in ("IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"):
         backbone.conv1.weight.data.zero_()
         load_backbone(backbone, name)
         assert torch.equal(backbone.conv1.weight, imagenet["conv1.weight"])
+    message = _refusal(lambda: load_backbone(backbone, "IMAGENET1K_V1"))
+    assert "cannot download ResNet18_Weights.IMAGENET1K_V1" in message
 
 
-def test_files_that_hold_no_state_dict(tmp_path):
-    path = tmp_path / "list.pth"
+def test_weights_that_are_none_of_a_backbone_are_refused(imagenet, tmp_path):
     backbone = ResNetBackbone("resnet18")
-    for content, fault in (([1, 2], "holds list"), ({"epoch": 3}, "no tensors: epoch")):
-        torch.save(content, path)
-        assert fault in _refusal(lambda: load_backbone(backbone, path))
-    path.write_bytes(b"not a checkpoint")
-    assert "cannot be read" in _refusal(lambda: load_backbone(backbone, path))
+    for name, content in (("list.pth", [1, 2]), ("other.pth", {"epoch": 3})):
+        torch.save(content, tmp_path / name)
+    (tmp_path / "noise.pth").write_bytes(b"not a checkpoint")
+    for model, weights, fault in (
+        # A long list is cut, with its count.
+        (
+            ResNetBackbone("resnet34"),
+            imagenet,
+            r"missing in the file: layer1\.2\.conv1\.weight.*more",
+        ),
+        (ResNetBackbone("resnet18", norm="gn"), imagenet, r"a model\.backbone_norm with bn"),
+        (backbone, "IMAGENET1K_V9", r"one of ResNet18_Weights\.IMAGENET1K_V1"),
+        (backbone, "ResNet50_Weights.IMAGENET1K_V2", "for resnet18"),
+        (backbone, str(tmp_path / "none.pth"), "no such file"),
+        (backbone, tmp_path / "list.pth", "holds list"),
+        (backbone, tmp_path / "other.pth", "no tensors: epoch"),
+        (backbone, tmp_path / "noise.pth", "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=rf"(?s)^model\.backbone_weights: .*{fault}"):
+            load_backbone(model, weights)

@@ -1,6 +1,7 @@
 """Shapes: N images, A anchors a cell, K classes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,11 +80,7 @@ def reference(outputs, i, size, threshold=0.05, topk=1000, nms_threshold=0.5, li
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"threshold": 0.4},
-        {"topk": 25},
-        {"limit": 7},
-        {"nms_threshold": 0.2},
+        *({}, {"threshold": 0.4}, {"topk": 25}, {"limit": 7}, {"nms_threshold": 0.2}),
         {"threshold": 0.0, "nms_threshold": 1.0, "limit": 5000},
     ],
 )
@@ -127,6 +124,13 @@ def one_anchor(logits, deltas=(0.0, 0.0, 0.0, 0.0), box=(10.0, 10, 30, 20)) -> H
         [torch.tensor(deltas, dtype=torch.float32).view(1, 4, 1, 1)],
         [torch.tensor([box])],
     )
+
+
+def one_row(logits, anchors) -> HeadOutputs:
+    """One image, a row of cells of one anchor each; logits (cells,) or (classes, cells)."""
+    num_cells, numbers = anchors.shape
+    deltas = torch.zeros(1, numbers, 1, num_cells)
+    return HeadOutputs([logits.view(1, -1, 1, num_cells)], [deltas], [anchors])
 
 
 def select_one(outputs, size=(100, 200), **options):
@@ -200,9 +204,7 @@ def test_no_detections_and_no_images():
 
 def test_equal_scores_are_cut_in_a_fixed_order():
     outputs = make_outputs()
-    equal = HeadOutputs(
-        [torch.zeros_like(x) for x in outputs.logits], outputs.deltas, outputs.anchors
-    )
+    equal = replace(outputs, logits=[torch.zeros_like(x) for x in outputs.logits])
     first, again, other_format = (
         select(given, topk_per_level=10, max_detections=20)
         for given in (equal, equal, channels_last(equal))
@@ -220,14 +222,13 @@ def test_equal_scores_are_cut_in_a_fixed_order():
 def test_as_many_pairs_as_there_are_up_to_the_limit(dtype):
     # One class, one level, far more anchors above the threshold than are kept: rounding must not
     # put the least of the best below its own bound.
-    num_cells, generator = 47 * 53, torch.Generator().manual_seed(0)
+    num_cells, generator = 2491, torch.Generator().manual_seed(0)
     grid = torch.arange(num_cells, dtype=torch.float32)[:, None]
     anchors = grid * torch.tensor([20.0, 0, 20, 0]) + torch.tensor([0.0, 0, 10, 10])
-    deltas = [torch.zeros(1, 4, 47, 53)]
     for _ in range(30):
-        logits = (torch.randn(1, 1, 47, 53, generator=generator) * 1.5 - 2).to(dtype)
-        outputs = HeadOutputs([logits], deltas, [anchors])
-        found = select_one(outputs, (10, 20 * num_cells), max_detections=5000)
+        logits = (torch.randn(num_cells, generator=generator) * 1.5 - 2).to(dtype)
+        size = (10, 20 * num_cells)
+        found = select_one(one_row(logits, anchors), size, max_detections=5000)
         assert len(found) == min(1000, int((logits.double().sigmoid() > 0.05).sum()))
 
 
@@ -236,9 +237,7 @@ def test_equal_logits_have_equal_scores_and_keep_their_order():
     anchors = torch.arange(9.0)[:, None] * torch.tensor([20.0, 0, 20, 0])
     anchors = anchors + torch.tensor([0.0, 0, 10, 10])
     for logit in torch.randn(60, generator=torch.Generator().manual_seed(1)).tolist():
-        outputs = HeadOutputs(
-            [torch.full((1, 5, 3, 3), logit)], [torch.zeros(1, 4, 3, 3)], [anchors]
-        )
+        outputs = one_row(torch.full((5, 9), logit), anchors)
         found = select_one(outputs, (10, 200), score_threshold=0.0)
         assert found.labels.tolist() == [0, 1, 2, 3, 4] * 9
         assert len(set(found.scores.tolist())) == 1
@@ -249,8 +248,7 @@ def test_suppression_goes_on_until_enough_remain():
     same = torch.tensor([[10.0, 10, 50, 50]]).repeat(41, 1)
     apart = torch.tensor([[100.0 * i, 0, 100.0 * i + 20, 20] for i in range(1, 10)])
     boxes = torch.cat((same, apart))
-    logits = torch.linspace(4, 1, 50)
-    outputs = HeadOutputs([logits.view(1, 1, 1, 50)], [torch.zeros(1, 4, 1, 50)], [boxes])
+    outputs = one_row(torch.linspace(4, 1, 50), boxes)
     result = select_one(outputs, size=(1000, 1000), max_detections=10)
     torch.testing.assert_close(result.boxes, torch.cat((same[:1], apart)))
     assert len(select_one(outputs, size=(1000, 1000), max_detections=3)) == 3
@@ -259,12 +257,8 @@ def test_suppression_goes_on_until_enough_remain():
 def test_rotated_boxes_are_neither_clipped_nor_suppressed_as_if_aligned():
     # Two bars through one centre, at right angles: their enclosing boxes overlap, they hardly do.
     anchors = torch.tensor([[0.0, 20, 60, 6, 45], [0.0, 20, 60, 6, -45], [0.0, 20, 60, 7, 45]])
-    outputs = HeadOutputs(
-        [torch.tensor([3.0, 2.0, 1.0]).view(1, 1, 1, 3)], [torch.zeros(1, 5, 1, 3)], [anchors]
-    )
-    (result,) = select_detections(
-        outputs, torch.tensor([[40, 40]]), coder=RotatedBoxCoder(symmetry_deg=90)
-    )
+    outputs, coder = one_row(torch.tensor([3.0, 2, 1]), anchors), RotatedBoxCoder(symmetry_deg=90)
+    (result,) = select_detections(outputs, torch.tensor([[40, 40]]), coder=coder)
     torch.testing.assert_close(result.boxes, anchors[:2])
     assert result.labels.tolist() == [0, 0]
 

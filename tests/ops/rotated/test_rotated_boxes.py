@@ -132,17 +132,18 @@ def test_aligned_boxes_and_back():
     assert rotated_from_aligned(torch.zeros(2, 0, 4)).shape == (2, 0, 5)
 
 
+BAD = [
+    *([5.0, 5, 0, 5, 0], [5, 5, 5, 0, 30], [5, 5, -4, 5, 0], [5, 5, -4, -4, 0]),
+    *([NAN, 5, 5, 5, 0], [5, 5, 5, 5, NAN], [5, 5, 5, 5, INF], [5, 5, INF, 5, 0]),
+    *([INF, 5, 5, 5, 0], [NAN] * 5),
+    # Proper, but of an area that vanishes or overflows.
+    *([5, 5, 1e-30, 1e-30, 10], [5, 5, 1e30, 1e30, 10]),
+]
+
+
 def test_proper_boxes():
-    boxes = torch.tensor(
-        [
-            [0.0, 0, 1, 1, 720],
-            [0, 0, 0, 1, 0],
-            [0, 0, 1, -1, 0],
-            [0, 0, 1, 1, NAN],
-            [0, INF, 1, 1, 0],
-        ]
-    )
-    assert is_proper_rotated(boxes).tolist() == [True, False, False, False, False]
+    boxes = torch.tensor([[0.0, 0, 1, 1, 720], *BAD])
+    assert is_proper_rotated(boxes).tolist() == [True] + [False] * 10 + [True] * 2
 
 
 # Scaling
@@ -297,22 +298,6 @@ def test_a_small_box_far_from_the_origin():
     b = torch.tensor([[4096.25, 4096.5, 2, 1, 75]])
     shifted = [box - torch.tensor([4096.0, 4096, 0, 0, 0]) for box in (a, b)]
     assert torch.equal(rotated_iou(a, b), rotated_iou(*shifted))
-
-
-BAD = [
-    [5.0, 5, 0, 5, 0],
-    [5, 5, 5, 0, 30],
-    [5, 5, -4, 5, 0],
-    [5, 5, -4, -4, 0],
-    [NAN, 5, 5, 5, 0],
-    [5, 5, 5, 5, NAN],
-    [5, 5, 5, 5, INF],
-    [5, 5, INF, 5, 0],
-    [INF, 5, 5, 5, 0],
-    [NAN] * 5,
-    [5, 5, 1e-30, 1e-30, 10],
-    [5, 5, 1e30, 1e30, 10],  # proper, but its area overflows
-]
 
 
 def test_overlap_with_bad_boxes_is_zero():
