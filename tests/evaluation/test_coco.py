@@ -39,12 +39,9 @@ def loaded(path, ground_truth):
 def test_one_false_alarm_between_two_hits_by_hand():
     # Sorted by score: hit, false alarm, hit. Precision 1 up to recall 0.5 (51 of the 101 recall
     # points 0.00 to 0.50), then 2/3 (50 points).
-    results = [
-        cat(1, BOX, 0.9),
-        cat(1, [60, 0, 30, 30], 0.8),
-        cat(1, [100, 100, 50, 50], 0.7),
-    ]
-    metrics = evaluate_coco(truth([ONE, (1, 1, [100, 100, 50, 50])]), results)
+    other = [100, 100, 50, 50]
+    results = [cat(1, BOX, 0.9), cat(1, [60, 0, 30, 30], 0.8), cat(1, other, 0.7)]
+    metrics = evaluate_coco(truth([ONE, (1, 1, other)]), results)
     expected = (51 + 50 * 2 / 3) / 101
     assert metrics.AP == pytest.approx(expected, abs=1e-9)
     assert metrics.AP50 == pytest.approx(expected, abs=1e-9)

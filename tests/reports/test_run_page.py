@@ -142,6 +142,8 @@ def test_curves_show_what_was_logged(whole):
 
 
 METRIC_TEXTS = [json.dumps(line) for line in metric_lines()]
+TORN = "\n".join(['{"step": "x", "metrics": {}}', *METRIC_TEXTS, '{"step'])
+NO_JSON = {"config.json": "{", "checkpoints/index.json": "[]"}
 
 
 @pytest.mark.parametrize(
@@ -149,20 +151,10 @@ METRIC_TEXTS = [json.dumps(line) for line in metric_lines()]
     [
         ({PREDICTIONS_FILE: None}, ["There is no predictions.parquet", "evaluate.py"]),
         ({"metrics.jsonl": None}, ["metrics.jsonl is missing"]),
-        (
-            {"metrics.jsonl": "\n".join(['{"step": "x", "metrics": {}}', *METRIC_TEXTS, '{"step'])},
-            ["2 of 12 lines are damaged", "line 1, 12"],
-        ),
-        (
-            {"config.json": "{", "checkpoints/index.json": "[]", PREDICTIONS_FILE: "PAR1"},
-            [
-                "config.json cannot be read",
-                "index.json holds no JSON object",
-                "predictions.parquet: 4 bytes that are no whole Parquet file",
-            ],
-        ),
+        ({"metrics.jsonl": TORN}, ["2 of 12 lines are damaged", "line 1, 12"]),
+        (NO_JSON, ["config.json cannot be read", "index.json holds no JSON object"]),
+        ({PREDICTIONS_FILE: "PAR1"}, ["predictions.parquet: 4 bytes that are no whole Parquet"]),
     ],
-    ids=["no predictions", "no metrics", "damaged lines", "damaged files"],
 )
 def test_what_is_missing_or_damaged_is_told_and_the_rest_shown(copied, changes, told):
     for name, text in changes.items():
@@ -206,20 +198,18 @@ def test_a_run_that_logged_nothing(tmp_path, pets):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("results", "fingerprint", "told"),
     [
+        ([], "0123456789abcdef", ["is of another data set than", "0123456789ab against"]),
         (
-            {"results": [], "fingerprint": "0123456789abcdef"},
-            ["is of another data set than", "0123456789ab against"],
-        ),
-        (
-            {"results": [found(50, 999, (0, 0, 9, 9), 0.5)]},
+            *([found(50, 999, (0, 0, 9, 9), 0.5)], None),
             ["image_id not in the ground truth: 550", "category_id not in", "--data"],
         ),
     ],
 )
-def test_predictions_of_another_data_set(tmp_path, pets, options, told):
-    problems = "\n".join(run_report(write_run(tmp_path / "run", pets, **options)).problems)
+def test_predictions_of_another_data_set(tmp_path, pets, results, fingerprint, told):
+    run = write_run(tmp_path / "run", pets, results=results, fingerprint=fingerprint)
+    problems = "\n".join(run_report(run).problems)
     assert [words for words in told if words not in problems] == []
 
 

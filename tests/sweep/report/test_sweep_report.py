@@ -35,30 +35,18 @@ NAN = math.nan
 
 def mixed():
     """A sweep with every kind of outcome."""
+
+    def params(lr, sizes=(16.0, 32.0)):
+        return {"optimizer.lr": lr, "model.anchors.sizes": sizes}
+
+    nan = "RuntimeError: loss is nan <b>\nat step 3"
+    stopped = {"status": "stopped", "epochs": 3, "reason": "asha stopped it after epoch 3"}
     return [
-        trial("slow", 0.30, params={"optimizer.lr": 1e-4, "model.anchors.sizes": (32.0, 64.0)}),
-        trial(
-            "bad",
-            status="failed",
-            epochs=0,
-            reason="RuntimeError: loss is nan <b>\nat step 3",
-            params={"optimizer.lr": 0.5, "model.anchors.sizes": (16.0, 32.0)},
-        ),
-        trial(
-            "quick",
-            0.35,
-            status="stopped",
-            epochs=3,
-            reason="asha stopped it after epoch 3",
-            params={"optimizer.lr": 0.02, "model.anchors.sizes": None},
-        ),
-        trial("nan", NAN, params={"optimizer.lr": 0.03, "model.anchors.sizes": (16.0, 32.0)}),
-        trial(
-            "top",
-            0.45,
-            params={"optimizer.lr": 0.01, "model.anchors.sizes": (16.0, 32.0)},
-            checkpoint="/runs/top/step_120",
-        ),
+        trial("slow", 0.30, params=params(1e-4, (32.0, 64.0))),
+        trial("bad", status="failed", epochs=0, reason=nan, params=params(0.5)),
+        trial("quick", 0.35, params=params(0.02, None), **stopped),
+        trial("nan", NAN, params=params(0.03)),
+        trial("top", 0.45, params=params(0.01), checkpoint="/runs/top/step_120"),
     ]
 
 
@@ -82,16 +70,9 @@ def test_best_ap_first_then_no_ap_then_failures():
 
 
 def test_short_names_stay_apart():
-    names = {
-        "loss.gamma": "loss.gamma",
-        "schedule.gamma": "schedule.gamma",
-        "optimizer.lr": "lr",
-        "gamma": "gamma",
-        "a.b.gamma": "a.b.gamma",
-        "x.b.gamma": "x.b.gamma",
-        "schedule.name": "schedule.name",
-        "model.anchors.scale": "anchors.scale",
-    }
+    same = ["loss.gamma", "schedule.gamma", "gamma", "a.b.gamma", "x.b.gamma", "schedule.name"]
+    names = {name: name for name in same}
+    names |= {"optimizer.lr": "lr", "model.anchors.scale": "anchors.scale"}
     assert short_names(list(names)) == names
 
 

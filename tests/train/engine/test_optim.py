@@ -92,33 +92,35 @@ def test_linear_rule(lr_batch_size, batch_size, expected):
     assert rates == pytest.approx([expected, 3 * expected])
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_two_steps_of_sgd_by_hand(nesterov):
+def _steps(config, gradients):
+    """A weight of 2 after updates with these gradients, and its optimizer."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 2.0)
-    config = OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=0.25, nesterov=nesterov)
     optimizer = build_optimizer(layer, config, batch_size=1)
-    weight, velocity = 2.0, 0.0
-    for gradient in (1.0, -3.0):
+    for gradient in gradients:
         layer.weight.grad = torch.full((1, 1), gradient)
-        optimizer.step()
+        update_if_finite(optimizer, layer.weight.grad.isfinite().all())
+    return layer.weight, optimizer
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_two_steps_of_sgd_by_hand(nesterov):
+    config = OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=0.25, nesterov=nesterov)
+    weight, velocity, gradients = 2.0, 0.0, (1.0, -3.0)
+    for gradient in gradients:
         d = gradient + 0.25 * weight
         velocity = 0.5 * velocity + d
         weight -= 0.1 * (d + 0.5 * velocity if nesterov else velocity)
-    assert layer.weight.item() == pytest.approx(weight)
+    assert _steps(config, gradients)[0].item() == pytest.approx(weight)
 
 
 def test_adamw_takes_its_betas_and_decouples_the_decay():
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(layer.weight, 2.0)
     config = OptimizerConfig(name="adamw", lr=0.1, betas=(0.8, 0.9), weight_decay=0.5)
-    optimizer = build_optimizer(layer, config, batch_size=1)
+    weight, optimizer = _steps(config, [1.0])
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
-    layer.weight.grad = torch.ones(1, 1)
-    optimizer.step()
     # 2 * (1 - lr * decay), then a step of lr: the first bias-corrected update is g / |g|.
-    assert layer.weight.item() == pytest.approx(2 * (1 - 0.05) - 0.1, rel=1e-5)
+    assert weight.item() == pytest.approx(2 * (1 - 0.05) - 0.1, rel=1e-5)
 
 
 def _with_gradients(*gradients) -> list[nn.Parameter]:
@@ -164,17 +166,6 @@ def test_a_gradient_that_is_not_finite_is_not_hidden_by_clipping(clip, fault):
 
 
 # Updates that are passed over
-
-
-def _steps(config, gradients):
-    """A weight of 2 after updates with these gradients, and its optimizer."""
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(layer.weight, 2.0)
-    optimizer = build_optimizer(layer, config, batch_size=1)
-    for gradient in gradients:
-        layer.weight.grad = torch.full((1, 1), gradient)
-        update_if_finite(optimizer, layer.weight.grad.isfinite().all())
-    return layer.weight, optimizer
 
 
 @pytest.fixture
