@@ -189,12 +189,6 @@ def test_a_section_of_another_class_is_refused():
     assert set(faults_of(loss=MatcherConfig())) == {"loss"}
 
 
-def test_lists_stand_for_tuples_and_ints_for_floats():
-    anchors = AnchorConfig(sizes=[8, 16, 32, 64, 128], scale=2)  # pyright: ignore
-    assert anchors.sizes == (8.0, 16.0, 32.0, 64.0, 128.0)
-    assert all(type(size) is float for size in (*anchors.sizes, anchors.scale))
-
-
 # Impossible combinations
 
 NESTEROV = {"optimizer.nesterov": True}
@@ -222,6 +216,10 @@ TWO_SETS = {"data.train": "a", "data.val": "b"}
         ({"model.head_norm": "gn", "model.head_channels": 40}, "model.head_channels", "40"),
         ({**TWO_SETS, "data.synthetic": {}}, "data.synthetic", "choose one"),
         ({"data.train": "a"}, "data", "needed together"),
+        (
+            {"model.box_type": "rotated", "inference.evaluation_backend": "faster-coco-eval"},
+            *("inference.evaluation_backend", "aligned boxes"),
+        ),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides, path, says):

@@ -7,7 +7,7 @@ import math
 import pytest
 from evaluation_scenes import random_case
 
-from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
+from retina_ray.config import ConfigError
 from retina_ray.evaluation import backends
 from retina_ray.evaluation.backends import require_backend, resolve_backend
 from retina_ray.evaluation.coco import evaluate_coco
@@ -86,9 +86,3 @@ def test_an_unknown_backend_is_refused():
     ground_truth, results = random_case(0)
     with pytest.raises(ValueError, match=r"backend: .* got 'numpy'"):
         evaluate_coco(ground_truth, results, backend="numpy")
-
-
-def test_the_config_refuses_rotated_boxes_on_the_fast_backend():
-    changes = {"model.box_type": "rotated", "inference.evaluation_backend": "faster-coco-eval"}
-    with pytest.raises(ConfigError, match="aligned boxes"):
-        with_overrides(ExperimentConfig(), changes)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from retina_ray.config import AnchorConfig, ConfigError, ExperimentConfig, ModelConfig
+from retina_ray.config import (
+    AnchorConfig,
+    ConfigError,
+    ExperimentConfig,
+    LossConfig,
+    MatcherConfig,
+    ModelConfig,
+)
 from retina_ray.model import RetinaNet, RetinaNetCriterion
 from retina_ray.model.box_pairs import positive_rows
 from retina_ray.model.fpn import FPN
@@ -203,19 +210,35 @@ def test_parts_that_do_not_fit_are_refused():
         RetinaNet(backbone=backbone, fpn=fpn, head=head, anchors=anchors)
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn"])
-def test_a_step_never_looks_at_a_value_that_a_gpu_would_have_to_send(norm):
+@pytest.mark.parametrize(
+    ("norm", "matcher", "cls_loss", "box_loss", "normalizer"),
+    [
+        ("frozen_bn", "iou", "focal", "smooth_l1", "ema"),
+        ("bn", "iou", "varifocal", "giou", "batch"),
+        ("gn", "atss", "quality_focal", "diou", "ema"),
+        ("gn", "best", "focal", "ciou", "batch"),
+    ],
+)
+def test_a_step_never_looks_at_a_value_that_a_gpu_would_have_to_send(
+    norm, matcher, cls_loss, box_loss, normalizer
+):
     # Meta tensors have no values: `item`, `cpu`, `nonzero` and masks as indices all raise there.
-    config = ExperimentConfig(model=ModelConfig(**TINY, backbone_norm=norm))
+    config = ExperimentConfig(
+        model=ModelConfig(**TINY, backbone_norm=norm),
+        matcher=MatcherConfig(method=matcher),
+        loss=LossConfig(cls_loss=cls_loss, box_loss=box_loss, normalizer=normalizer),
+    )
     with torch.device("meta"):
         model = RetinaNet.from_config(config.model)
         criterion = RetinaNetCriterion.from_config(config)
+        criterion.focal_alpha, criterion.focal_gamma = torch.empty(()), torch.empty(())
         sizes = torch.zeros(2, 2, dtype=torch.int64)
         images = ImageBatch(torch.zeros(2, 3, 96, 128, dtype=torch.uint8), sizes)
         targets = Targets(torch.zeros(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64))
     outputs = model.to("meta")(images)
     sum(criterion(outputs, targets).values()).backward()
-    assert model.head.cls_score.weight.grad.shape == model.head.cls_score.weight.shape
+    for conv in (model.head.cls_score, model.head.box_pred):
+        assert conv.weight.grad.shape == conv.weight.shape
     with pytest.raises((RuntimeError, NotImplementedError)):  # the gathered form does look
         positive_rows(outputs, criterion.assign(outputs, targets))
 
