@@ -29,8 +29,6 @@ def test_ray_accepts_it(cluster):
     ("where", "key", "value"),
     [
         ((), "max_worker", 3),
-        (("provider",), "type", None),
-        (("docker",), "imag", "x"),
         (("available_node_types", "head"), "resources", {"CPU": "four"}),
         (("available_node_types", "gpu_worker"), "max_worker", 8),
     ],

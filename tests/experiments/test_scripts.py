@@ -94,13 +94,11 @@ def shapes(aligned):
         (["--recipe", "shape"], ["--recipe shape", "did you mean shapes?"]),
         (["--recipe", "no/such.json"], ["no/such.json", "No such file"]),
         (["--set", "loss.focal_gamma=much"], ["loss.focal_gamma", "'much'"]),
-        (["--set", "loss.focal_gamma=-1"], ["loss.focal_gamma", "greater than or equal to 0"]),
         (
             ["--set=loss.focal_gama=2", "--set=modle.backbone=a", "--set=train.epochs=2.5"],
             ["did you mean loss.focal_gamma?", "did you mean model.backbone?", "train.epochs: "],
         ),
         (["--set", "loss.focal_gamma"], ["'loss.focal_gamma' is not of the form path=value"]),
-        (["--set", "model.anchors.sizes=[8,16]"], ["2 sizes for 4 pyramid levels"]),
         (["--set", "matcher.low=0.9"], ["matcher.low", "above matcher.high"]),
         (["--set", "schedule.warmup_steps=100000"], ["schedule.warmup_steps", "before the warm"]),
         (["--set", "model.num_classes=7"], ["model.num_classes", "disc, ring, bar"]),

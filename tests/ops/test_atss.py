@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+import torchvision
 from matcher_cases import make_grid, owners
 
 from retina_ray.ops import atss as atss_module
@@ -19,38 +20,26 @@ def random_boxes(shape, seed, height_px=64.0, width_px=96.0):
     return torch.cat((torch.minimum(a, b) * scale, torch.maximum(a, b) * scale), -1)
 
 
-def iou(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
-
-
 def algorithm_1(boxes, anchors, grids, k):
     """The paper's algorithm 1, a box after the other, in plain Python: {anchor: box}."""
-    owner = {}
-    for g, box in enumerate(boxes):
+    table = torchvision.ops.box_iou(boxes, torch.cat(anchors)).tolist()
+    centers = [((level[:, :2] + level[:, 2:]) / 2).tolist() for level in anchors]
+    owner, flat = {}, [center for level in centers for center in level]
+    for g, box in enumerate(boxes.tolist()):
         center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         candidates, first = [], 0
-        for level, (height, width) in zip(anchors, grids, strict=True):
-            distances = [
-                (math.dist(((a[0] + a[2]) / 2, (a[1] + a[3]) / 2), center), first + row)
-                for row, a in enumerate(level)
-            ]
+        for level, (height, width) in zip(centers, grids, strict=True):
+            distances = [(math.dist(c, center), first + row) for row, c in enumerate(level)]
             nearest = sorted(distances)[: k * (len(level) // (height * width))]
             candidates += [row for _, row in nearest]
             first += len(level)
-        flat = [a for level in anchors for a in level]
-        overlaps = [iou(box, flat[row]) for row in candidates]
+        overlaps = [table[g][row] for row in candidates]
         threshold = statistics.mean(overlaps) + statistics.stdev(overlaps)
         for row, overlap in zip(candidates, overlaps, strict=True):
-            x, y = (flat[row][0] + flat[row][2]) / 2, (flat[row][1] + flat[row][3]) / 2
+            x, y = flat[row]
             inside = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > 0.01
             if overlap >= threshold and inside:
-                other = owner.get(row)
-                if other is None or overlap > iou(boxes[other], flat[row]):
+                if row not in owner or overlap > table[owner[row]][row]:
                     owner[row] = g
     return owner
 
@@ -62,14 +51,13 @@ def algorithm_1(boxes, anchors, grids, k):
 def test_equals_the_papers_algorithm_step_by_step(sizes, ratios, k):
     offset = 0.5 * (k % 2)
     anchors, grids = make_grid(64, 96, sizes, ratios, offset)
-    anchors, rows = [x.double() for x in anchors], [x.tolist() for x in anchors]
-    boxes = random_boxes((3, 7), 3)
+    anchors, boxes = [x.double() for x in anchors], random_boxes((3, 7), 3)
     # Side by side within one cell, so that they compete for anchors.
     boxes[0, 3:] = boxes[0, 2] + torch.rand(4, 1, dtype=torch.float64)
     match = AtssMatcher(k).match_grid(boxes, anchors, grids)
     found = 0
     for i in range(3):
-        expected = algorithm_1(boxes[i].tolist(), rows, grids, k)
+        expected = algorithm_1(boxes[i], anchors, grids, k)
         assert owners(match, i) == expected
         found += len(expected)
     assert found > 4

@@ -12,13 +12,7 @@ from retina_ray.train.engine.schedule import build_schedule, lr_factor
 
 @pytest.mark.parametrize(
     ("step", "expected"),
-    [
-        (0, 0.001),
-        (500, 0.001 * 0.5 + 0.5),
-        (59_999, 1.0),
-        (60_000, 0.1),
-        (80_000, 0.01),
-    ],
+    [(0, 0.001), (500, 0.001 * 0.5 + 0.5), (59_999, 1.0), (60_000, 0.1), (80_000, 0.01)],
 )
 def test_multistep_of_detectron2s_1x(step, expected):
     assert lr_factor(step, 90_000, ScheduleConfig()) == pytest.approx(expected, rel=1e-12)
