@@ -5,9 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import ray.cloudpickle
 import torch
 from builders import logged
+from ray.cluster_utils import Cluster
 
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
@@ -19,6 +21,25 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 ONE = ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False)
 TWO = ResourceRequest(num_workers=2, cpus_per_worker=1, use_gpu=False)
+
+
+@contextlib.contextmanager
+def cluster_of(num_nodes, **environment):
+    """A head that takes no tasks, and so many nodes of two CPUs each; this process is connected."""
+    with pytest.MonkeyPatch.context() as patch:
+        # There is no dashboard: what would ask it is told at once that nobody answers.
+        patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        head = {"num_cpus": 0, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(num_nodes):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        ray.init(cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @contextlib.contextmanager

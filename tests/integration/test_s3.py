@@ -9,24 +9,22 @@ import pytest
 import ray
 import ray.cloudpickle
 import torch
+from builders import logged, run_here
+from faulty_runs import ONE, injected
 from s3_server import BUCKET, S3Server
 
 from retina_ray.config import DataConfig
 from retina_ray.data.export import export_coco
 from retina_ray.data.importers.coco import import_coco
 from retina_ray.data.importers.options import ImportOptions
-from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.errors import DataError
 from retina_ray.storage.retry import RETRY_VARIABLE
 from retina_ray.train.checkpoint.load import load_checkpoint
-from retina_ray.train.engine import loop
 from retina_ray.train.errors import RunError
 from retina_ray.train.run import trainer
 from retina_ray.train.run.launch import prepare_run, resume_run
-from retina_ray.train.run.resources import ResourceRequest, connect
-from retina_ray.train.run.worker import run_worker
-from retina_ray.train.spec import RunInputs
+from retina_ray.train.run.resources import connect
 from retina_ray.train.tracking.metrics_file import read_metrics
 
 pytestmark = pytest.mark.ray
@@ -37,7 +35,6 @@ RETRY_S = 20
 """Of all processes of this module: they are started with it."""
 GAP_S = 5
 NUM_STEPS = 6
-REQUEST = ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +71,16 @@ def uncut(config_of, shapes_set, tmp_path_factory):
     """Losses and weights of the same run from and to the disk, in this process."""
     storage = str(tmp_path_factory.mktemp("uncut"))
     spec = prepare_run(config_of(shapes_set), name="run", storage=storage)
-    inputs = RunInputs.open(spec)
-    run_worker(
-        spec,
-        inputs,
-        iterate(inputs.plan.worker_rows(0), inputs.loader),
-        start_step=0,
-        device=torch.device("cpu"),
-        report=lambda metrics, uri: None,
-    )
-    return losses(f"{spec.run_uri}/metrics.jsonl"), load_checkpoint(spec.run_uri).model
-
-
-def losses(path):
-    records = read_metrics(path)
-    return {r["step"]: r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]}
+    run_here(spec)
+    return dict(logged(spec, "train/loss")), load_checkpoint(spec.run_uri).model
 
 
 def losses_on(server, run, folder):
     path = folder / "metrics.jsonl"
     with server.filesystem.open_input_file(f"{BUCKET}/results/{run}/metrics.jsonl") as file:
         path.write_bytes(file.read())
-    return losses(path)
+    records = read_metrics(path)
+    return {r["step"]: r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]}
 
 
 def kept_step(server, run):
@@ -105,26 +90,16 @@ def kept_step(server, run):
         return json.loads(file.read()).get("last_step")
 
 
-def stop_before(step, patch, folder, then):
+def stop_before(step, monkeypatch, folder, then):
     """Let the worker stop before a step until `then` was called in this process."""
     arrived, go = folder / "arrived", folder / "go"
-    work = trainer._worker_in_group
 
-    def stopping(config):
-        train_step = loop.TrainingLoop._train_step
-
-        def watched(self, planned):
-            if self.step == step:
-                arrived.touch()
-                while not go.exists():
-                    time.sleep(0.05)
-            return train_step(self, planned)
-
-        loop.TrainingLoop._train_step = watched
-        try:
-            work(config)
-        finally:
-            loop.TrainingLoop._train_step = train_step
+    def stopping(loop, do_step):
+        if loop.step == step:
+            arrived.touch()
+            while not go.exists():
+                time.sleep(0.05)
+        do_step()
 
     def watch():
         while not arrived.exists():
@@ -132,8 +107,8 @@ def stop_before(step, patch, folder, then):
         then()
         go.touch()
 
-    patch.setattr(trainer, "_worker_in_group", stopping)
     threading.Thread(target=watch, daemon=True).start()
+    return injected(monkeypatch, folder, stopping)
 
 
 def assert_same_end(server, run, uncut, folder):
@@ -202,13 +177,12 @@ def test_a_run_waits_through_both_kinds_of_outage(
 ):
     spec = prepare_run(config_of(server.uri("shapes")), name="cut", storage=server.uri("results"))
     ends = [server.cut_at(r"GET /bucket/shapes/shard", GAP_S, "refused")]
-    stop_before(
-        4,
-        monkeypatch,
-        tmp_path,
-        lambda: ends.append(server.cut_for(GAP_S, "hanging")),
-    )
-    trainer.fit(spec, REQUEST)
+
+    def hang():
+        ends.append(server.cut_for(GAP_S, "hanging"))
+
+    with stop_before(4, monkeypatch, tmp_path, hang):
+        trainer.fit(spec, ONE)
     for end in ends:
         end.join()
     assert len(ends) == 2
@@ -228,10 +202,8 @@ def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_
         config_of(server.uri("shapes")), name="given-up", storage=server.uri("results")
     )
     try:
-        with monkeypatch.context() as patch:
-            stop_before(4, patch, tmp_path, refuse)
-            with pytest.raises(RunError) as caught:
-                trainer.fit(spec, REQUEST)
+        with stop_before(4, monkeypatch, tmp_path, refuse), pytest.raises(RunError) as caught:
+            trainer.fit(spec, ONE)
     finally:
         server.restore()
     message = str(caught.value)
@@ -244,5 +216,5 @@ def test_a_run_gives_up_and_is_carried_on(server, s3_ray, config_of, uncut, tmp_
     assert {name.split("/")[3] for name in files} == {"index.json", "step-00000003"}
     again = resume_run(server.uri("results/given-up"))
     assert again.start_step() == 3
-    trainer.fit(again, REQUEST)
+    trainer.fit(again, ONE)
     assert_same_end(server, "given-up", uncut, tmp_path)

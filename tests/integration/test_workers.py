@@ -13,7 +13,7 @@ import ray
 import ray.cloudpickle
 import torch
 from builders import ROOT, damaged_copy, logged, make_spec, run_here
-from faulty_runs import TWO
+from faulty_runs import ONE, TWO, injected
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from script_process import Script, run_script, small_run_options
@@ -26,7 +26,6 @@ from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.engine import loop
 from retina_ray.train.errors import NonRetryableError
 from retina_ray.train.run import async_validation, trainer
-from retina_ray.train.run.resources import ResourceRequest
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics
 
@@ -66,11 +65,6 @@ def recording_worker(config):
         loop.TrainingLoop.run = run
 
 
-def losses_of(folder):
-    records = read_metrics(folder / "metrics.jsonl")
-    return [r["metrics"]["train/loss"] for r in records if "train/loss" in r["metrics"]]
-
-
 def test_two_workers_train_as_one(local_ray, shapes_set, tiny_config, tmp_path):
     two = make_spec(tiny_config(**{"train.num_workers": 2}), shapes_set, tmp_path, "two")
     out = tmp_path / "out"
@@ -95,9 +89,9 @@ def test_two_workers_train_as_one(local_ray, shapes_set, tiny_config, tmp_path):
 
     one = make_spec(tiny_config(), shapes_set, tmp_path, "one")
     run_here(one)
-    alone, together = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    alone, together = (logged(spec, "train/loss") for spec in (one, two))
     assert len(alone) == len(together) == plan.num_steps
-    assert together == pytest.approx(alone, rel=1e-4)
+    assert together == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in alone]
     for name, tensor in load_checkpoint(str(tmp_path / "one")).model.items():
         torch.testing.assert_close(tensor, weights[0][name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -112,7 +106,6 @@ def test_validation_beside_the_training_survives_kills_of_both(
     spec = make_spec(tiny_config(**config), shapes_set, tmp_path, "beside")
     out = tmp_path / "out"
     out.mkdir()
-    work = trainer._worker_in_group
 
     def validating(run, uri):
         number = len(list(out.glob("round*")))
@@ -121,22 +114,18 @@ def test_validation_beside_the_training_survives_kills_of_both(
             os.kill(os.getpid(), signal.SIGKILL)
         return async_validation.validate(run, uri)
 
-    def mortal(worker_config):
-        step = loop.TrainingLoop._train_step
+    def mortal(loop, do_step):
+        (out / f"worker{os.getpid()}").touch()
+        if loop.step == 7 and not (out / "died").exists():
+            (out / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        do_step()
 
-        def dying(self, planned):
-            (out / f"worker{os.getpid()}").touch()
-            if self.step == 7 and not (out / "died").exists():
-                (out / "died").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, planned)
-
-        loop.TrainingLoop._train_step = dying
+    def before(config):
         trainer._validate = validating
-        work(worker_config)
 
-    monkeypatch.setattr(trainer, "_worker_in_group", mortal)
-    trainer.fit(spec, ResourceRequest(num_workers=1, cpus_per_worker=1, use_gpu=False))
+    with injected(monkeypatch, tmp_path, mortal, before=before):
+        trainer.fit(spec, ONE)
     assert (out / "died").exists()
     rounds = [(out / f"round{n}").read_text().split() for n in range(len(list(out.glob("round*"))))]
     names = [name for _, name in rounds]
@@ -149,10 +138,9 @@ def test_validation_beside_the_training_survives_kills_of_both(
     assert inline.meta.step == beside.meta.step == 9
     for name, tensor in inline.weights.items():
         torch.testing.assert_close(tensor, beside.weights[name], msg=name)
-    assert losses_of(tmp_path / "beside") == pytest.approx(losses_of(tmp_path / "inline"))
-    inline, beside = (logged(spec, "val/AP") for spec in (inline_spec, spec))
-    assert [step for step, _ in beside] == [3, 6, 9]
-    assert beside == [(step, pytest.approx(ap)) for step, ap in inline]
+    for key in ("train/loss", "val/AP"):
+        assert logged(spec, key) == [(n, pytest.approx(v)) for n, v in logged(inline_spec, key)]
+    assert [step for step, _ in logged(spec, "val/AP")] == [3, 6, 9]
     for process in {process for process, _ in rounds[:1]}:
         assert not Path("/proc", process).exists()
     # Ray Train waits 12 s for its cleaner at the end of each run where that one waits for an
