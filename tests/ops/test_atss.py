@@ -125,16 +125,3 @@ def test_the_window_holds_all_candidates(grid):
         candidates, _ = AtssMatcher(k)._candidates(boxes, level)
         expected = distance.sort(-1).indices[:, :k]
         assert torch.equal(candidates[0].sort(-1).values, expected.sort(-1).values), k
-
-
-def test_a_flipped_image_has_flipped_positives():
-    anchors, grids = make_grid(64, 96)
-    boxes = random_boxes((1, 5), 4)
-    flipped = boxes[..., [2, 1, 0, 3]] * torch.tensor([-1.0, 1, -1, 1])
-    flipped[..., [0, 2]] += 96
-    there = AtssMatcher(8).match_grid(boxes, anchors, grids).positive[0]
-    back = AtssMatcher(8).match_grid(flipped, anchors, grids).positive[0]
-    sizes = [h * w for h, w in grids]
-    for a, b, (height, width) in zip(there.split(sizes), back.split(sizes), grids, strict=True):
-        assert torch.equal(a.view(height, width), b.view(height, width).flip(1))
-    assert there.any()

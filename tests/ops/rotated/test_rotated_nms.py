@@ -67,21 +67,6 @@ def test_by_hand():
     assert batched_rotated_nms(torch.tensor(cross), scores, labels, 0.1).tolist() == [1, 2]
 
 
-def test_a_dropped_box_drops_nothing():
-    """The second goes for the first, so the third, which only the second overlaps, stays."""
-    boxes = torch.tensor([[0.0, 0, 10, 10, 0], [4, 0, 10, 10, 0], [8, 0, 10, 10, 0]])
-    labels = torch.zeros(3, dtype=torch.int64)
-    kept = batched_rotated_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), labels, 0.4)
-    assert kept.tolist() == [0, 2]
-
-
-def test_equal_scores_keep_their_order():
-    boxes = torch.tensor([[10.0 * i, 0, 5, 5, 0] for i in (0, 1, 2, 0, 1, 2)])
-    labels = torch.tensor([2, 1, 0, 2, 1, 0])
-    kept = batched_rotated_nms(boxes, torch.full((6,), 0.5), labels, 0.5)
-    assert kept.tolist() == [0, 1, 2]
-
-
 def test_bad_boxes_suppress_nothing():
     good = [5.0, 5, 10, 10, 0]
     bad = [
