@@ -13,13 +13,11 @@ class WandbServer:
     Attributes:
         answer: "right", "hang", or the HTTP status that it fails with.
         history: the lines of metrics that it was sent.
-        num_asked: requests so far, but those that wandb makes about itself.
     """
 
     def __init__(self):
         self.answer = "right"
         self.history = []
-        self.num_asked = 0
         self.over = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -63,8 +61,6 @@ def _handler(server):
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            if "/otel/" not in self.path:
-                server.num_asked += 1
             if server.answer == "hang":
                 server.over.wait()
                 self.close_connection = True

@@ -15,7 +15,6 @@ import ray.cloudpickle
 from builders import logged, make_spec, run_here, small_disk
 from faulty_runs import ONE, TWO, assert_same_end, injected, starts
 from script_process import Script, small_run_options
-from wandb_server import WandbServer
 
 from retina_ray.train.checkpoint.load import load_checkpoint
 from retina_ray.train.errors import RunError
@@ -180,32 +179,6 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
         subprocess.run(["mount", "-o", "remount,size=2g", str(folder)], check=True)
         trainer.fit(spec, TWO)
         assert_same_end(spec, whole, exactly=False)
-
-
-@pytest.mark.parametrize("answer", ["refuse", "hang"])
-def test_an_unreachable_wandb_changes_nothing(
-    local_ray, whole, config, shapes_set, tmp_path, monkeypatch, answer
-):
-    settings = {"tracking.wandb": "online", "train.max_failures": 0}
-    spec = make_spec(config(**settings), shapes_set, tmp_path)
-    server = WandbServer()
-    server.answer = answer
-    environment = server.environment
-    if answer == "refuse":
-        server.close()
-
-    def before(_):
-        from retina_ray.train.tracking import wandb_run
-
-        wandb_run._INIT_TIMEOUT_S = 3
-        os.environ.update(environment)
-
-    with injected(monkeypatch, tmp_path, lambda loop, do_step: do_step(), before=before):
-        trainer.fit(spec, ONE)
-    server.over.set()
-    assert (server.num_asked > 0) == (answer == "hang")
-    assert_same_end(spec, whole)
-    assert list(Path(spec.run_uri).glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_sigterm_to_the_driver_ends_in_order_and_resumes(shapes_set, tmp_path):
