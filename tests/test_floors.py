@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,9 @@ def imports_of(source: str, module: str, *, is_package: bool, known: set[str]) -
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, package)
-            targets = [_module_of(f"{base}.{alias.name}", base, known) for alias in node.names]
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            full = [f"{base}.{alias.name}" for alias in node.names]
+            targets = [name if name in known else base for name in full]
         elif isinstance(node, ast.Call) and _imports_by_name(node):
             targets = [ast.literal_eval(node.args[0])]
         else:
@@ -135,17 +137,6 @@ def _running(tree: ast.AST) -> Iterator[ast.AST]:
                 continue
         yield node
         yield from _running(node)
-
-
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    if node.level == 0:
-        return node.module or ""
-    base = package.split(".")[: len(package.split(".")) - (node.level - 1)]
-    return ".".join([*base, *([node.module] if node.module else [])])
-
-
-def _module_of(full: str, base: str, known: set[str]) -> str:
-    return full if full in known else base
 
 
 def _imports_by_name(node: ast.Call) -> bool:
