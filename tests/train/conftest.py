@@ -1,10 +1,37 @@
 """A few drawn images, and runs on them in this process, without Ray."""
 
 import pytest
+import torchvision
 from builders import Harness, damaged_copy, small_config
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
+
+
+class NarrowResNet(ResNet):
+    """One block a stage, of half the channels: a run takes a third of the time."""
+
+    def _make_layer(self, block, planes, blocks, **options):
+        return super()._make_layer(block, planes // 2, 1, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_backbone():
+    """What is tested here is the run, whatever model it trains."""
+
+    def get_model(name, *, weights, **options):
+        return NarrowResNet(BasicBlock, [1, 1, 1, 1], **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retina_ray.model.backbone.get_model", get_model)
+        yield
+
+
+@pytest.fixture
+def whole_backbone(monkeypatch):
+    """The backbone that users train, for tests of what it can learn."""
+    monkeypatch.setattr("retina_ray.model.backbone.get_model", torchvision.models.get_model)
 
 
 @pytest.fixture(scope="session")

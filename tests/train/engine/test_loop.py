@@ -23,7 +23,7 @@ from retina_ray.train.engine import compilation
 from retina_ray.train.tracking.metrics_file import read_metrics
 
 
-def test_two_images_are_learned_by_heart(tmp_path):
+def test_two_images_are_learned_by_heart(whole_backbone, tmp_path):
     data = str(tmp_path / "train")
     make_shapes(data, num_images=2, size_px=64, seed=3, split="train")
     harness = Harness(tmp_path, data)

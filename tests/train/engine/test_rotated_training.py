@@ -31,7 +31,7 @@ def rotated(tmp_path, eight_rotated):
     return Harness(tmp_path, eight_rotated)
 
 
-def test_two_images_are_learned_by_heart(tmp_path):
+def test_two_images_are_learned_by_heart(whole_backbone, tmp_path):
     folder = str(tmp_path / "train")
     make_shapes(folder, num_images=2, size_px=64, seed=3, split="train", rotated=True)
     rotated = Harness(tmp_path, folder)
