@@ -55,24 +55,6 @@ def once(marker):
     return True
 
 
-def test_a_killed_worker_goes_on_in_the_middle_of_the_epoch(
-    local_ray, whole, config, shapes_set, tmp_path, monkeypatch
-):
-    spec = make_spec(config(**{"train.max_failures": 1}), shapes_set, tmp_path)
-
-    def die(loop, do_step):
-        if loop.step == 8 and once(tmp_path / "died"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        do_step()
-
-    with injected(monkeypatch, tmp_path, die):
-        trainer.fit(spec, ONE)
-    first, second = (start["step"] for start in starts(tmp_path))
-    assert first == 0
-    assert second in (6, 8)  # of the checkpoint that was under way either is right
-    assert_same_end(spec, whole)
-
-
 def test_sigterm_leaves_a_checkpoint_and_is_no_failure(
     local_ray, whole, config, shapes_set, tmp_path, monkeypatch
 ):

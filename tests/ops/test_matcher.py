@@ -56,13 +56,6 @@ def test_by_hand(matcher, iou, positive, ignored):
     assert (match.positive.tolist(), match.ignored.tolist()) == (positive, ignored)
 
 
-def test_low_quality_keeps_the_index_of_the_larger_overlap():
-    # Anchor 0 is the best of box 0 (0.3), but overlaps box 1 more (0.45).
-    match = Matcher()(torch.tensor([[0.3, 0.1], [0.45, 0.6]]))
-    assert match.positive.tolist() == [True, True]
-    assert match.index.tolist() == [1, 1]
-
-
 @low_quality_or_not
 def test_equals_torchvision_where_every_box_overlaps_something(low_quality):
     for seed in range(3):
