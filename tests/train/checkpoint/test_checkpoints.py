@@ -119,16 +119,6 @@ def test_what_a_run_does_again_counts_once():
     assert CheckpointIndex.from_json(index.to_json()) == index
 
 
-def test_a_runs_folder_and_its_checkpoints_folder_mean_the_last_one(store, tmp_path):
-    with pytest.raises(ConfigError, match="no checkpoint there"):
-        load_checkpoint(str(tmp_path))
-    for step, metric in ((1, 0.9), (2, 0.1)):
-        save_checkpoint(store, make(step), metric=metric)
-    for uri in (str(tmp_path), str(tmp_path / "checkpoints"), store.last):
-        assert load_checkpoint(uri).meta.step == 2
-    assert load_checkpoint(store.best).meta.step == 1
-
-
 # Files that are not what was written
 
 
