@@ -7,20 +7,19 @@ import signal
 import sys
 import time
 from collections import Counter
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import ray
 import ray.cloudpickle
-from batch_digest import digest
 from builders import logged, make_spec, run_here
 from faulty_runs import assert_same_end, cluster_of, injected, starts
+from streams import consume, digest, wait_until
 
 from retina_ray.data.loading.batch_loader import BatchLoader
 from retina_ray.data.loading.local_stream import iterate
 from retina_ray.data.loading.ray_stream import IDLE_VARIABLE, stream
-from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
 from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.train.recovery import elastic
@@ -61,30 +60,9 @@ def blocks_by_node(notes):
     return Counter(path.name.split("-")[0] for path in notes.iterdir())
 
 
-def consume(plan, loader, *, after_rows=None):
-    """What each of the plan's workers gets, side by side.
-
-    After the first one's row k `after_rows[k]()` is called, and then that worker goes on.
-    """
-    got = [[] for _ in range(plan.num_workers)]
-    # More than any block may have, so each holds one row.
-    shards = stream(plan, loader, batch_bytes=2**40).streaming_split(plan.num_workers, equal=True)
-
-    def work(rank):
-        batches = expect_order(iterate_shard(shards[rank]), plan.layout.worker_rows(rank))
-        for planned in batches:
-            got[rank].append(digest(planned))
-            if rank == 0 and len(got[0]) in (after_rows or {}):
-                after_rows[len(got[0])]()
-
-    pool = ThreadPoolExecutor(plan.num_workers)
-    runs = [pool.submit(work, rank) for rank in range(plan.num_workers)]
-    done, others = wait(runs, timeout=240, return_when=FIRST_EXCEPTION)
-    pool.shutdown(wait=False, cancel_futures=True)
-    for run in done:
-        run.result()
-    assert not others, "the stream stands still"
-    return got
+def noted_rows(plan, loader, **options):
+    """What each worker gets of blocks of one row: no block may have more than so many bytes."""
+    return consume(plan, stream(plan, loader, batch_bytes=2**40), **options)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +91,7 @@ def test_a_cpu_for_decoding_is_a_whole_one_of_one_node(cluster):
 def test_the_stream_is_the_same_wherever_it_is_decoded(cluster, dataset, tiny_config, tmp_path):
     config = tiny_config(**{"train.num_workers": 2, "train.epochs": 6})
     plan, expected = plan_and_bytes(config, dataset)
-    assert consume(plan, noting_loader(config, dataset, tmp_path, 0.05)) == expected
+    assert noted_rows(plan, noting_loader(config, dataset, tmp_path, 0.05)) == expected
     by_node = blocks_by_node(tmp_path)
     assert len(by_node) == 2, "decoded on both nodes"
     assert sum(by_node.values()) == len(plan)
@@ -141,7 +119,9 @@ def test_a_node_that_goes_in_mid_stream_changes_nothing(cluster, dataset, tiny_c
         cluster.remove_node(gone, allow_graceful=False)
 
     try:
-        got = consume(plan, noting_loader(config, dataset, tmp_path, 0.1), after_rows={9: remove})
+        got = noted_rows(
+            plan, noting_loader(config, dataset, tmp_path, 0.1), after_rows={9: remove}
+        )
     finally:
         cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
@@ -238,13 +218,6 @@ def test_two_workers_on_two_nodes_are_validated_beside_their_training(
     assert len(workers) == 4
     assert validators
     assert not validators & workers
-
-
-def wait_until(is_so):
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def wait_for(path, run):

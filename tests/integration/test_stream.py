@@ -7,11 +7,11 @@ import time
 
 import pytest
 import ray
-from batch_digest import digest
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state as ray_state
 from ray.data import ExecutionResources
 from ray.remote_function import RemoteFunction
+from streams import consume, digest, wait_until
 
 from retina_ray.config import with_overrides
 from retina_ray.data.loading.batch_loader import BatchLoader
@@ -27,7 +27,7 @@ from retina_ray.data.loading.ray_stream import (
     stream,
     task_cpus,
 )
-from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+from retina_ray.data.loading.stream_reader import iterate_shard
 from retina_ray.data.plan.run_plan import RunPlan
 from retina_ray.data.prepared.dataset import PreparedDataset
 
@@ -75,19 +75,7 @@ def streamed(plan, loader, *, start_step=0, tasks=None):
         dataset.context.execution_options = options
     if plan.num_workers == 1:
         return [[digest(p) for p in iterate_shard(dataset)]]
-    got = [[] for _ in range(plan.num_workers)]
-    shards = dataset.streaming_split(plan.num_workers, equal=True)
-
-    def consume(rank):
-        mine = plan.layout.worker_rows(rank, start_step)
-        got[rank].extend(digest(p) for p in expect_order(iterate_shard(shards[rank]), mine))
-
-    threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(plan.num_workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return got
+    return consume(plan, dataset, start_step=start_step)
 
 
 def store_stats():
@@ -226,13 +214,6 @@ def test_a_slow_consumer_does_not_fill_the_store(small_ray, dataset, tiny_config
             wait_until(lambda: used() > STORE_BYTES / 4)  # decoding runs ahead
             assert until_settled(used) <= STORE_BYTES / 2 + 2 * block_bytes
     assert store_stats().spilled_bytes_total == before.spilled_bytes_total
-
-
-def wait_until(true, seconds=60):
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
 
 
 def until_settled(figure):

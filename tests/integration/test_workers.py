@@ -13,9 +13,7 @@ import ray
 import ray.cloudpickle
 import torch
 from builders import ROOT, damaged_copy, logged, make_spec, run_here
-from faulty_runs import ONE, TWO, injected
-from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from faulty_runs import ONE, TWO, assert_same_end, injected
 from script_process import Script, run_script, small_run_options
 
 from retina_ray.config import with_overrides
@@ -23,7 +21,6 @@ from retina_ray.data.loading.ray_stream import task_cpus
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.reports.run.record import read_run
 from retina_ray.train.checkpoint.load import load_checkpoint
-from retina_ray.train.engine import loop
 from retina_ray.train.errors import NonRetryableError
 from retina_ray.train.run import async_validation, trainer
 from retina_ray.train.spec import RunInputs
@@ -38,62 +35,14 @@ def test_a_ray_of_our_own_keeps_idle_processes(local_ray):
     assert ray.get(ray.remote(task_cpus).remote()) == 0.5
 
 
-def recording_worker(config):
-    """The product's worker, leaving the weights and the rows that it saw beside the run."""
-    from retina_ray.train.engine import distributed
-
-    run = loop.TrainingLoop.run
-
-    def recorded(self, batches):
-        seen = []
-
-        def watched():
-            for planned in batches:
-                seen.append(planned.batch.plan_index)
-                yield planned
-
-        run(self, watched())
-        rank = distributed.rank()
-        torch.save(self.model.state_dict(), f"{config['out']}/rank{rank}.pt")
-        with open(f"{config['out']}/rank{rank}.json", "w") as file:
-            json.dump(seen, file)
-
-    loop.TrainingLoop.run = recorded
-    try:
-        trainer._worker_in_group(config)
-    finally:
-        loop.TrainingLoop.run = run
-
-
 def test_two_workers_train_as_one(local_ray, shapes_set, tiny_config, tmp_path):
     two = make_spec(tiny_config(**{"train.num_workers": 2}), shapes_set, tmp_path, "two")
-    out = tmp_path / "out"
-    out.mkdir()
-    TorchTrainer(
-        recording_worker,
-        train_loop_config={"spec": two, "out": str(out)},
-        datasets={trainer.SHARD: trainer._nothing_yet},
-        dataset_config=trainer.StreamConfig(two),
-        scaling_config=ScalingConfig(num_workers=2),
-        torch_config=TorchConfig(backend="gloo"),
-    ).fit()
-
-    weights = [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for name, tensor in weights[0].items():
-        assert torch.equal(tensor, weights[1][name]), name
-
-    plan = RunInputs.open(two).plan
-    for rank in (0, 1):
-        seen = json.loads((out / f"rank{rank}.json").read_text())
-        assert seen == plan.worker_rows(rank).column("plan_index").to_pylist()
-
+    trainer.fit(two, TWO)
     one = make_spec(tiny_config(), shapes_set, tmp_path, "one")
     run_here(one)
+    assert_same_end(two, one, exactly=False)
     alone, together = (logged(spec, "train/loss") for spec in (one, two))
-    assert len(alone) == len(together) == plan.num_steps
     assert together == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in alone]
-    for name, tensor in load_checkpoint(str(tmp_path / "one")).model.items():
-        torch.testing.assert_close(tensor, weights[0][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_validation_beside_the_training_survives_kills_of_both(
