@@ -271,7 +271,7 @@ def test_bad_boxes_do_not_stop_the_page(train):
 # The command
 
 
-def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
+def test_command_takes_a_recipe(splits, tmp_path):
     recipes = tmp_path / "mine.py"
     recipes.write_text(
         "from retina_ray.config import ExperimentConfig, InputConfig\n"
@@ -290,16 +290,6 @@ def test_command_takes_recipes_and_configs(splits, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "input.train_sizes_px = [24]" in out.read_text()
     assert "input.flip = none" in out.read_text()
-    config = tmp_path / "config.json"
-    config.write_text(small().model_dump_json())
-    assert call("--recipe", config).exit_code == 0
-    assert "input.train_sizes_px = [32]" in out.read_text()
-    monkeypatch.chdir(tmp_path)
-    for option, value, words in (
-        ("--recipe", "tiny", "--recipes"),
-        ("--set", "input.flp=none", "flp"),
-        ("--set", "model.box_type=rotated", "no rotated boxes"),
-    ):
-        done = call(option, value)
-        assert done.exit_code == 2, value
-        assert words in done.output, done.output
+    done = call("--set", "model.box_type=rotated")
+    assert done.exit_code == 2
+    assert "no rotated boxes" in done.output

@@ -176,40 +176,31 @@ def test_a_batch_that_cannot_be_shown_stops_nothing(harness, monkeypatch, caplog
 # Told to end
 
 
-def test_a_note_in_the_folder_ends_the_run_in_order(harness, whole, monkeypatch):
-    spec = harness.spec(small_config())
-
-    def tell(loop):
-        if loop.step == 2:
-            Note(spec.run_uri, STOP).write("the cluster closes at noon")
-            time.sleep(0.3)
-
-    before_each_step(monkeypatch, tell)
-    with pytest.raises(RunTerminatedError, match="the cluster closes at noon"):
-        supervised(spec)
-    assert spec.checkpoints.last_step == 3
-    assert read_metrics(Path(spec.run_uri) / "metrics.jsonl")[-1]["status"] == "stopped"
-    supervised(spec)  # the note of before counts no more
-    assert_same_weights(spec, whole)
-
-
-def test_sigterm_to_the_driver_ends_the_run_in_order(harness, monkeypatch):
+@pytest.mark.parametrize("way", ["a note in the folder", "SIGTERM to the driver"])
+def test_a_run_that_is_told_to_ends_in_order(harness, whole, monkeypatch, way):
     spec = harness.spec(small_config())
     before = signal.getsignal(signal.SIGTERM)
 
     def tell(loop):
-        if loop.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if loop.step == 2:
+            if way == "a note in the folder":
+                Note(spec.run_uri, STOP).write("the cluster closes at noon")
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
             while Note(spec.run_uri, STOP).read() is None:
                 time.sleep(0.02)
             time.sleep(0.3)
 
     before_each_step(monkeypatch, tell)
-    with pytest.raises(RunTerminatedError, match="SIGTERM"):
+    with pytest.raises(RunTerminatedError, match=r"closes at noon|SIGTERM"):
         supervised(spec)
-    assert spec.checkpoints.last_step == 2
+    assert spec.checkpoints.last_step == 3
+    assert read_metrics(Path(spec.run_uri) / "metrics.jsonl")[-1]["status"] == "stopped"
     assert signal.getsignal(signal.SIGTERM) is before
-    assert Note(spec.run_uri, STOP).read() is None
+    is_gone = Note(spec.run_uri, STOP).read() is None
+    assert is_gone == (way == "SIGTERM to the driver"), "what the user wrote stays"
+    supervised(spec)  # the note of before counts no more
+    assert_same_weights(spec, whole)
 
 
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
