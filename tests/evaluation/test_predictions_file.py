@@ -66,21 +66,6 @@ def test_results_that_are_none_are_refused(results, fault):
         predictions_to_parquet(results)
 
 
-def test_other_bytes_are_refused():
-    data = predictions_to_parquet(results_of(2000))
-    for other in (b"", b"[]", data[:1000], data[:-20]):
-        with pytest.raises(ValueError, match=r"runs/a/p: .*no whole Parquet file"):
-            predictions_from_parquet(other, "runs/a/p")
-
-
-def test_a_damaged_file_is_refused():
-    data = bytearray(predictions_to_parquet(results_of(2000)))
-    for at in range(4000, 4100):
-        data[at] ^= 0xFF
-    with pytest.raises(ValueError, match=r"^p: damaged"):
-        predictions_from_parquet(bytes(data), "p")
-
-
 def test_other_columns_are_refused_all_at_once():
     data = parquet(image_id=["a"], bbox=[[1.0, 2.0]], score=pa.array([1], pa.float64()))
     with pytest.raises(ValueError, match="column image_id") as error:
@@ -90,18 +75,24 @@ def test_other_columns_are_refused_all_at_once():
     assert "score" not in str(error.value).partition("\np: expected a file")[0]
 
 
-def test_missing_values_are_refused():
+def test_other_files_are_refused():
+    whole = predictions_to_parquet(results_of(2000))
+    damaged = bytearray(whole)
+    for at in range(4000, 4100):
+        damaged[at] ^= 0xFF
     boxes = pa.array([[1.0, 2.0, 3.0, 4.0]], pa.list_(pa.float64(), 4))
     columns = {"image_id": pa.array([None], pa.int64()), "category_id": pa.array([1], pa.int64())}
-    data = parquet(**columns, bbox=boxes, score=[0.5])
-    with pytest.raises(ValueError, match="missing values: image_id"):
-        predictions_from_parquet(data, "p")
-
-
-def test_a_newer_format_is_refused():
-    table = pq.read_table(io.BytesIO(predictions_to_parquet(results_of(1))))
-    metadata = {**table.schema.metadata, b"retina_ray.predictions": b"2"}
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), sink)
-    with pytest.raises(ValueError, match="format 2"):
-        predictions_from_parquet(sink.getvalue(), "p")
+    table = pq.read_table(io.BytesIO(whole))
+    table = table.replace_schema_metadata(
+        {**table.schema.metadata, b"retina_ray.predictions": b"2"}
+    )
+    newer = io.BytesIO()
+    pq.write_table(table, newer)
+    for data, fault in (
+        *((other, "no whole Parquet file") for other in (b"", b"[]", whole[:1000], whole[:-20])),
+        (bytes(damaged), "damaged"),
+        (parquet(**columns, bbox=boxes, score=[0.5]), "missing values: image_id"),
+        (newer.getvalue(), "format 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"runs/a/p: .*{fault}"):
+            predictions_from_parquet(data, "runs/a/p")

@@ -9,6 +9,7 @@ import torch
 import torchvision
 import two_processes
 from head_outputs import random_outputs
+from loss_cases import CLASS_LOSSES, rows_of
 from torchvision.models.detection._utils import BoxCoder as TorchvisionCoder
 
 from retina_ray.config import ConfigError, ExperimentConfig, with_overrides
@@ -19,10 +20,7 @@ from retina_ray.ops.atss import AtssMatcher
 from retina_ray.ops.best_anchor import BestAnchorMatcher
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.losses import (
-    quality_focal_loss,
-    sigmoid_focal_loss,
     smooth_l1_loss,
-    varifocal_loss,
 )
 from retina_ray.ops.matcher import Matcher
 from retina_ray.ops.rotated.coder import RotatedBoxCoder
@@ -69,21 +67,13 @@ BOX_DEFINITIONS = {
     "diou": partial(torchvision.ops.distance_box_iou_loss, reduction="sum"),
     "ciou": partial(torchvision.ops.complete_box_iou_loss, reduction="sum"),
 }
-CLASS_DEFINITIONS = {
-    "focal": sigmoid_focal_loss,
-    "quality_focal": lambda logits, goals, alpha, gamma: quality_focal_loss(logits, goals, gamma),
-    "varifocal": varifocal_loss,
-}
 
 
 def definition(outputs, targets, matcher, cls_loss, box_loss):
     """Loss sums and number of positives, with one-hot targets and torchvision's box losses."""
     match = matcher.match_grid(targets.boxes, outputs.anchors, GRIDS)
     positive, kept = match.positive, ~match.ignored
-    logits, deltas = (
-        torch.cat([x.unflatten(1, (-1, n)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in levels], 1)
-        for levels, n in ((outputs.logits, NUM_CLASSES), (outputs.deltas, 4))
-    )
+    logits, deltas = rows_of(outputs.logits, NUM_CLASSES), rows_of(outputs.deltas, 4)
     boxes = targets.boxes.gather(1, match.index[..., None].expand(-1, -1, 4))[positive]
     classes = targets.labels.gather(1, match.index)[positive]
     anchors = torch.cat(outputs.anchors).expand(len(targets), -1, 4)[positive]
@@ -96,14 +86,14 @@ def definition(outputs, targets, matcher, cls_loss, box_loss):
     if box_loss == "smooth_l1":
         encoded = TorchvisionCoder((1.0, 1.0, 1.0, 1.0)).encode_single(boxes, anchors)
         pair = (deltas[positive], encoded)
-    loss_cls = CLASS_DEFINITIONS[cls_loss](logits[kept], goals[kept].detach(), 0.7, 2.0)
+    loss_cls = CLASS_LOSSES[cls_loss](logits[kept], goals[kept].detach(), 0.7, 2.0)
     return loss_cls, BOX_DEFINITIONS[box_loss](*pair), positive.sum()
 
 
 @pytest.mark.parametrize(
     ("matcher", "cls_loss", "box_loss"),
     [
-        *((Matcher(), cls_loss, "smooth_l1") for cls_loss in CLASS_DEFINITIONS),
+        *((Matcher(), cls_loss, "smooth_l1") for cls_loss in CLASS_LOSSES),
         *((Matcher(), "focal", box_loss) for box_loss in BOX_LOSSES[1:]),
         (AtssMatcher(), "quality_focal", "giou"),
         (AtssMatcher(), "focal", "smooth_l1"),

@@ -12,7 +12,12 @@ from retina_ray.ops.losses import quality_focal_loss, sigmoid_focal_loss, varifo
 
 NUM_ANCHORS = 3
 GRIDS = ((5, 7), (3, 4), (1, 1))
-KINDS = ("focal", "quality_focal", "varifocal")
+CLASS_LOSSES = {
+    "focal": sigmoid_focal_loss,
+    "quality_focal": lambda logits, goals, alpha, gamma: quality_focal_loss(logits, goals, gamma),
+    "varifocal": varifocal_loss,
+}
+KINDS = tuple(CLASS_LOSSES)
 ALPHAS = (-1, 0.25, 0.75)
 GAMMAS = (0, 0.5, 1, 2, 5)
 
@@ -45,7 +50,7 @@ def make_case(
     quality = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     quality[:, ::5] = 0
     if quality_apart:
-        rows = rows_of(logits, num_classes).detach()
+        rows = rows_of(logits, num_classes).detach().double()
         own = rows.gather(2, labels.clamp(0, num_classes - 1)[..., None])[..., 0].sigmoid()
         away = torch.where(own > 0.5, own - 0.3, own + 0.3).to(quality.dtype)
         quality = torch.where((own - quality).abs() < 0.1, away, quality)
@@ -59,8 +64,8 @@ def channels_last(logits):
 
 
 def rows_of(logits, num_classes):
-    """(N, A * K, H, W) a level to rows of anchors in order, (N, R, K) in float64."""
-    rows = [x.double().unflatten(1, (-1, num_classes)).permute(0, 3, 4, 1, 2) for x in logits]
+    """(N, A * K, H, W) a level to rows of anchors in order, (N, R, K)."""
+    rows = [x.unflatten(1, (-1, num_classes)).permute(0, 3, 4, 1, 2) for x in logits]
     return torch.cat([x.flatten(1, 3) for x in rows], 1)
 
 
@@ -70,15 +75,9 @@ def by_definition(logits, labels, quality=None, *, num_classes, kind="focal", al
     kept = labels >= 0
     targets = F.one_hot(labels[kept], num_classes + 1)[:, :-1].double()
     rows = rows_of(leaves, num_classes)[kept]
-    if kind == "focal":
-        loss = sigmoid_focal_loss(rows, targets, alpha, gamma)
-    else:
+    if kind != "focal":
         targets = targets * quality.double()[kept][:, None]
-        loss = (
-            quality_focal_loss(rows, targets, gamma)
-            if kind == "quality_focal"
-            else varifocal_loss(rows, targets, alpha, gamma)
-        )
+    loss = CLASS_LOSSES[kind](rows, targets, alpha, gamma)
     return loss.item(), torch.autograd.grad(loss, leaves)
 
 
