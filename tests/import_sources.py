@@ -233,14 +233,14 @@ class VocSource(Source):
         return self.root / "Annotations" / f"{stem}.xml"
 
     def _write_split(self, split, stems):
-        for folder in ("Annotations", "ImageSets/Main"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        (self.root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
         names = [*stems, *(stem for stem in self.twice if stem in stems)]
         (self.root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
         for stem, boxes in stems.items():
             height, width = self.sizes.get(stem, (HEIGHT, WIDTH)) or (0, 0)
             size = f"<size><width>{width}</width><height>{height}</height></size>"
             objects = "".join(map(self._object, boxes))
+            self.xml(stem).parent.mkdir(parents=True, exist_ok=True)
             self.xml(stem).write_text(f"<annotation>{size}{objects}</annotation>")
 
     @staticmethod

@@ -1,8 +1,8 @@
-from pathlib import Path
+"""What only the importer of YOLO does."""
 
-import cv2
 import numpy as np
 import pytest
+from import_sources import CAT, DOG, Box, YoloSource, records
 
 from retina_ray.checks.check import check_dataset
 from retina_ray.data.importers.box_checks import (
@@ -14,114 +14,68 @@ from retina_ray.data.importers.box_checks import (
 from retina_ray.data.importers.options import ImportOptions
 from retina_ray.data.importers.yolo import import_yolo, read_yolo
 from retina_ray.data.importers.yolo_labels import labels_of
-from retina_ray.data.prepared.dataset import PreparedDataset
-from retina_ray.data.prepared.schema import record_from_row
 from retina_ray.errors import DataError
 
 ORIENTATION_6 = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+NAMES = "names: [cat, dog]"
+TRAIN, LISTED = "train: images/train", "train: train.txt"
 
 
-class Source:
-    """A YOLO data set of images of 64 x 48 pixels: two to train on, one to validate."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root / "pets"
-        self.root.mkdir()
-        self.image("train/a", "0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.5 0.5\n")
-        self.image("train/b", "")
-        self.image("val/c", "1 0.5 0.5 1 1\n")
-        self.yaml("train: images/train", "val: images/val", "nc: 2", "names: [cat, dog]")
-
-    def yaml(self, *lines: str) -> None:
-        (self.root / "data.yaml").write_text("".join(f"{line}\n" for line in lines))
-
-    def image(self, name: str, labels: str | None = None) -> None:
-        path = self.root / "images" / f"{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-        cv2.imwrite(str(path), pixels)
-        if labels is not None:
-            self.labels(name, labels)
-
-    def labels(self, name: str, text: str | bytes) -> None:
-        path = self.root / "labels" / f"{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-
-    def run(self, split: str = "train", **options) -> PreparedDataset:
-        out = self.root.parent / f"out-{split}"
-        own = {k: options.pop(k) for k in ("root",) if k in options}
-        options = ImportOptions(**options)
-        return import_yolo(self.root / "data.yaml", out, split=split, options=options, **own)
-
-    def faults(self, **options):
-        with pytest.raises(DataError) as caught:
-            self.run(**options)
-        assert not list((self.root.parent / "out-train").glob("*"))
-        return caught.value.faults
-
-    def read(self, split: str = "train"):
-        log = ImportLog()
-        return read_yolo(self.root / "data.yaml", split=split, log=log), log
+def lines(*texts):
+    """Label lines as they stand."""
+    return [Box(raw=text) for text in texts]
 
 
 @pytest.fixture
-def source(tmp_path) -> Source:
-    return Source(tmp_path)
+def source(tmp_path) -> YoloSource:
+    """Splits that are folders: `train` with a (two boxes) and b (none), `val` with c (one)."""
+    source = YoloSource(tmp_path)
+    for stems in source.splits.values():
+        stems.clear()
+    source.put("train/a", *lines("0 0.5 0.5 0.25 0.5", "1 0.25 0.25 0.5 0.5"))
+    source.put("train/b")
+    source.put("val/c", *lines("1 0.5 0.5 1 1"), split="val")
+    source.yaml = (TRAIN, "val: images/val", "nc: 2", NAMES)
+    return source
 
 
-def records(dataset: PreparedDataset):
-    return [record_from_row(row) for row in dataset.read_row_group(0, 0).to_pylist()]
-
-
-def test_import_by_hand(source):
-    dataset = source.run()
-    assert dataset.class_names == ("cat", "dog")
-    assert dataset.category_ids == (0, 1)
-    first, second = records(dataset)
-    # centre (32, 24) and sides (16, 24); centre (16, 12) and sides (32, 24)
-    np.testing.assert_array_equal(first.boxes, [[24, 12, 40, 36], [0, 0, 32, 24]])
-    np.testing.assert_array_equal(first.xywh, [[24, 12, 16, 24], [0, 0, 32, 24]])
-    assert first.labels.tolist() == [0, 1]
-    assert first.area.tolist() == [16 * 24, 32 * 24]
-    assert first.annotation_id.tolist() == [1, 2]
-    assert (first.image_id, first.file_name) == (1, "images/train/a.jpg")
-    assert first.image == (source.root / "images/train/a.jpg").read_bytes()
-    assert (second.image_id, second.boxes.shape) == (2, (0, 4))
-    assert source.run("val").info.num_boxes == 1
+def read(source):
+    log = ImportLog()
+    return read_yolo(source.write() / "data.yaml", split="train", log=log), log
 
 
 def test_reading_looks_at_headers_only(source):
-    path = source.root / "images/train/a.jpg"
+    path = source.image("train/a")
     path.write_bytes(path.read_bytes()[:700])  # cut off after its header
-    raw, log = source.read()
+    raw, log = read(source)
     assert [(i.height, i.width, len(i.boxes)) for i in raw.images] == [(48, 64, 2), (48, 64, 0)]
     assert not log.faults
-    assert [f.kind for f in source.faults()] == ["truncated image"]
+    assert source.kinds() == ["truncated image"]
 
 
 def test_missing_and_empty_label_files_are_images_without_boxes(source):
-    source.image("train/c")
-    source.image("train/d", "\n  \n")
-    dataset = source.run()
+    source.put("train/c")
+    source.put("train/d", *lines("\n  \n"))
+    root = source.write()
+    source.labels("train/c").unlink()
+    dataset = source.run(root=root)
     assert [len(r.labels) for r in records(dataset)] == [2, 0, 0, 0]
     assert dataset.report["images_without_label_file"] == 1
 
 
 def test_labels_without_an_image_are_counted(source):
     assert "label_files_without_image" not in source.run().report
-    source.labels("train/photo", "0 0.5 0.5 0.1 0.1")
-    source.labels("train/classes", "cat dog")  # which labelImg writes
+    source.labels("train/photo").write_text("0 0.5 0.5 0.1 0.1")
+    source.labels("train/classes").write_text("cat dog")  # which labelImg writes
     dataset = source.run(overwrite=True)
     assert dataset.num_images == 2
     assert dataset.report["label_files_without_image"] == 1
-    (source.root / "train.txt").write_text("images/train/a.jpg")
-    source.yaml("train: train.txt", "names: [cat, dog]")
+    source.yaml = (LISTED, NAMES)
     assert "label_files_without_image" not in source.run(overwrite=True).report
 
 
 def test_exif_turns_the_sides(source):
-    path = source.root / "images/train/a.jpg"
+    path = source.image("train/a")
     data = path.read_bytes()
     size = (2 + 6 + len(ORIENTATION_6)).to_bytes(2, "big")
     path.write_bytes(data[:2] + b"\xff\xe1" + size + b"Exif\0\0" + ORIENTATION_6 + data[2:])
@@ -131,15 +85,15 @@ def test_exif_turns_the_sides(source):
 
 
 def test_header_behind_a_long_profile_is_found(source):
-    path = source.root / "images/train/a.jpg"
+    path = source.image("train/a")
     data = path.read_bytes()
     segment = b"\xff\xe2" + (60_000).to_bytes(2, "big") + bytes(59_998)
     path.write_bytes(data[:2] + 2 * segment + data[2:])
-    assert source.read()[0].images[0].height == 48
+    assert read(source)[0].images[0].height == 48
 
 
 def test_polygons_become_the_box_around_them(source):
-    source.labels("train/a", "1 0.25 0.5 0.75 0.25 0.5 0.75\n0 0.5 0.5 0.5 0.5\n")
+    source.put("train/a", *lines("1 0.25 0.5 0.75 0.25 0.5 0.75", "0 0.5 0.5 0.5 0.5"))
     dataset = source.run()
     first = records(dataset)[0]
     np.testing.assert_array_equal(first.boxes, [[16, 12, 48, 36], [16, 12, 48, 36]])
@@ -148,18 +102,20 @@ def test_polygons_become_the_box_around_them(source):
 
 
 def test_key_points_are_left_out(source):
-    source.yaml("train: images/train", "names: [cat, dog]", "kpt_shape: [2, 3]")
-    source.labels("train/a", "1 0.5 0.5 0.5 0.5 0.1 0.1 2 0.2 0.2 2\n0 0.5 0.5 0.5 0.5\n")
-    faults = source.faults()
-    assert [f.kind for f in faults] == ["malformed box"]
-    assert "5 values; expected: class cx cy w h and 6 values of key points" in str(faults[0])
+    source.yaml = (TRAIN, NAMES, "kpt_shape: [2, 3]")
+    points = "1 0.5 0.5 0.5 0.5 0.1 0.1 2 0.2 0.2 2"
+    source.put("train/a", *lines(points, "0 0.5 0.5 0.5 0.5"))
+    (fault,) = source.caught()
+    assert fault.kind == MALFORMED_BOX
+    assert "5 values; expected: class cx cy w h and 6 values of key points" in str(fault)
     np.testing.assert_array_equal(
         records(source.run(on_bad_box="drop"))[0].boxes, [[16, 12, 48, 36]]
     )
 
 
 def test_lines_that_say_the_same_are_read_once(source):
-    source.labels("train/a", "0 0.5 0.5 0.25 0.5\n0 .5 0.50 0.25 0.5\n1 0.5 0.5 0.25 0.5\n")
+    same = ("0 0.5 0.5 0.25 0.5", "0 .5 0.50 0.25 0.5", "1 0.5 0.5 0.25 0.5")
+    source.put("train/a", *lines(*same))
     dataset = source.run()
     assert records(dataset)[0].labels.tolist() == [0, 1]
     assert dataset.report["repeated_label_lines"] == 1
@@ -178,12 +134,11 @@ LINES: list[tuple[str, str | None]] = [
     ("0 0.25 0.25 1.25 0.5 0.5 0.75", OUTSIDE),  # a polygon whose second corner is outside
     ("0 0.5 0.5 1.002 0.5", None),
 ]
-BAD = "".join(f"{line}\n" for line, _ in LINES)
 
 
 def test_bad_lines_are_named_with_their_file_and_number(source):
-    source.labels("train/a", BAD)
-    faults = source.faults()
+    source.put("train/a", *lines(*(line for line, _ in LINES)))
+    faults = source.caught()
     expected = [
         (kind, f"labels/train/a.txt, line {number} ({line})")
         for number, (line, kind) in enumerate(LINES, start=1)
@@ -192,24 +147,19 @@ def test_bad_lines_are_named_with_their_file_and_number(source):
     assert [(f.kind, f.message.split(": ")[0]) for f in faults] == expected
     assert {(f.file, f.image_id) for f in faults} == {("images/train/a.jpg", 1)}
     assert [f.annotation_id for f in faults] == list(range(2, len(expected) + 2))
-
-
-@pytest.mark.parametrize(("policy", "kept", "clipped"), [("drop", 2, 0), ("clip", 5, 3)])
-def test_bad_lines_are_dropped_or_clipped(source, policy, kept, clipped):
-    source.labels("train/a", BAD)
-    dataset = source.run(on_bad_box=policy)
-    assert dataset.info.num_boxes == kept
-    assert dataset.report["clipped_boxes"] == clipped
-    assert dataset.report["rounded_boxes"] == 1  # the last line: 0.06 px on either side
-    assert dataset.report["dropped_boxes"] == len(LINES) - 1 - kept  # one line is empty
+    for policy, kept, clipped in (("drop", 2, 0), ("clip", 5, 3)):
+        dataset = source.run(on_bad_box=policy, out=policy)
+        assert dataset.info.num_boxes == kept
+        assert dataset.report["clipped_boxes"] == clipped
+        assert dataset.report["rounded_boxes"] == 1  # the last line: 0.06 px on either side
+        assert dataset.report["dropped_boxes"] == len(LINES) - 1 - kept  # one line is empty
 
 
 def test_labels_that_are_no_text(source):
-    source.labels("train/b", b"\xff\xfe\0")
-    faults = source.faults(on_bad_box="drop", on_bad_image="drop")
-    assert [(f.kind, f.file, f.image_id) for f in faults] == [
-        ("unreadable labels", "labels/train/b.txt", 2)
-    ]
+    root = source.write()
+    source.labels("train/b").write_bytes(b"\xff\xfe\0")
+    faults = source.faults(root=root, on_bad_box="drop", on_bad_image="drop")
+    assert faults == [("unreadable labels", "labels/train/b.txt", 2, None)]
 
 
 @pytest.mark.parametrize(
@@ -228,10 +178,10 @@ def test_place_of_the_labels(image, labels):
 
 
 def test_names_as_a_mapping_and_places_as_a_list(source):
-    source.image("more/d", "2 0.5 0.5 0.5 0.5")
-    source.yaml("train: [images/train, images/more]", "names: {2: cow, 0: cat, 1: dog}")
+    source.put("more/d", *lines("2 0.5 0.5 0.5 0.5"))
+    source.yaml = ("train: [images/train, images/more]", "names: {2: cow, 0: cat, 1: dog}")
     dataset = source.run()
-    assert dataset.class_names == ("cat", "dog", "cow")
+    assert (dataset.class_names, dataset.category_ids) == ((CAT, DOG, "cow"), (0, 1, 2))
     assert dataset.index()["file_name"].to_pylist() == [
         "images/more/d.jpg",
         "images/train/a.jpg",
@@ -240,16 +190,16 @@ def test_names_as_a_mapping_and_places_as_a_list(source):
 
 
 def test_classes_without_names(source):
-    source.yaml("train: images/train", "nc: 2")
+    source.yaml = (TRAIN, "nc: 2")
     assert source.run().class_names == ("class_0", "class_1")
 
 
 def test_images_listed_in_a_text_file(source):
     root = source.root
     (root / "lists").mkdir()
-    lines = ["../images/train/b.jpg", "", f"{root}/images/train/a.jpg", "./../images/val/c.jpg"]
-    (root / "lists" / "train.txt").write_text("\n".join(lines))
-    source.yaml("train: lists/train.txt", "names: [cat, dog]")
+    names = ["../images/train/b.jpg", "", f"{root}/images/train/a.jpg", "./../images/val/c.jpg"]
+    (root / "lists" / "train.txt").write_text("\n".join(names))
+    source.yaml = ("train: lists/train.txt", NAMES)
     assert source.run().index()["file_name"].to_pylist() == [
         "images/train/a.jpg",
         "images/train/b.jpg",
@@ -259,37 +209,37 @@ def test_images_listed_in_a_text_file(source):
 
 def test_names_outside_of_the_data_set_are_never_read(source):
     outside = source.root.parent / "secret.jpg"
-    outside.write_bytes((source.root / "images/train/a.jpg").read_bytes())
+    outside.write_bytes(source.image("train/a").read_bytes())
     (source.root / "images/train/link.jpg").symlink_to(outside)
-    lines = ["images/train/a.jpg", "../secret.jpg", str(outside), "images/train/link.jpg"]
-    lines += ["s3://bucket/x.jpg", "images/train/a.jpg"]
-    (source.root / "train.txt").write_text("\n".join(lines))
-    source.yaml("train: train.txt", "names: [cat, dog]")
-    faults = source.faults(on_bad_image="drop")
+    names = ["images/train/a.jpg", "../secret.jpg", str(outside), "images/train/link.jpg"]
+    names += ["s3://bucket/x.jpg", "images/train/a.jpg"]
+    source.yaml = (LISTED, NAMES)
+    root = source.write()
+    (root / "train.txt").write_text("\n".join(names))
+    faults = source.caught(root=root, on_bad_image="drop")
+    leaves = "file name leaves the folder"
     assert [(f.kind, f.file) for f in faults] == [
-        ("file name leaves the folder", "../secret.jpg"),
-        ("file name leaves the folder", str(outside)),
-        ("file name leaves the folder", "s3://bucket/x.jpg"),
+        (leaves, "../secret.jpg"),
+        (leaves, str(outside)),
+        (leaves, "s3://bucket/x.jpg"),
         ("duplicate image", "images/train/a.jpg"),
-        ("file name leaves the folder", "images/train/link.jpg"),
+        (leaves, "images/train/link.jpg"),
     ]
 
 
 def test_labels_that_link_to_the_outside(source):
-    secret = source.root.parent / "secret.txt"
-    secret.write_text("0 0.5 0.5 0.1 0.1")
-    path = source.root / "labels/train/b.txt"
-    path.unlink()
-    path.symlink_to(secret)
-    faults = source.faults()
-    assert [f.kind for f in faults] == ["file name leaves the folder"]
+    root = source.write()
+    secret = root.parent / "secret.txt"
+    source.labels("train/b").rename(secret)
+    source.labels("train/b").symlink_to(secret)
+    assert source.kinds(root=root) == ["file name leaves the folder"]
 
 
 def test_path_and_root(source, tmp_path):
     elsewhere = tmp_path / "descriptions"
     elsewhere.mkdir()
-    text = (source.root / "data.yaml").read_text()
-    for path in ("../pets", str(source.root)):
+    text = (source.write() / "data.yaml").read_text()
+    for path in ("../source", str(source.root)):
         (elsewhere / "data.yaml").write_text(f"path: {path}\n{text}")
         dataset = import_yolo(
             elsewhere / "data.yaml",
@@ -298,15 +248,15 @@ def test_path_and_root(source, tmp_path):
             options=ImportOptions(overwrite=True),
         )
         assert dataset.num_images == 2
-    (elsewhere / "data.yaml").write_text(f"path: /content/pets\n{text}")
-    with pytest.raises(DataError, match=r"/content/pets does not exist.*--root"):
+    (elsewhere / "data.yaml").write_text(f"path: /content/source\n{text}")
+    with pytest.raises(DataError, match=r"/content/source does not exist.*--root"):
         import_yolo(elsewhere / "data.yaml", tmp_path / "o2", split="train")
     options = {"split": "train", "root": source.root}
     assert import_yolo(elsewhere / "data.yaml", tmp_path / "o2", **options).num_images == 2
 
 
 def test_places_one_folder_too_high_are_meant_within(source):
-    source.yaml("train: ../images/train", "names: [cat, dog]")
+    source.yaml = ("train: ../images/train", NAMES)
     assert source.run().num_images == 2
 
 
@@ -337,18 +287,16 @@ def test_places_one_folder_too_high_are_meant_within(source):
 )
 def test_descriptions_that_cannot_be_used(source, tmp_path, text, message):
     marker = tmp_path / "marker"
-    source.yaml(text.replace("{marker}", str(marker)))
+    source.yaml = (text.replace("{marker}", str(marker)),)
     with pytest.raises(DataError, match=message):
         source.run()
     assert not marker.exists()
-    assert not (tmp_path / "out-train").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_faults_of_a_description_at_once(source):
-    source.yaml("train: 3", "names: [a, a]", "nc: 9", "kpt_shape: many")
-    with pytest.raises(DataError) as caught:
-        source.run()
-    assert len(caught.value.faults) == 4
+    source.yaml = ("train: 3", "names: [a, a]", "nc: 9", "kpt_shape: many")
+    assert len(source.caught()) == 4
 
 
 def test_missing_description(tmp_path):
@@ -374,7 +322,7 @@ def test_missing_description(tmp_path):
     ],
 )
 def test_descriptions_that_no_loader_expects(source, text, message):
-    source.yaml("train: images/train", "names: [a]", text)
+    source.yaml = (TRAIN, "names: [a]", text)
     with pytest.raises(DataError, match=rf"data\.yaml: cannot be read as YAML: [^\0]*{message}"):
         source.run()
     with pytest.raises(DataError, match=message):
@@ -382,41 +330,36 @@ def test_descriptions_that_no_loader_expects(source, text, message):
 
 
 def test_more_classes_than_anybody_has(source):
-    source.yaml("train: images/train", "nc: 1000000000000")
+    source.yaml = (TRAIN, "nc: 1000000000000")
     with pytest.raises(DataError, match="names is missing"):
         source.run()
 
 
-def link_to_itself(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def link_to_itself(path):
+    path.unlink()
     path.symlink_to(path)
 
 
 def test_links_that_lead_back_to_themselves(source, tmp_path):
-    link_to_itself(source.root / "images/train/a.jpg")
-    link_to_itself(source.root / "labels/train/b.txt")
-    source.yaml("train: train.txt", "val: images/val", "names: [cat, dog]")
-    (source.root / "train.txt").write_text("images/train/a.jpg\nimages/train/b.jpg\n")
-    faults = source.faults()
-    assert [(f.kind, f.file) for f in faults] == [
-        ("unreadable labels", "labels/train/b.txt"),
-        ("unreadable image", "images/train/a.jpg"),
-    ]
-    for fault in faults:
-        assert "a link that leads back to itself; put the file in its place" in fault.message
-    link_to_itself(source.root / "train.txt")
+    source.yaml = (LISTED, NAMES)
+    root = source.write()
+    link_to_itself(source.labels("train/b"))
+    (fault,) = source.caught(root=root)
+    assert (fault.kind, fault.file) == ("unreadable labels", "labels/train/b.txt")
+    assert "a link that leads back to itself; put the file in its place" in fault.message
+    link_to_itself(root / "train.txt")
     with pytest.raises(DataError, match=r"train\.txt in .*cannot be read.*back to itself"):
-        source.run()
-    link_to_itself(tmp_path / "loop")
+        source.run(root=root)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(DataError, match="loop does not exist"):
-        source.run(root=tmp_path / "loop")
-    link_to_itself(source.root / "data.yaml")
+        source.run(root=root, yolo_root=tmp_path / "loop")
+    link_to_itself(root / "data.yaml")
     with pytest.raises(DataError, match=r"data\.yaml: cannot be read as YAML"):
-        source.run()
+        source.run(root=root)
 
 
 def test_link_to_itself_in_a_folder_of_images(source):
     """It is found as no file, so it is no image either; the others are read."""
-    link_to_itself(source.root / "images/train/a.jpg")
-    source.labels("train/b", "0 0.5 0.5 0.5 0.5")
+    link_to_itself(source.image("train/a"))
+    source.put("train/b", *lines("0 0.5 0.5 0.5 0.5"))
     assert source.run().index()["file_name"].to_pylist() == ["images/train/b.jpg"]
