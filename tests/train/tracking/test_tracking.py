@@ -42,10 +42,9 @@ def start(run_dir, config=None, *, run_id="run1", **options):
     return open_tracker(config, run_dir=run_dir, run_id=run_id, **(arguments | options))
 
 
-def short_run(run_dir, num_steps=1):
+def run_of_one_step(run_dir):
     tracker = start(run_dir)
-    for step in range(1, num_steps + 1):
-        tracker.log({"x": float(step)}, step=step)
+    tracker.log({"x": 1.0}, step=1)
     tracker.finish("finished")
 
 
@@ -228,7 +227,7 @@ def test_a_run_that_cannot_go_online_is_recorded_offline(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setenv("WANDB_MODE", "online")
-    short_run(tmp_path)
+    run_of_one_step(tmp_path)
     (path,) = wandb_files(tmp_path)
     assert history(finished_records(path))[0]["x"] == 1.0
     assert "wandb sync --id run1" in caplog.text
@@ -238,7 +237,7 @@ def test_a_wandb_that_never_answers_is_left_to_itself(tmp_path, monkeypatch, cap
     never = threading.Event()
     monkeypatch.setattr(wandb, "init", lambda **_: never.wait())
     monkeypatch.setattr(wandb_run, "_INIT_TIMEOUT_S", 0.05)
-    short_run(tmp_path)
+    run_of_one_step(tmp_path)
     never.set()
     assert "no answer within 0.1 s" in caplog.text
     assert metrics_of(tmp_path) == [{"x": 1.0}, {}]
