@@ -93,10 +93,10 @@ def test_header_behind_a_long_profile_is_found(source):
 
 
 def test_polygons_become_the_box_around_them(source):
-    source.put("train/a", *lines("1 0.25 0.5 0.75 0.25 0.5 0.75", "0 0.5 0.5 0.5 0.5"))
+    source.put("train/a", *lines("1 0.375 0.5 0.75 0.25 0.5 0.75", "0 0.5 0.5 0.5 0.5"))
     dataset = source.run()
     first = records(dataset)[0]
-    np.testing.assert_array_equal(first.boxes, [[16, 12, 48, 36], [16, 12, 48, 36]])
+    np.testing.assert_array_equal(first.boxes, [[24, 12, 48, 36], [16, 12, 48, 36]])
     assert first.labels.tolist() == [1, 0]
     assert dataset.report["polygons_made_boxes"] == 1
 
