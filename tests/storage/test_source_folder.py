@@ -76,10 +76,13 @@ def test_links_to_the_outside_are_refused(tmp_path):
     (tmp_path / "source" / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "source" / "inner").write_text("mine")
     (tmp_path / "source" / "alias").symlink_to(tmp_path / "source" / "inner")
-    folder = SourceFolder(tmp_path / "source")
-    assert folder.read_bytes("alias") == b"mine"
-    with pytest.raises(SourceFileError, match="is a link to"):
-        folder.read_bytes("link")
+    (tmp_path / "source" / "folder").symlink_to(tmp_path)
+    (tmp_path / "root").symlink_to(tmp_path / "source")
+    for folder in map(SourceFolder, (tmp_path / "source", tmp_path / "root")):
+        assert folder.read_bytes("alias") == b"mine"
+        for name in ("link", "folder/secret"):
+            with pytest.raises(SourceFileError, match="is a link to"):
+                folder.read_bytes(name)
 
 
 def test_links_that_lead_back_to_themselves_cannot_be_read(tmp_path):

@@ -246,15 +246,21 @@ def jpeg_bomb() -> bytearray:
     return data
 
 
+SIZE = "50000 x 50000 pixels by its header"
 NO_HEADER = "no header of a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM image"
 BOMBS = {
-    "png": (png_header(50_000, 50_000), "50000 x 50000 pixels by its header"),
-    "jpeg": (bytes(jpeg_bomb()), "50000 x 50000 pixels by its header"),
-    "jpeg with a stray byte": (
-        bytes(jpeg_bomb()[:20] + b"\x07" + jpeg_bomb()[20:]),
-        "50000 x 50000 pixels by its header",
+    "png": (png_header(50_000, 50_000), SIZE),
+    "jpeg": (bytes(jpeg_bomb()), SIZE),
+    "jpeg with a stray byte": (bytes(jpeg_bomb()[:20] + b"\x07" + jpeg_bomb()[20:]), SIZE),
+    "bmp": (b"BM" + bytes(12) + struct.pack("<Iii", 40, 50_000, -50_000) + bytes(99), SIZE),
+    "gif": (b"GIF89a" + struct.pack("<HH", 50_000, 50_000) + bytes(9), SIZE),
+    "webp": (b"RIFF\0\0\0\0WEBPVP8X\n" + bytes(7) + 2 * (49_999).to_bytes(3, "little"), SIZE),
+    "tiff": (
+        b"II*\0\x08\0\0\0\x02\0"
+        + struct.pack("<HHIIHHIII", 256, 4, 1, 50_000, 257, 4, 1, 50_000, 0),
+        SIZE,
     ),
-    "pnm": (b"P5 # grey\n50000 50000 255\n" + bytes(99), "50000 x 50000 pixels by its header"),
+    "pnm": (b"P5 # grey\n50000 50000 255\n" + bytes(99), SIZE),
     "pnm of ten digits": (b"P5 0000050000 0000050000 255\n" + bytes(99), NO_HEADER),
     "pam": (b"P7\nWIDTH 50000\nHEIGHT 50000\nDEPTH 1\nMAXVAL 255\nENDHDR\n", NO_HEADER),
     "avif": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99), NO_HEADER),
@@ -286,6 +292,9 @@ def test_the_limit_can_be_set():
     probe = probe_image(data, max_pixels=48 * 64 - 1)
     assert probe.problem is not None
     assert "64 x 48 pixels by its header, 3072 in all" in probe.problem.message
+    assert load_image(data, max_pixels=48 * 64).width == 64
+    with pytest.raises(SourceFileError, match="3072 in all and more than the limit of 3071"):
+        load_image(data, max_pixels=48 * 64 - 1)
 
 
 def test_without_decoding_only_headers_and_ends_are_read(monkeypatch):

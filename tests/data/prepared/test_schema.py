@@ -10,6 +10,7 @@ from tiny_sets import make_record, write_set
 
 from retina_ray.data.loading.stored_images import StoredImages
 from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.data.prepared.record_checks import record_faults
 from retina_ray.data.prepared.schema import (
     SHARD_SCHEMA,
     Record,
@@ -180,3 +181,15 @@ def test_other_columns_besides_and_another_order_do_not_matter(folder):
     assert dataset.annotations().equals(expected[0])
     assert dataset.read_images([(0, 1, 1)]) == expected[1]
     assert "notes" in dataset.read_row_group(0, 0).column_names
+
+
+@pytest.mark.parametrize(("image_id", "annotation_id"), [(2**63, 8), (2**63 - 1, -(2**63) - 1)])
+def test_ids_that_no_column_can_hold_are_faults_of_the_record(image_id, annotation_id):
+    boxes = np.float32([[1, 1, 2, 2]] * 2)
+    ids = np.array([7, annotation_id], object)
+    record = make_record(0, boxes, image_id=image_id, annotation_id=ids)
+    rest = {"num_classes": 2, "box_type": "aligned", "image_ids": set(), "annotation_ids": set()}
+    (fault,) = record_faults(record, **rest)
+    assert fault.kind == "id out of range"
+    bad = image_id if image_id == 2**63 else annotation_id
+    assert f"id {bad} needs more than 64 bits" in fault.message
