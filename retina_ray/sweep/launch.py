@@ -109,7 +109,7 @@ def finish_sweep(plan: SweepPlan, outcome: SweepOutcome, *, console: Console) ->
         num_val_images=val.info.num_images,
         num_val_boxes=val.info.num_boxes,
     )
-    console.print(report_table(rows))
+    console.print(report_table(rows, width=console.width))
     console.print(f"report: {paths.report}", soft_wrap=True)
     if best is not None:
         console.print(f"best checkpoint: {best.checkpoint}", soft_wrap=True)

@@ -28,11 +28,13 @@ _METRICS = ("AP %", "AP50 %")
 _COURSE = ("epochs", "best at", "time")
 _WIDTHS = {"AP %": 5, "AP50 %": 4, "AP over seeds": 18, "epochs": 6, "best at": 4, "time": 6}
 _MAX_SETTING_COLUMNS = 3  # more of them share a column on the console; the page has one for each
+_WIDE = 100  # letters of a line; on a narrower console settings share a column, too
+_ON_WIDE = ("best at", "time")  # give way to the settings on a narrow one
 _STATUS_STYLES = {"finished": "green", "stopped": "yellow", "failed": "red"}
 
 
-def report_table(rows: Sequence[TrialRow]) -> Table:
-    """All trials of a sweep, in any order, as a table for the console, best first."""
+def report_table(rows: Sequence[TrialRow], *, width: int = _WIDE) -> Table:
+    """All trials of a sweep, in any order, best first, as a table for a console of this width."""
     paths = swept_paths(rows)
     names = short_names(paths)
     spread = repeats(rows)
@@ -45,22 +47,25 @@ def report_table(rows: Sequence[TrialRow]) -> Table:
     )
     table.add_column("#", justify="right")
     table.add_column("trial", no_wrap=True)
-    for heading in columns(spread):
+    headings = columns(spread)
+    shown = [i for i, heading in enumerate(headings) if width >= _WIDE or heading not in _ON_WIDE]
+    for heading in (headings[i] for i in shown):
         table.add_column(heading, justify="right", min_width=_WIDTHS.get(heading))
     table.add_column("status", no_wrap=True)
     # Settings last and foldable: in a narrow terminal they give way, not the metrics.
-    together = len(paths) > _MAX_SETTING_COLUMNS
+    together = len(paths) > (_MAX_SETTING_COLUMNS if width >= _WIDE else 1)
     for heading in ["settings"] if together else [names[path] for path in paths]:
         table.add_column(escape(heading), justify="left" if together else "right", overflow="fold")
     ranked = rank(rows)
     for number, row in enumerate(ranked, start=1):
         style = _STATUS_STYLES.get(row.status, "")
         status = f"[{style}]{escape(row.status)}[/]" if style else escape(row.status)
-        outcome = map(escape, outcome_cells(row, spread, longest_run(rows)))
+        name, *cells = map(escape, outcome_cells(row, spread, longest_run(rows)))
+        outcome = [name, *(cells[i] for i in shown)]
         settings = setting_cells(row, paths)
         if together:
             named = zip(paths, settings, strict=True)
-            settings = [", ".join(f"{names[path]} {value}" for path, value in named)]
+            settings = [", ".join(f"{names[path]}={value}" for path, value in named)]
         bold = "bold" if row is best_trial(ranked) else None
         table.add_row(str(number), *outcome, status, *map(escape, settings), style=bold)
     notes = [*failure_notes(rows), *report_notes(rows)]

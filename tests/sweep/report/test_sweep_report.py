@@ -118,9 +118,11 @@ def test_the_table_marks_what_does_not_compare():
 
 def test_a_narrow_console_keeps_the_figures_and_markup_is_shown_as_it_is():
     params = {f"section.setting_number_{i}": (1.5, 2.5, 3.5) for i in range(9)}
-    text = shown(report_table([trial("a1b2_00000", 0.4567, params=params)]), width=80)
-    for figure in ("45.7", "68.5", "finished"):
-        assert figure in text
+    text = shown(report_table([trial("a1b2_00000", 0.4567, params=params)], width=80), width=80)
+    for part in ("45.7", "68.5", "finished", "setting_number_8=(1.5, 2.5,"):
+        assert part in text
+    few = [trial("a", 0.4, params={"loss.focal_gamma": 2.0, "loss.box_loss": "smooth_l1"})]
+    assert "finished  focal_gamma=2, box_loss=smooth_l1" in shown(report_table(few, width=80), 80)
     rows = [
         trial("[bold]x", 0.1, params={"a.b": "[red]"}),
         trial("y", status="failed", reason="[/]"),
