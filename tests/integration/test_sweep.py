@@ -29,19 +29,12 @@ SEED = 6
 """With it Optuna draws GOOD, GOOD, DIVERGING, IDLE (the first is the base config)."""
 
 
-def sweep_with(config, space, folder, **options):
-    """Prepare, run and finish a sweep; returns its plan, its rows and what was printed."""
-    plan = prepare_sweep(config, space, storage=str(folder), **options)
-    outcome = run_sweep(plan, resume=False)
-    assert not outcome.interrupted
-    shown = io.StringIO()
-    finish_sweep(plan, outcome, console=Console(file=shown, width=250))
-    return plan, outcome.rows, shown.getvalue()
-
-
 @pytest.fixture(scope="module")
 def four(local_ray, shapes_set, tiny_config, tmp_path_factory):
-    """Four trials under ASHA and Optuna, of which one fails and some are stopped."""
+    """Four trials under ASHA and Optuna, of which one fails and some are stopped.
+
+    The sweep's plan, its rows, and what was printed.
+    """
     config = tiny_config(
         **{
             "data.train": shapes_set,
@@ -59,18 +52,14 @@ def four(local_ray, shapes_set, tiny_config, tmp_path_factory):
         "loss.box_loss": Choice("smooth_l1", "giou"),
         "loss.smooth_l1_beta": Choice(0.1, 0.5),
     }
-    return sweep_with(
-        config,
-        space,
-        tmp_path_factory.mktemp("sweeps"),
-        name="four",
-        num_samples=4,
-        scheduler="asha",
-        search="optuna",
-        max_concurrent=2,
-        grace_epochs=4,
-        seed=SEED,
-    )
+    options = {"scheduler": "asha", "search": "optuna", "max_concurrent": 2, "grace_epochs": 4}
+    options |= {"name": "four", "num_samples": 4, "seed": SEED}
+    plan = prepare_sweep(config, space, storage=str(tmp_path_factory.mktemp("sweeps")), **options)
+    outcome = run_sweep(plan, resume=False)
+    assert not outcome.interrupted
+    shown = io.StringIO()
+    finish_sweep(plan, outcome, console=Console(file=shown, width=250))
+    return plan, outcome.rows, shown.getvalue()
 
 
 def folder_of(plan, row):

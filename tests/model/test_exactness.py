@@ -26,7 +26,7 @@ from retina_ray.ops.anchors import AnchorGenerator
 from retina_ray.ops.box_coder import BoxCoder
 from retina_ray.ops.boxes import box_iou
 from retina_ray.ops.matcher import Matcher
-from retina_ray.structures import HeadOutputs, ImageBatch, Targets
+from retina_ray.structures import ImageBatch, Targets
 
 NUM_ANCHORS, NUM_CLASSES = 3, 4
 GRIDS = [(3, 4), (2, 2)]
@@ -141,11 +141,6 @@ def reference_sums(outputs, boxes, classes, *, alpha=0.25, gamma=2.0, beta=0.1) 
     return sums
 
 
-def make_outputs(seed: int, num_images: int, dtype=torch.float64) -> HeadOutputs:
-    options = {"num_images": num_images, "dtype": dtype, "spreads": (2.0, 0.5)}
-    return random_outputs(ANCHORS, GRIDS, NUM_CLASSES, seed=seed, **options)
-
-
 def make_boxes(seed: int) -> tuple[list[list[Box]], list[list[int]]]:
     """Four images: many boxes, none, equal boxes of two classes, one box that no anchor touches."""
     generator = torch.Generator().manual_seed(seed)
@@ -160,19 +155,6 @@ def make_boxes(seed: int) -> tuple[list[list[Box]], list[list[int]]]:
     classes = [numbers(0, NUM_CLASSES, len(image)).tolist() for image in boxes]
     classes[2][1], classes[2][3] = 1, 3
     return boxes, classes
-
-
-def as_targets(boxes, classes, dtype) -> Targets:
-    targets = Targets.from_lists(
-        [torch.tensor(b).reshape(-1, 4) for b in boxes],
-        [torch.tensor(c, dtype=torch.int64) for c in classes],
-    )
-    return Targets(targets.boxes.to(dtype), targets.labels)
-
-
-def make_criterion(dtype=torch.float64, **options) -> RetinaNetCriterion:
-    options = {"matcher": Matcher(0.4, 0.5, True), "coder": BoxCoder(WEIGHTS)} | options
-    return RetinaNetCriterion(num_classes=NUM_CLASSES, **options).to(dtype)
 
 
 def assert_gradients(levels, derivatives, factor, tolerance) -> None:
@@ -192,15 +174,27 @@ PRECISIONS = [(torch.float64, 1e-6), (torch.float32, 1e-5)]
     ("seed", "alpha", "gamma"), [(0, 0.25, 2.0), (2, -1.0, 2.0), (3, 0.6, 0.5)]
 )
 def test_two_steps_of_losses_gradients_and_normalizer(seed, alpha, gamma, beta, dtype, tolerance):
-    criterion = make_criterion(dtype, focal_alpha=alpha, focal_gamma=gamma, smooth_l1_beta=beta)
+    criterion = RetinaNetCriterion(
+        num_classes=NUM_CLASSES,
+        matcher=Matcher(0.4, 0.5, True),
+        coder=BoxCoder(WEIGHTS),
+        focal_alpha=alpha,
+        focal_gamma=gamma,
+        smooth_l1_beta=beta,
+    ).to(dtype)
     normalizer = 100.0
     for step in range(2):
         boxes, classes = make_boxes(10 * seed + step)
-        outputs = make_outputs(seed + 50 * step, len(boxes), dtype)
+        options = {"seed": seed + 50 * step, "num_images": len(boxes), "dtype": dtype}
+        outputs = random_outputs(ANCHORS, GRIDS, NUM_CLASSES, spreads=(2.0, 0.5), **options)
         expected = reference_sums(outputs, boxes, classes, alpha=alpha, gamma=gamma, beta=beta)
         assert expected.positives > 8
         normalizer = 0.9 * normalizer + 0.1 * expected.positives
-        losses = criterion(outputs, as_targets(boxes, classes, dtype))
+        targets = Targets.from_lists(
+            [torch.tensor(b).reshape(-1, 4) for b in boxes],
+            [torch.tensor(c, dtype=torch.int64) for c in classes],
+        )
+        losses = criterion(outputs, Targets(targets.boxes.to(dtype), targets.labels))
         assert losses["loss_cls"].item() == pytest.approx(expected.cls / normalizer, rel=tolerance)
         assert losses["loss_box_reg"].item() == pytest.approx(
             expected.box / normalizer, rel=tolerance

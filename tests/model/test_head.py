@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from retina_ray.model.head import RetinaNetHead
-from retina_ray.model.norms import PerLevelBatchNorm2d
 
 
 def _head(**changes) -> RetinaNetHead:
@@ -37,15 +35,6 @@ def test_shapes(num_convs, channels):
     assert [tuple(x.shape) for x in deltas] == [(2, 12, 4, 6), (2, 12, 1, 1)]
 
 
-def test_towers_do_not_share_parameters_and_levels_do():
-    head = _head()
-    x = torch.randn(1, 32, 4, 4)
-    logits, deltas = head([x, x])
-    torch.testing.assert_close(logits[0], logits[1])
-    torch.testing.assert_close(deltas[0], deltas[1])
-    assert not torch.equal(head.cls_tower.convs[0].weight, head.box_tower.convs[0].weight)
-
-
 @pytest.mark.parametrize("norm", ["bn", "sync_bn"])
 def test_batch_norms_of_the_head_are_per_level(norm):
     torch.manual_seed(0)
@@ -58,14 +47,6 @@ def test_batch_norms_of_the_head_are_per_level(norm):
         expected = 0.1 * y.mean((0, 2, 3))
         torch.testing.assert_close(levels[level].running_mean, expected)
     assert not torch.allclose(levels[0].running_mean, levels[1].running_mean)
-
-
-def test_group_norm_is_shared_and_biases_stay():
-    head = _head(norm="gn", num_convs=2)
-    norms = [m for m in head.modules() if isinstance(m, nn.GroupNorm)]
-    assert len(norms) == 4
-    assert not any(isinstance(m, PerLevelBatchNorm2d) for m in head.modules())
-    assert head.cls_tower.convs[0].bias is not None
 
 
 def test_what_does_not_fit_is_refused():

@@ -121,7 +121,8 @@ def test_autocast_bf16():
 def test_gradient_reaches_every_trained_parameter(freeze, norm):
     torch.manual_seed(0)
     norms = {f"{part}_norm": norm for part in ("backbone", "fpn", "head") if norm}
-    model = _model(freeze_stages=freeze, min_level=2, max_level=7, anchors=_anchors(6), **norms)
+    anchors = AnchorConfig(sizes=(16, 32, 64, 128, 256, 512))
+    model = _model(freeze_stages=freeze, min_level=2, max_level=7, anchors=anchors, **norms)
     outputs = model.train()(_images(64, 64, [(64, 64), (50, 64)]))
     sum(x.square().sum() for x in outputs.logits + outputs.deltas).backward()
     without = {n for n, p in model.named_parameters() if p.grad is None}
@@ -129,10 +130,6 @@ def test_gradient_reaches_every_trained_parameter(freeze, norm):
     stages = ("conv1.", "layer1.", "layer2.", "layer3.", "layer4.")
     frozen = tuple(f"backbone.{s}" for s in stages[:freeze]) + ("backbone.bn1.",) * (freeze > 0)
     assert all(name.startswith(frozen) for name in without) if frozen else not without
-
-
-def _anchors(num_levels: int) -> AnchorConfig:
-    return AnchorConfig(sizes=tuple(2.0 ** (n + 4) for n in range(num_levels)))
 
 
 def test_config_reaches_what_is_built():
