@@ -34,7 +34,7 @@ class SyntheticConfig(Section):
     size_px: Annotated[Int, Field(ge=32)] = 128
     seed: Seed = 0
     rotated: Bool = False
-    """Shapes turned by any angle, with rotated boxes (for `model.box_type` "rotated")."""
+    """Shapes rotated by any angle, with rotated boxes (for `model.box_type` "rotated")."""
 
 
 class DataConfig(Section):

@@ -118,7 +118,7 @@ def rotate90_rotated(
     return np.stack([x, y, w, h, angle], axis=1)
 
 
-def least_turned(boxes: NDArray) -> NDArray[np.float64]:
+def least_rotated(boxes: NDArray) -> NDArray[np.float64]:
     """Write the same rectangles with angles in [-45, 45).
 
     A quarter turn with width and height exchanged, like a half turn, gives the same rectangle.

@@ -27,11 +27,11 @@ from retina_ray.data.prepared.schema import (
 from retina_ray.data.rotated_boxes import (
     cut_enclosing_boxes,
     flip_rotated,
-    least_turned,
+    least_rotated,
     scale_rotated,
 )
 from retina_ray.data.synthetic import drawing as shapes
-from retina_ray.data.synthetic.drawing import TURNED_NAMES, draw_image
+from retina_ray.data.synthetic.drawing import ROTATED_NAMES, draw_image
 from retina_ray.data.synthetic.prepare import prepare_synthetic
 from retina_ray.errors import DataError
 from retina_ray.structures import Targets
@@ -80,7 +80,7 @@ def test_no_boxes_stay_five_wide():
     none = np.zeros((0, 5), np.float32)
     assert scale_rotated(none, 2, 3).shape == (0, 5)
     assert flip_rotated(none, 9, 9, horizontal=True, vertical=True).shape == (0, 5)
-    assert least_turned(none).shape == (0, 5)
+    assert least_rotated(none).shape == (0, 5)
     assert cut_enclosing_boxes(none, 9, 9).shape == (0, 4)
 
 
@@ -95,7 +95,7 @@ def test_enclosing_boxes_hold_the_corners_and_are_cut():
 @pytest.mark.parametrize("angle", [-405, -135, -46, -45, -10, 44, 45, 90, 135, 180, 271])
 def test_the_least_turn_names_the_same_rectangle(angle):
     box = np.array([60, 40, 40, 10, angle])
-    least = least_turned(box[None])[0]
+    least = least_rotated(box[None])[0]
     assert -45 <= least[4] < 45
     points = {tuple(p) for p in corners(box).round(6)}
     assert {tuple(p) for p in corners(least).round(6)} == points
@@ -342,7 +342,7 @@ def test_a_set_of_turned_shapes_is_another_than_that_of_upright_ones(tmp_path):
 
     turned, upright = prepared(rotated=True), prepared()
     assert [dataset.box_type for dataset in turned + upright] == ["rotated"] * 2 + ["aligned"] * 2
-    assert turned[0].class_names == TURNED_NAMES
+    assert turned[0].class_names == ROTATED_NAMES
     pictures = [set(d.read_row_group(0, 0)["image"].to_pylist()) for d in (turned[1], upright[1])]
     assert not pictures[0] & pictures[1]
 

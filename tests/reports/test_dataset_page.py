@@ -13,8 +13,8 @@ from retina_ray.config import ExperimentConfig, with_overrides
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.errors import DataError
+from retina_ray.reports.dataset.charts import box_charts, training_sides
 from retina_ray.reports.dataset.choice import choose_images, find_extremes
-from retina_ray.reports.dataset.figures import box_charts, training_sides
 from retina_ray.reports.dataset.images import Album, training_shots
 from retina_ray.reports.dataset.report import show_dataset
 from retina_ray.reports.dataset.samples import stored_sample

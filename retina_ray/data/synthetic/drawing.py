@@ -1,6 +1,6 @@
 """Images of drawn shapes over a textured ground, with exact boxes.
 
-Upright images hold discs, rings and bars; turned ones hold ellipses, frames and bars at any
+Upright images hold discs, rings and bars; rotated ones hold ellipses, frames and bars at any
 angle, longer than wide, so that their rotated boxes are unmistakable.
 
 Needs numpy and cv2 only: no PyTorch.
@@ -16,10 +16,10 @@ import numpy as np
 
 from retina_ray.data.images.files import encode_jpeg
 from retina_ray.data.prepared.schema import Record
-from retina_ray.data.rotated_boxes import cut_enclosing_boxes, least_turned
+from retina_ray.data.rotated_boxes import cut_enclosing_boxes, least_rotated
 
 SHAPE_NAMES = ("disc", "ring", "bar")
-TURNED_NAMES = ("ellipse", "frame", "bar")
+ROTATED_NAMES = ("ellipse", "frame", "bar")
 
 PICTURE_VERSION = 5
 """Enters the seeds and a set's name: to be raised when a change alters the images."""
@@ -29,7 +29,7 @@ _MAX_SHAPES = 6
 # Diameters as fractions of the image: 18 to 51 px at 128 px.
 _SMALLEST, _LARGEST = 18 / 128, 51 / 128
 _ASPECTS = {"ellipse": (1.6, 2.4), "frame": (1.4, 2.0), "bar": (2.2, 3.2)}
-"""Length / width of turned shapes, from and to."""
+"""Length / width of rotated shapes, from and to."""
 _MIN_VISIBLE = 0.75
 _HUE_SPREAD = 0.06
 """Standard deviation of a class's hue in turns of the colour circle; the classes lie 1/3 apart."""
@@ -52,7 +52,7 @@ class _Shape:
         corners: (V, 2) in pixels; 64 for a disc.
         colour: (3,) RGB.
         hole: size of the hole as a fraction of the shape's; 0 for none.
-        frame: of a turned shape: (width, height, angle) of its rotated box, pixels and degrees.
+        frame: of a rotated shape: (width, height, angle) of its rotated box, pixels and degrees.
     """
 
     label: int
@@ -74,7 +74,7 @@ class _Shape:
         return _polygon_area(self.corners) * (1 - self.hole**2)
 
     def rotated_box(self) -> tuple[float, ...]:
-        """(x_center, y_center, width, height, angle) of a turned shape."""
+        """(x_center, y_center, width, height, angle) of a rotated shape."""
         return (*self.corners.mean(axis=0).tolist(), *(self.frame or ()))
 
 
@@ -92,7 +92,7 @@ def draw_image(seed: int, index: int, *, size_px: int, rotated: bool = False) ->
         seed: of the set.
         index: number of the image, from 0.
         size_px: height and width.
-        rotated: turned shapes with rotated boxes, of other classes (`TURNED_NAMES`).
+        rotated: rotated shapes with rotated boxes, of other classes (`ROTATED_NAMES`).
 
     Returns:
         A record with a JPEG of quality 95, image id index + 1, and annotation ids that no other
@@ -116,10 +116,10 @@ def draw_image(seed: int, index: int, *, size_px: int, rotated: bool = False) ->
     for shape, cover in zip(reversed(shapes), reversed(covers), strict=True):
         pixels = pixels + cover[..., None] * (shape.colour - pixels)
     pixels = pixels + rng.normal(0, 3, pixels.shape)
-    turned = None
+    rotated_boxes = None
     if rotated:
-        turned = np.array([s.rotated_box() for s in shapes], np.float32).reshape(-1, 5)
-        boxes = cut_enclosing_boxes(turned, size_px, size_px)
+        rotated_boxes = np.array([s.rotated_box() for s in shapes], np.float32).reshape(-1, 5)
+        boxes = cut_enclosing_boxes(rotated_boxes, size_px, size_px)
     else:
         boxes = [np.concatenate([s.corners.min(axis=0), s.corners.max(axis=0)]) for s in shapes]
     return Record(
@@ -133,7 +133,7 @@ def draw_image(seed: int, index: int, *, size_px: int, rotated: bool = False) ->
         iscrowd=np.zeros(len(shapes), np.bool_),
         area=np.array([shape.area() for shape in shapes], np.float64),
         annotation_id=index * _MAX_SHAPES + 1 + np.arange(len(shapes), dtype=np.int64),
-        rotated_boxes=turned,
+        rotated_boxes=rotated_boxes,
     )
 
 
@@ -156,11 +156,11 @@ def _place_shape(
     rotated: bool,
 ) -> _Shape:
     """Draw a kind, a size (log-uniform), a turn, a place within the image and a colour."""
-    names = TURNED_NAMES if rotated else SHAPE_NAMES
+    names = ROTATED_NAMES if rotated else SHAPE_NAMES
     label = int(rng.integers(len(names)))
     size = size_px * _SMALLEST * (_LARGEST / _SMALLEST) ** rng.random()
     frame = _frame(names[label], size, rng) if rotated else None
-    outline = _turned(names[label], frame) if frame else _upright(names[label], size, rng)
+    outline = _rotated(names[label], frame) if frame else _upright(names[label], size, rng)
     outline = outline - outline.min(axis=0)
     room = size_px - outline.max(axis=0)
     corners = outline + rng.random(2) * room
@@ -171,13 +171,13 @@ def _place_shape(
 
 
 def _frame(name: str, length: float, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Width, height and angle of a shape turned to any side, with the angle in [-45, 45)."""
+    """Width, height and angle of a shape rotated to any side, with the angle in [-45, 45)."""
     box = [0, 0, length, length / rng.uniform(*_ASPECTS[name]), rng.uniform(-90, 90)]
-    _, _, width, height, angle = least_turned(np.array([box]))[0].tolist()
+    _, _, width, height, angle = least_rotated(np.array([box]))[0].tolist()
     return width, height, angle
 
 
-def _turned(name: str, frame: tuple[float, float, float]) -> np.ndarray:
+def _rotated(name: str, frame: tuple[float, float, float]) -> np.ndarray:
     """(V, 2) corners about the origin, in pixels."""
     width, height, angle = frame
     corners = _CIRCLE if name == "ellipse" else _SQUARE

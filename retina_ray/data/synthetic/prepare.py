@@ -1,8 +1,8 @@
-"""A data set of drawn shapes: discs, rings and bars over a textured ground, or turned shapes.
+"""A data set of drawn shapes: discs, rings and bars over a textured ground, or rotated shapes.
 
 It needs no download, its boxes are exact, and a small network learns it in minutes: the set that
 the tests, the first experiment and the benchmarks run on. Image i depends on (seed, i, size) and
-whether shapes are turned alone, so a set may be drawn in parts and on any machine.
+whether shapes are rotated alone, so a set may be drawn in parts and on any machine.
 
 Needs numpy, pyarrow and cv2 only: no PyTorch.
 """
@@ -25,7 +25,12 @@ from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.prepared.info import INFO_FILE
 from retina_ray.data.prepared.schema import Category
 from retina_ray.data.prepared.writer import ShardWriter
-from retina_ray.data.synthetic.drawing import PICTURE_VERSION, SHAPE_NAMES, TURNED_NAMES, draw_image
+from retina_ray.data.synthetic.drawing import (
+    PICTURE_VERSION,
+    ROTATED_NAMES,
+    SHAPE_NAMES,
+    draw_image,
+)
 from retina_ray.errors import DataError
 from retina_ray.storage.files import atomic_folder
 from retina_ray.storage.uris import open_filesystem
@@ -54,7 +59,7 @@ def make_shapes(
         size_px: height and width of the images.
         seed: of the set; splits of one seed share no image.
         split: "train", "val" or "test".
-        rotated: turned shapes, and a set of rotated boxes.
+        rotated: rotated shapes, and a set of rotated boxes.
         rows_per_group: images of a row group.
         rows_per_shard: images of a file.
         overwrite: replace a set that is there already.
@@ -70,7 +75,7 @@ def make_shapes(
     if num_images < 1 or size_px < 32:
         raise ValueError(f"num_images = {num_images} (>= 1), size_px = {size_px} (>= 32)")
     stream = _split_seed(seed, split)
-    names = TURNED_NAMES if rotated else SHAPE_NAMES
+    names = ROTATED_NAMES if rotated else SHAPE_NAMES
     writer = ShardWriter(
         out_uri,
         name="rotated shapes" if rotated else "shapes",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from retina_ray.config import ExperimentConfig
 from retina_ray.data.prepared.dataset import PreparedDataset
+from retina_ray.reports.dataset.charts import box_charts, image_charts
 from retina_ray.reports.dataset.choice import choose_images
-from retina_ray.reports.dataset.figures import box_charts, image_charts
 from retina_ray.reports.dataset.images import Album, training_shots
 from retina_ray.reports.dataset.samples import (
     extreme_samples,
