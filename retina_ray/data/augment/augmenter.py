@@ -65,7 +65,7 @@ class Augmenter:
         min_box_size_px: boxes with a side below this in the result are dropped; so are boxes
             without an area, and NaN.
         rotate_90: rotate by 0, 1, 2 or 3 quarter turns, each with probability 1/4.
-        crop_prob: chance of a crop, see `retina_ray.data.augment.views.draw_crop`.
+        crop_prob: chance of a crop, see `retina_ray.data.augment.crops.draw_crop`.
         crop_min_ious: one of these is drawn for each crop.
         crop_min_scale: shortest side of a crop, as a share of the image's side.
         scale_jitter: large-scale jitter (arXiv:2012.07177): an image is resized by a factor
@@ -135,7 +135,7 @@ class Augmenter:
                 belongs to what is left of it; a mosaic always has `target_size`.
             size_px: length of the shorter side.
             max_size_px: limit of the longer side.
-            rng: of the main image, see `retina_ray.data.augment.transforms.image_stream`.
+            rng: of the main image, see `retina_ray.data.random_streams.image_stream`.
             mosaic: put four images around a point (YOLOv4, arXiv:2004.10934).
             mixup: blend another image in and add its boxes (arXiv:1902.04103).
             out: uint8 that may be written to, see `retina_ray.data.augment.views.show`.

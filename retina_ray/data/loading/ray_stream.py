@@ -94,7 +94,7 @@ def stream(
             slow, but tasks that wait for a CPU would wait for ever, and the workers for them.
 
     Returns:
-        A lazy dataset with one row per batch (`retina_ray.data.loading.batch_loader.BATCH_SCHEMA`).
+        A lazy dataset with one row per batch (`retina_ray.data.loading.packing.BATCH_SCHEMA`).
     """
     blocks = plan.layout.blocks(
         rows_per_block(batch_bytes), start_step, validate_first=validate_first

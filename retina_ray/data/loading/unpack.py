@@ -42,7 +42,7 @@ def unpack_batch(table: pa.Table | pa.RecordBatch, *, pin_memory: bool = False) 
     """Make tensors of a batch.
 
     Args:
-        table: one row of `retina_ray.data.loading.batch_loader.BATCH_SCHEMA`.
+        table: one row of `retina_ray.data.loading.packing.BATCH_SCHEMA`.
         pin_memory: copy the tensors to page-locked memory, so that copies to a CUDA device run
             beside the computation. Without it the pixels are a view of Arrow's memory, which may
             be shared between processes and read-only: never write to them.
