@@ -1,7 +1,6 @@
 """A few drawn images, and runs on them in this process, without Ray."""
 
 import pytest
-import torchvision
 from builders import Harness, damaged_copy, small_config
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -26,12 +25,6 @@ def narrow_backbone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retina_ray.model.backbone.get_model", get_model)
         yield
-
-
-@pytest.fixture
-def whole_backbone(monkeypatch):
-    """The backbone that users train, for tests of what it can learn."""
-    monkeypatch.setattr("retina_ray.model.backbone.get_model", torchvision.models.get_model)
 
 
 @pytest.fixture(scope="session")

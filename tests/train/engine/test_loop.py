@@ -24,7 +24,7 @@ from retina_ray.train.tracking.metrics_file import read_metrics
 
 
 @pytest.mark.parametrize(("box_type", "box_loss"), [("aligned", "giou"), ("rotated", "smooth_l1")])
-def test_two_images_are_learned_by_heart(whole_backbone, tmp_path, box_type, box_loss):
+def test_two_images_are_learned_by_heart(tmp_path, box_type, box_loss):
     data, rotated = str(tmp_path / "train"), box_type == "rotated"
     make_shapes(data, num_images=2, size_px=64, seed=3, split="train", rotated=rotated)
     harness = Harness(tmp_path, data)
