@@ -15,10 +15,12 @@ from builders import ROOT, damaged_copy, logged, make_spec, run_here
 from faulty_runs import ONE, TWO, assert_same_end, injected
 from script_process import Script, run_script, small_run_options
 
+from retina_ray.config import with_overrides
 from retina_ray.data.loading.ray_stream import task_cpus
 from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.reports.run.record import read_run
 from retina_ray.train.checkpoint.load import load_checkpoint
+from retina_ray.train.errors import NonRetryableError
 from retina_ray.train.run import async_validation, trainer
 from retina_ray.train.spec import RunInputs
 from retina_ray.train.tracking.metrics_file import read_metrics
@@ -151,8 +153,8 @@ def with_bad_images(shapes_set, tiny_config, tmp_path):
     Each worker meets one in the first epoch, and in the second the one that the other one met. In
     the validation set another image is bad, which has the name of the first.
     """
-    settings = {"train.num_workers": 2, "train.seed": 1, "input.max_bad_fraction": 0.3}
-    spec = make_spec(tiny_config(**settings), shapes_set, tmp_path)
+    config = tiny_config(**{"train.num_workers": 2, "train.seed": 1})
+    spec = make_spec(config, shapes_set, tmp_path)
     rows = [row for row in RunInputs.open(spec).plan.table.to_pylist() if row["kind"] == "train"]
     met_by = {
         position: [row["worker"] for row in rows if position in row["images"]]
@@ -169,10 +171,15 @@ def with_bad_images(shapes_set, tiny_config, tmp_path):
     return spec, {*names, f"{files[bad[0]]} (val)"}
 
 
+def limited(spec, max_bad_fraction):
+    config = with_overrides(spec.config, {"input.max_bad_fraction": max_bad_fraction})
+    return replace(spec, config=config)
+
+
 @pytest.mark.long
 def test_bad_images_of_both_workers_are_replaced_and_count_once(local_ray, with_bad_images):
     spec, names = with_bad_images
-    trainer.fit(spec, TWO)
+    trainer.fit(limited(spec, 0.3), TWO)
     folder = Path(spec.run_uri)
     records = [r["metrics"] for r in read_metrics(folder / "metrics.jsonl") if r["metrics"]]
     in_training = [r.get("data/bad_images", 0) for r in records if "train/loss" in r]
@@ -186,3 +193,14 @@ def test_bad_images_of_both_workers_are_replaced_and_count_once(local_ray, with_
     (folder / "run.json").write_text("{}")  # the scripts write it
     assert read_run(folder).bad_images == named
     assert load_checkpoint(spec.run_uri).state["bad_images"] == named
+
+
+@pytest.mark.long
+def test_too_many_bad_images_of_both_workers_end_the_run(local_ray, with_bad_images):
+    spec, names = with_bad_images
+    with pytest.raises(
+        NonRetryableError, match="3 images could not be decoded, more than"
+    ) as error:
+        trainer.fit(limited(spec, 0.29), TWO)
+    assert all(f"{name}: " in str(error.value) for name in names)
+    assert spec.checkpoints.last is None, "it ended before the first validation was over"
