@@ -3,7 +3,7 @@
 #   PYTHON  the interpreter that the environment is made with (3.11 or newer)
 #   VENV    where the environment lies
 #   OLDEST_PYTHON, OLDEST  the same for `make test-oldest`
-#   ARGS    passed on to what is run, e.g. make sweep ARGS="--space losses --num-samples 8"
+#   ARGS    passed on to what is run, e.g. make sweep ARGS="--space losses --num-samples 4"
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -18,6 +18,7 @@ from rich.console import Console
 from spaces import SPACES
 
 from retina_ray.cli import (
+    FAILED,
     INTERRUPTED,
     TERMINATED,
     clean_exit,
@@ -104,6 +105,8 @@ def main(
         finish_sweep(plan, outcome, console=console)
         if outcome.interrupted:
             raise typer.Exit(TERMINATED if outcome.terminated else INTERRUPTED)
+        if not outcome.has_result:
+            raise typer.Exit(FAILED)
 
 
 if __name__ == "__main__":

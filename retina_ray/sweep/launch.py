@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from rich.console import Console
@@ -14,12 +15,14 @@ from retina_ray.sweep.anchor_pruning import anchors_depend_on_trial, prune_ancho
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.report import rank, report_table, write_report
 from retina_ray.sweep.runner import SweepOutcome
-from retina_ray.sweep.space import Space, check_space
+from retina_ray.sweep.space import Space, check_space, num_points, paths_outside
 from retina_ray.train.run.resolve import resolve
 from retina_ray.train.run_files import CONFIG
 
 ASYNC = "train.async_validation"
 SCRIPTS = "experiments"
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_sweep(
@@ -69,6 +72,20 @@ def prepare_sweep(
     space, complete = prune_anchors(
         space, complete, PreparedDataset.open(train_uri), keep=keep_low_recall_anchors
     )
+    points = num_points(space)
+    if points is not None and points < num_samples:
+        logger.warning(
+            "--num-samples %d: the space has %d points, so there are %d trials (other seeds of the "
+            "same settings: put train.seed into the space)",
+            num_samples,
+            points,
+            points,
+        )
+        num_samples = points
+    if outside := paths_outside(space, complete):
+        logger.warning(
+            "no trial is the base config's own: %s lies outside the space", ", ".join(outside)
+        )
     plan = SweepPlan(
         name=name,
         uri=uri,
@@ -114,5 +131,7 @@ def finish_sweep(plan: SweepPlan, outcome: SweepOutcome, *, console: Console) ->
     if best is not None:
         console.print(f"best checkpoint: {best.checkpoint}", soft_wrap=True)
         console.print(f"train on with it: {train_on}", soft_wrap=True)
+    if outcome.num_failed:
+        console.print(f"{outcome.num_failed} of {len(rows)} trials failed", soft_wrap=True)
     if outcome.interrupted:
         console.print(f"interrupted; resume with: {resume}", soft_wrap=True)

@@ -19,6 +19,7 @@ from retina_ray.config import ConfigError, ExperimentConfig
 from retina_ray.sweep.collect import collect_rows
 from retina_ray.sweep.plan import METRIC, SweepPlan
 from retina_ray.sweep.report import TrialRow
+from retina_ray.sweep.report.rows import best_trial
 from retina_ray.sweep.sigterm import SigtermAsCtrlC
 from retina_ray.sweep.space import baseline_point, first_points, to_tune
 from retina_ray.sweep.trial import trial_class
@@ -38,6 +39,16 @@ class SweepOutcome:
     rows: list[TrialRow]
     interrupted: bool
     terminated: bool = False
+
+    @property
+    def num_failed(self) -> int:
+        """Trials that failed."""
+        return sum(row.status == "failed" for row in self.rows)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a trial has an AP."""
+        return best_trial(self.rows) is not None
 
 
 def run_sweep(plan: SweepPlan, *, resume: bool) -> SweepOutcome:

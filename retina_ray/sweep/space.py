@@ -154,6 +154,12 @@ def _changes(
     return any(settings != seen[0] for settings in seen[1:])
 
 
+def num_points(space: Space) -> int | None:
+    """How many different points there are; None where a domain is no choice."""
+    choices = [domain.values for domain in space.values() if isinstance(domain, Choice)]
+    return math.prod(map(len, choices)) if len(choices) == len(space) else None
+
+
 def first_points(
     space: Space, base: ExperimentConfig, *, num_samples: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -165,10 +171,10 @@ def first_points(
     """
     baseline = baseline_point(space, base)
     points = [] if baseline is None else [baseline]
-    choices = [domain.values for domain in space.values() if isinstance(domain, Choice)]
-    size = math.prod(len(values) for values in choices)
-    if len(choices) < len(space) or size > MAX_ENUMERATED:
+    size = num_points(space)
+    if size is None or size > MAX_ENUMERATED:
         return points
+    choices = [domain.values for domain in space.values() if isinstance(domain, Choice)]
     grid = [
         dict(zip(space, map(json.dumps, values), strict=True))
         for values in itertools.product(*choices)
@@ -184,19 +190,27 @@ def baseline_point(space: Space, base: ExperimentConfig) -> dict[str, Any] | Non
     Returns:
         None where one of them lies outside the space.
     """
+    point = _base_values(space, base)
+    return None if None in point.values() else point
+
+
+def paths_outside(space: Space, base: ExperimentConfig) -> list[str]:
+    """The settings whose value in the base config is none of the space's."""
+    return [path for path, value in _base_values(space, base).items() if value is None]
+
+
+def _base_values(space: Space, base: ExperimentConfig) -> dict[str, Any]:
+    """The base config's values in Ray Tune's terms by path, None for one outside the space."""
     tree = base.model_dump()
-    point = {}
+    values = {}
     for path, domain in space.items():
         value: Any = tree
         for name in path.split("."):
             value = value[name]
         if isinstance(domain, Choice):
-            encoded = json.dumps(value)
-            if encoded not in [json.dumps(v) for v in domain.values]:
-                return None
-            point[path] = encoded
-        elif isinstance(value, int | float) and domain.low <= value <= domain.high:
-            point[path] = value
+            value = json.dumps(value)
+            is_inside = value in [json.dumps(v) for v in domain.values]
         else:
-            return None
-    return point
+            is_inside = isinstance(value, int | float) and domain.low <= value <= domain.high
+        values[path] = value if is_inside else None
+    return values

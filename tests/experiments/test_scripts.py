@@ -20,6 +20,8 @@ from retina_ray.data.prepared.dataset import PreparedDataset
 from retina_ray.data.synthetic.prepare import make_shapes
 from retina_ray.errors import StorageError
 from retina_ray.model import RetinaNet
+from retina_ray.sweep.report import TrialRow
+from retina_ray.sweep.runner import SweepOutcome
 from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
 from retina_ray.train.checkpoint.store import CheckpointStore
 from retina_ray.train.errors import RunError, RunTerminatedError
@@ -151,6 +153,42 @@ def test_names_that_exist_and_resuming(script, options, said, tmp_path):
 )
 def test_sweep_options(options, said, tmp_path):
     assert said in refused("sweep", "--storage", tmp_path, *options)
+
+
+@pytest.mark.parametrize(
+    ("aps", "exit_code", "said"),
+    [
+        ([0.5, None], 0, "1 of 2 trials failed"),
+        ([None, None], 1, "2 of 2 trials failed"),
+        ([0.5, 0.4], 0, None),
+    ],
+)
+def test_a_sweep_without_any_result_has_failed(aps, exit_code, said, tmp_path, monkeypatch, caplog):
+    """What the trials came to is given; all else is the script's own."""
+    rows = [
+        TrialRow(
+            f"trial_{n:02d}", {}, "finished" if ap else "failed", metrics={"AP": ap} if ap else {}
+        )
+        for n, ap in enumerate(aps)
+    ]
+    plans = []
+
+    def run_sweep(plan, *, resume):
+        plans.append(plan)
+        return SweepOutcome(rows, interrupted=False)
+
+    monkeypatch.setattr("retina_ray.sweep.runner.run_sweep", run_sweep)
+    few = ["data.synthetic.num_train=8", "data.synthetic.num_val=4", "schedule.warmup_steps=1"]
+    options = [part for setting in [*few, "loss.focal_gamma=3"] for part in ("--set", setting)]
+    result = run("sweep", "--storage", tmp_path, "--space", "losses", *options)
+    assert result.exit_code == exit_code, result.output
+    if said is None:
+        assert "failed" not in result.stdout
+    else:
+        assert result.stdout.splitlines()[-1] == said
+    assert plans[0].num_samples == 4  # the space has no more points
+    assert "the space has 4 points" in caplog.text
+    assert "loss.focal_gamma lies outside the space" in caplog.text
 
 
 def test_the_stored_config_of_a_run_is_a_recipe(tmp_path):

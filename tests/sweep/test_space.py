@@ -14,6 +14,8 @@ from retina_ray.sweep.space import (
     check_space,
     decode_params,
     first_points,
+    num_points,
+    paths_outside,
     to_tune,
 )
 
@@ -119,6 +121,13 @@ def test_the_baseline_is_the_recipes_own_point():
     }
     assert baseline_point({GAMMA: Uniform(2.5, 3.0)}, SMALL) is None
     assert baseline_point({LOSS: Choice("giou", "ciou")}, SMALL) is None
+    space = {GAMMA: Uniform(2.5, 3.0), LOSS: Choice("giou", "ciou"), BETA: Choice(0.0, 0.1)}
+    assert paths_outside(space, SMALL) == [GAMMA, LOSS]
+
+
+def test_only_choices_can_be_counted():
+    assert num_points({GAMMA: Choice(1.0, 2.0, 3.0), LOSS: Choice("giou", "ciou")}) == 6
+    assert num_points({GAMMA: Uniform(1.0, 2.0), LOSS: Choice("giou", "ciou")}) is None
 
 
 def test_a_space_of_choices_is_drawn_without_repeats():
