@@ -27,7 +27,8 @@ def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
     params = decode_params(plan.space, trial.config)
     name = str(trial)
     history = _history(plan.trial_uri(name))
-    best = max(history, key=lambda record: record["AP"], default={})
+    store = CheckpointStore(join_uri(plan.trial_uri(name), CHECKPOINTS))
+    best = _best(history, store)
     epochs_run = max((record["epoch"] for record in history), default=0)
     status, reason = _outcome(plan, trial, epochs_run)
     idle = idle_paths(with_overrides(plan.config, params))
@@ -40,7 +41,7 @@ def _row(plan: SweepPlan, trial: Trial) -> TrialRow:
         best_epoch=best.get("epoch", 0),
         epochs_run=epochs_run,
         time_s=float(trial.last_result.get("time_total_s", 0.0) if trial.last_result else 0.0),
-        checkpoint=CheckpointStore(join_uri(plan.trial_uri(name), CHECKPOINTS)).best,
+        checkpoint=store.best,
         history=history,
         seed=params.get("train.seed", plan.config.train.seed),
     )
@@ -59,6 +60,13 @@ def _outcome(plan: SweepPlan, trial: Trial, epochs_run: int) -> tuple[str, str]:
     if epochs_run < plan.config.train.epochs:
         return "stopped", f"{plan.scheduler} stopped it after epoch {epochs_run}"
     return "finished", ""
+
+
+def _best(history: list[dict[str, Any]], store: CheckpointStore) -> dict[str, Any]:
+    """The evaluation of the best checkpoint, of all where a trial ended before it kept any."""
+    kept = store.index.best
+    known = [record for record in history if kept is not None and record["step"] == kept.step]
+    return max(known or history, key=lambda record: record["AP"], default={})
 
 
 def _history(run_uri: str) -> list[dict[str, Any]]:

@@ -138,6 +138,7 @@ def prepare_trial(
     )
     write_text(join_uri(spec.run_uri, CONFIG), config.model_dump_json(indent=1))
     spec.checkpoints.go_back_to_whole()
+    FailureNote(spec.run_uri).clear()  # of an earlier part
     return spec
 
 

@@ -11,11 +11,12 @@ from builders import save_checkpoint
 
 from retina_ray.config import ExperimentConfig, ModelConfig, TrainConfig
 from retina_ray.sweep import trial
-from retina_ray.sweep.collect import _history
+from retina_ray.sweep.collect import _best, _history
 from retina_ray.sweep.plan import SweepPlan
 from retina_ray.sweep.space import Choice
 from retina_ray.sweep.trial import last_evaluation, prepare_trial
 from retina_ray.train.checkpoint.format import Checkpoint, CheckpointMeta
+from retina_ray.train.recovery.failures import FailureNote
 from retina_ray.train.recovery.preemption import StopSigns
 
 
@@ -102,6 +103,23 @@ def test_the_history_of_a_trial_that_was_killed_while_it_wrote(prepare):
     Path(spec.run_uri, "metrics.jsonl").write_text(text + '{"step": 8, "metr')
     (record,) = _history(spec.run_uri)
     assert record == {"AP": 0.25, "train/epoch": 1.0, "epoch": 1, "step": 4, "loss": 2.5}
+
+
+def test_a_trial_is_shown_with_the_evaluation_of_the_checkpoint_that_it_offers(prepare):
+    spec = prepare()
+    history = [{"step": step, "AP": ap} for step, ap in ((4, 0.2), (8, 0.1), (12, 0.3))]
+    assert _best([], spec.checkpoints) == {}
+    assert _best(history, spec.checkpoints) == history[2]  # nothing was kept
+    keep(spec, 4, 0.2)
+    keep(spec, 8, 0.1)
+    assert _best(history, spec.checkpoints) == history[0]  # it died before it kept the third
+
+
+def test_a_trial_that_goes_on_leaves_no_reason_of_its_failure(prepare):
+    note = FailureNote(prepare().run_uri)
+    note.write("its process died")
+    prepare()
+    assert note.read() is None
 
 
 def test_workers_of_a_stopped_trial_are_asked_to_end_and_waited_for(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retina_ray.sweep.report.notes import one_line, report_notes, summary
+from retina_ray.sweep.report.notes import failure_notes, one_line, report_notes, summary
 from retina_ray.sweep.report.results import write_csv, write_json
 from retina_ray.sweep.report.rows import (
     TrialRow,
@@ -92,7 +92,10 @@ def write_report(
         best=None if best is None else best.trial_id,
         best_facts={} if best is None else _facts(best),
         commands={words: command for words, command in commands.items() if command},
-        notes=report_notes(rows, num_val_images=num_val_images, num_val_boxes=num_val_boxes),
+        notes=[
+            *failure_notes(rows),
+            *report_notes(rows, num_val_images=num_val_images, num_val_boxes=num_val_boxes),
+        ],
         header=[
             *("#", "trial", *columns(spread)),
             *(names[path] for path in swept),
@@ -128,4 +131,6 @@ def _facts(row: TrialRow) -> dict[str, list[str]]:
 
 
 def _status(row: TrialRow) -> str:
-    return f"{row.status}: {one_line(row.reason)}" if row.reason else row.status
+    """Why a trial failed stands below the table, for it may be long."""
+    has_reason = row.reason and row.status != "failed"
+    return f"{row.status}: {one_line(row.reason)}" if has_reason else row.status

@@ -14,7 +14,6 @@ from retina_ray.sweep.report.rows import (
 )
 
 BAD_IMAGES = "data/bad_images"
-_MAX_REASON = 200  # letters
 
 
 def report_notes(
@@ -79,9 +78,8 @@ def summary(rows: Sequence[TrialRow]) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, cut where it is long."""
-    text = " ".join(text.split())
-    return f"{text[: _MAX_REASON - 3]}..." if len(text) > _MAX_REASON else text
+    """Text without line breaks; whole, since what to do stands at the end of a reason."""
+    return " ".join(text.split())
 
 
 def _noise_note(rows: Sequence[TrialRow]) -> str:
