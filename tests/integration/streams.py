@@ -1,10 +1,16 @@
 """The rows of a stream as its workers get them, and what tests compare of them."""
 
 import hashlib
+import sys
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
+import ray.cloudpickle
+
 from retina_ray.data.loading.stream_reader import expect_order, iterate_shard
+
+# Workers cannot import it: what they call of it travels by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def digest(planned) -> tuple[int, str]:
